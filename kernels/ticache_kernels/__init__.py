@@ -1,0 +1,1 @@
+"""Triton kernels of ticache (torch and triton only)."""

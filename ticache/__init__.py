@@ -1,0 +1,1 @@
+"""A landmark-masked Taylor-interpolated cache for diffusers UNets."""
