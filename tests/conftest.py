@@ -1,0 +1,59 @@
+"""Shared fixtures: real pictures, videos and parity files are found by environment variables, else beside the checkout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+def _folder(variable: str, default: Path) -> Path:
+    path = Path(os.environ.get(variable, default))
+    if not path.exists():
+        pytest.skip(f"{path} is absent; set {variable}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with test data that is not part of the project (`FYE_SHARED_DIR`)."""
+    return _folder("FYE_SHARED_DIR", ROOT.parent / "shared")
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    """Fixtures made by running the official model (`FYE_PARITY_DIR`)."""
+    return _folder("FYE_PARITY_DIR", ROOT.parent / "shared" / "data" / "parity")
+
+
+@pytest.fixture(scope="session")
+def portraits_dir(shared_dir: Path) -> Path:
+    return _folder("FYE_PORTRAITS_DIR", shared_dir / "data" / "portraits")
+
+
+@pytest.fixture(scope="session")
+def driving_dir(shared_dir: Path) -> Path:
+    return _folder("FYE_DRIVING_DIR", shared_dir / "data" / "driving")
+
+
+@pytest.fixture(scope="session")
+def face_landmarker_path() -> Path:
+    """MediaPipe's task file: the variable, the shared folder, or the user's cache."""
+    shared = ROOT.parent / "shared" / "models" / "face_landmarker.task"
+    if "FYE_FACE_LANDMARKER" not in os.environ and shared.exists():
+        return shared
+    from fye_pipeline.errors import UserError
+    from fye_pipeline.landmarks.model_file import find_face_landmarker
+
+    try:
+        return find_face_landmarker()
+    except UserError as error:
+        pytest.skip(str(error))
