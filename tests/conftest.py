@@ -1,4 +1,4 @@
-"""Shared fixtures: real pictures, videos and parity files are found by environment variables, else beside the checkout."""
+"""Shared fixtures: real pictures, videos and parity files are found by variables, else beside the checkout."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+# `make demo` and `make test` set everything up in .venv and run; the other targets use the same .venv.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test check format bench gpu clean
+
+demo: $(READY)
+	-@$(BIN)/fye models get face-landmarker --quiet
+	@mkdir -p out
+	$(BIN)/fye animate --output out/demo.mp4 --compare --overwrite
+
+test: $(READY)
+	-@$(BIN)/fye models get face-landmarker --quiet
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.kernels --quick
+	$(BIN)/python -m benchmarks.latency --quick
+
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.latency
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[portrait,dev]"
+	@touch $(READY)
