@@ -1,1 +1,28 @@
 """Follow-Your-Emoji-Faster: a still portrait and a driving face video give an animated portrait."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fye_pipeline.models.appearance_net import AppearanceNet
+    from fye_pipeline.models.denoising_unet import DenoisingUNet
+    from fye_pipeline.models.landmark_encoder import LandmarkEncoder
+    from fye_pipeline.pipeline import FollowYourEmojiPipeline
+
+__all__ = ["AppearanceNet", "DenoisingUNet", "FollowYourEmojiPipeline", "LandmarkEncoder"]
+
+_HOMES = {
+    "AppearanceNet": "fye_pipeline.models.appearance_net",
+    "DenoisingUNet": "fye_pipeline.models.denoising_unet",
+    "FollowYourEmojiPipeline": "fye_pipeline.pipeline",
+    "LandmarkEncoder": "fye_pipeline.models.landmark_encoder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public class on first use: `import fye_pipeline` alone loads neither torch nor diffusers."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fye_pipeline' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""Ways to make a video that is longer than one window of the denoising UNet."""

@@ -1,0 +1,171 @@
+"""The appearance net: a 2D UNet that runs once on the reference and exports what its self-attention layers see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2DCrossAttn, get_down_block, get_up_block
+from torch import Tensor, nn
+
+from fye_pipeline.models.attention import set_processors, spatial_blocks
+from fye_pipeline.models.image_prompt import build_image_prompt
+
+T = TypeVar("T")
+
+
+class ExportBlock(nn.Module):
+    """What is left of the last spatial block: its `norm1`, whose output is the last token map."""
+
+    def __init__(self, norm1: nn.Module, index: int) -> None:
+        super().__init__()
+        self.norm1 = norm1
+        self.index = index
+
+    def forward(self, hidden_states: Tensor, *, cross_attention_kwargs: dict, **_: object) -> Tensor:
+        """Write norm1(x) into the list of exports and pass x on. [B, T, C] -> [B, T, C]."""
+        cross_attention_kwargs["exports"][self.index] = self.norm1(hidden_states)
+        return hidden_states
+
+
+class AppearanceNet(ModelMixin, ConfigMixin):
+    """Stable Diffusion's UNet without its head: one token map per spatial transformer block, in execution order.
+
+    image_dim: width of the vision tokens. image_prompt: "linear" or "resampler" (see `build_image_prompt`).
+    num_attention_heads is the count of heads (Stable Diffusion's config calls it `attention_head_dim`).
+    The last spatial block ends after its `norm1`; the `proj_out` behind it exists as in the published weights, is never
+    used and therefore frozen.
+    """
+
+    __module__ = "fye_pipeline"  # the library that model_index.json names
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ("BasicTransformerBlock", "ResnetBlock2D")
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        in_channels: int = 4,
+        down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+        layers_per_block: int | tuple[int, ...] = 2,
+        num_attention_heads: int | tuple[int, ...] = 8,
+        cross_attention_dim: int = 768,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        image_dim: int = 1024,
+        image_prompt: str = "linear",
+        prompt_queries: int = 16,
+        prompt_layers: int = 4,
+        prompt_heads: int = 12,
+    ) -> None:
+        super().__init__()
+        channels, levels = tuple(block_out_channels), len(block_out_channels)
+        layers, heads = per_level(layers_per_block, levels), per_level(num_attention_heads, levels)
+        common = {
+            "temb_channels": channels[0] * 4,
+            "resnet_eps": norm_eps,
+            "resnet_act_fn": "silu",
+            "resnet_groups": norm_num_groups,
+            "cross_attention_dim": cross_attention_dim,
+        }
+        self.clip_fc = build_image_prompt(
+            image_prompt,
+            image_dim,
+            cross_attention_dim,
+            queries=prompt_queries,
+            layers=prompt_layers,
+            heads=prompt_heads,
+        )
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.time_proj = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(channels[0], channels[0] * 4)
+        self.down_blocks = nn.ModuleList(
+            get_down_block(
+                kind,
+                num_layers=layers[level],
+                in_channels=channels[max(level - 1, 0)],
+                out_channels=channels[level],
+                add_downsample=level < levels - 1,
+                num_attention_heads=heads[level],
+                attention_head_dim=heads[level],
+                downsample_padding=1,
+                **common,
+            )
+            for level, kind in enumerate(down_block_types)
+        )
+        self.mid_block = UNetMidBlock2DCrossAttn(channels[-1], num_attention_heads=heads[-1], **common)
+        self.up_blocks = nn.ModuleList(
+            get_up_block(
+                kind,
+                num_layers=layers[level] + 1,
+                in_channels=channels[max(level - 1, 0)],
+                out_channels=channels[level],
+                prev_output_channel=channels[min(level + 1, levels - 1)],
+                add_upsample=level > 0,
+                num_attention_heads=heads[level],
+                attention_head_dim=heads[level],
+                resolution_idx=levels - 1 - level,
+                **common,
+            )
+            for level, kind in zip(reversed(range(levels)), up_block_types, strict=True)
+        )
+        self._cut_last_block()
+
+    def _cut_last_block(self) -> None:
+        """Number the spatial blocks for export and keep only `norm1` of the last one (official model, 1.4)."""
+        blocks = spatial_blocks(self)
+        self.num_exports = len(blocks)
+        set_processors(blocks)
+        last = self.up_blocks[-1].attentions[-1]
+        last.transformer_blocks[-1] = ExportBlock(blocks[-1].norm1, len(blocks) - 1)
+        last.proj_out.requires_grad_(False)
+
+    def forward(self, latents: Tensor, image_tokens: Tensor, timestep: int = 0) -> list[Tensor]:
+        """Export the token maps of a reference. Latents [B, 4, h, w], vision tokens [B, L, D] -> list of [B, h'*w', C].
+
+        Raises RuntimeError when an attention processor of another library has replaced the one that exports.
+        """
+        exports: list[Tensor | None] = [None] * self.num_exports
+        attention = {
+            "encoder_hidden_states": self.clip_fc(image_tokens),
+            "cross_attention_kwargs": {"exports": exports},
+        }
+        timesteps = torch.full((len(latents),), timestep, device=latents.device)
+        temb = self.time_embedding(self.time_proj(timesteps).to(latents.dtype))
+        sample = self.conv_in(latents)
+        skips = (sample,)
+        for block in self.down_blocks:
+            sample, new = block(sample, temb, **(attention if has_attention(block) else {}))
+            skips += new
+        sample = self.mid_block(sample, temb, **attention)
+        for block in self.up_blocks:
+            skips, taken = skips[: -len(block.resnets)], skips[-len(block.resnets) :]
+            size = skips[-1].shape[-2:] if skips else None
+            sample = block(sample, taken, temb, upsample_size=size, **(attention if has_attention(block) else {}))
+        tokens = [export for export in exports if export is not None]
+        if len(tokens) != self.num_exports:
+            raise RuntimeError(
+                f"{self.num_exports - len(tokens)} of {self.num_exports} self-attention layers of the appearance net "
+                "do not export their tokens: another attention processor was set on them; load the model afresh"
+            )
+        return tokens
+
+
+def has_attention(block: nn.Module) -> bool:
+    """Tell whether a UNet block holds spatial transformers."""
+    return bool(getattr(block, "has_cross_attention", False))
+
+
+def per_level(value: T | Sequence[T], levels: int) -> tuple[T, ...]:
+    """Spread one value over all levels, or check that there is one for each."""
+    if not isinstance(value, Sequence):
+        return (value,) * levels
+    if len(value) != levels:
+        raise ValueError(f"expected one value for each of the {levels} levels, got {tuple(value)}")
+    return tuple(value)
