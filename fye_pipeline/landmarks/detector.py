@@ -1,0 +1,168 @@
+"""MediaPipe's face landmarker on pictures and videos. MediaPipe is imported when a detector is opened, not before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from itertools import chain, count, islice
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fye_pipeline.errors import UserError
+from fye_pipeline.landmarks.faces import Face, FindFaces, Picture, check_picture, choose, make_face
+from fye_pipeline.landmarks.geometry import CanonicalFace
+from fye_pipeline.landmarks.model_file import find_face_landmarker
+from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace, track
+
+Mode = Literal["image", "video"]
+DEFAULT_MAX_FACES = 4
+
+
+class FaceLandmarkDetector:
+    """MediaPipe's face landmarker; a context manager, because it must be closed before the interpreter ends.
+
+    task_path: MediaPipe's task file (default: where `find_face_landmarker` finds it). mode: how videos are read:
+    `image` detects every frame anew (as the released templates were made); `video` follows the face from frame to
+    frame, which is faster and smoother. max_faces: how many faces are looked for. min_confidence: of the detector, 0
+    to 1. Raises `UserError` where the task file is absent or another file.
+    """
+
+    def __init__(
+        self,
+        task_path: str | os.PathLike[str] | None = None,
+        *,
+        mode: Mode = "image",
+        max_faces: int = DEFAULT_MAX_FACES,
+        min_confidence: float = 0.5,
+    ) -> None:
+        if mode not in ("image", "video"):
+            raise ValueError(f"mode must be image or video, got {mode!r}")
+        path = find_face_landmarker(task_path)
+        self.canonical = CanonicalFace.from_task(path)
+        self._model = path.read_bytes()  # bytes, because MediaPipe cannot open every path on every system
+        self._mode, self._max_faces, self._min_confidence = mode, max_faces, min_confidence
+        self._stack = ExitStack()
+        self._find: FindFaces | None = None
+
+    def __enter__(self) -> FaceLandmarkDetector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._find = None
+        self._stack.close()
+
+    def detect_all(self, image: Picture) -> list[Face]:
+        """Every face in a uint8 RGB [H, W, 3] picture, left to right."""
+        if self._find is None:
+            self._find = self._stack.enter_context(self._landmarker("image", self._max_faces))
+        return self._find(check_picture(image))
+
+    def detect(self, image: Picture, *, face_index: int | None = None) -> Face | None:
+        """The largest face in a picture, or the `face_index`-th from the left; None where there is no such face."""
+        return choose(self.detect_all(image), face_index=face_index)
+
+    def detect_video(
+        self,
+        frames: Iterable[NDArray[np.uint8]],
+        fps: Fraction | float,
+        on_progress: Callable[[int], None] | None = None,
+        no_face: NoFace = "interpolate",
+        max_gap: float = DEFAULT_MAX_GAP,
+        face_index: int | None = None,
+    ) -> LandmarkSequence:
+        """One face through a video; the arguments and errors are those of `tracking.track`."""
+        frames = iter(frames)
+        first = list(islice(frames, 1))
+        with ExitStack() as stack:
+            find: FindFaces = self.detect_all
+            if self._mode == "video" and first:
+                # MediaPipe smooths only where it follows a single face.
+                several = face_index is not None or len(self.detect_all(first[0])) > 1
+                landmarker = self._landmarker("video", self._max_faces if several else 1, fps)
+                find = stack.enter_context(landmarker)
+            return track(
+                find,
+                chain(first, frames),
+                fps,
+                on_progress=on_progress,
+                no_face=no_face,
+                max_gap=max_gap,
+                face_index=face_index,
+            )
+
+    @contextmanager
+    def _landmarker(self, mode: Mode, max_faces: int, fps: Fraction | float = 1) -> Iterator[FindFaces]:
+        """An open MediaPipe task as a function of one picture; in video mode of one frame after the other."""
+        import mediapipe
+        from mediapipe.tasks.python.core.base_options import BaseOptions
+        from mediapipe.tasks.python.vision import FaceLandmarker, FaceLandmarkerOptions, RunningMode
+
+        options = FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_buffer=self._model),
+            running_mode=RunningMode.VIDEO if mode == "video" else RunningMode.IMAGE,
+            num_faces=max_faces,
+            min_face_detection_confidence=self._min_confidence,
+            output_face_blendshapes=True,
+        )
+        with FaceLandmarker.create_from_options(options) as landmarker:
+            # Whole milliseconds that rise strictly, also above 1000 frames a second.
+            stamps = (max(int(number * 1000 / fps), number) for number in count())
+
+            def find(picture: Picture) -> list[Face]:
+                image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
+                if mode == "video":
+                    result = landmarker.detect_for_video(image, next(stamps))
+                else:
+                    result = landmarker.detect(image)
+                return self._faces(result, picture)
+
+            yield find
+
+    def _faces(self, result: Any, picture: Picture) -> list[Face]:
+        faces = []
+        for points, scores in zip(result.face_landmarks, result.face_blendshapes, strict=True):
+            landmarks = np.array([(point.x, point.y, point.z) for point in points], np.float32)
+            blendshapes = np.array([category.score for category in scores], np.float32)
+            faces.append(make_face(landmarks, blendshapes, picture, self.canonical))
+        return sorted(faces, key=lambda face: face.box[0] + face.box[2])
+
+
+def detect_picture(
+    image: Picture,
+    *,
+    task_path: str | os.PathLike[str] | None = None,
+    face_index: int | None = None,
+    name: str = "the picture",
+) -> LandmarkSequence:
+    """The landmarks of one picture as a sequence of one frame; `UserError` where it shows no such face."""
+    with FaceLandmarkDetector(task_path) as detector:
+        faces = detector.detect_all(image)
+    face = choose(faces, face_index=face_index)
+    if face is None:
+        what = "No face was" if not faces else f"Only {len(faces)} face{'s were' if len(faces) > 1 else ' was'}"
+        raise UserError(f"{what} found in {name}: choose a picture that shows the whole face from the front.")
+    return face.as_sequence()
+
+
+def detect_video(
+    frames: Iterable[NDArray[np.uint8]],
+    fps: Fraction | float,
+    *,
+    task_path: str | os.PathLike[str] | None = None,
+    mode: Mode = "image",
+    on_progress: Callable[[int], None] | None = None,
+    no_face: NoFace = "interpolate",
+    max_gap: float = DEFAULT_MAX_GAP,
+    face_index: int | None = None,
+) -> LandmarkSequence:
+    """Open MediaPipe, follow one face through a video, close it again; errors as `tracking.track`."""
+    with FaceLandmarkDetector(task_path, mode=mode) as detector:
+        return detector.detect_video(frames, fps, on_progress, no_face, max_gap, face_index)
