@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -12,7 +12,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2DCrossAttn, get_down_block, get_up_block
 from torch import Tensor, nn
 
-from fye_pipeline.models.attention import set_processors, spatial_blocks
+from fye_pipeline.models.attention import set_processors, spatial_blocks, spatial_transformers
 from fye_pipeline.models.image_prompt import build_image_prompt
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class AppearanceNet(ModelMixin, ConfigMixin):
         blocks = spatial_blocks(self)
         self.num_exports = len(blocks)
         set_processors(blocks)
-        last = self.up_blocks[-1].attentions[-1]
+        *_, last = spatial_transformers(self)
         last.transformer_blocks[-1] = ExportBlock(blocks[-1].norm1, len(blocks) - 1)
         last.proj_out.requires_grad_(False)
 
@@ -145,7 +145,7 @@ class AppearanceNet(ModelMixin, ConfigMixin):
             skips += new
         sample = self.mid_block(sample, temb, **attention)
         for block in self.up_blocks:
-            skips, taken = skips[: -len(block.resnets)], skips[-len(block.resnets) :]
+            skips, taken = take_skips(skips, block)
             size = skips[-1].shape[-2:] if skips else None
             sample = block(sample, taken, temb, upsample_size=size, **(attention if has_attention(block) else {}))
         tokens = [export for export in exports if export is not None]
@@ -160,6 +160,11 @@ class AppearanceNet(ModelMixin, ConfigMixin):
 def has_attention(block: nn.Module) -> bool:
     """Tell whether a UNet block holds spatial transformers."""
     return bool(getattr(block, "has_cross_attention", False))
+
+
+def take_skips(skips: tuple[Tensor, ...], block: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Split the skips into those that stay and those that an up block takes, one per resnet."""
+    return skips[: -len(block.resnets)], skips[-len(block.resnets) :]
 
 
 def per_level(value: T | Sequence[T], levels: int) -> tuple[T, ...]:

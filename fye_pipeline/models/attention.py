@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,18 @@ class SelfAttention:
         """Attend. [B*F, T, C] -> the same; its input, norm1(x), goes into `exports[index]` where a list is given."""
         if exports is not None:
             exports[self.index] = hidden_states
-        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query = attn.to_q(hidden_states)
+        key, value = _keys_and_values(attn, hidden_states)
         if reference is None:
             return _project_out(attn, _attend(attn, query, key, value))
         tokens = reference.tokens[self.index]
         plain = len(hidden_states) - len(tokens) * reference.frames
+        more_key, more_value = (_repeat(x, reference.frames) for x in _keys_and_values(attn, tokens))
         joined = _attend(
             attn,
             query[plain:],
-            torch.cat([key[plain:], _repeat(attn.to_k(tokens), reference.frames)], dim=1),
-            torch.cat([value[plain:], _repeat(attn.to_v(tokens), reference.frames)], dim=1),
+            torch.cat([key[plain:], more_key], dim=1),
+            torch.cat([value[plain:], more_value], dim=1),
             _visible(reference, key.shape[1], tokens.shape[1]),
         )
         if plain:
@@ -81,25 +85,20 @@ class CrossAttention:
         """Attend. [B*F, T, C] with tokens [B, L, D] (or [B*F, L, D]) -> [B*F, T, C]."""
         query = attn.to_q(hidden_states)
         query = query.reshape(len(encoder_hidden_states), -1, query.shape[-1])  # frames share keys: [B, F*T, C]
-        attended = _attend(attn, query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+        attended = _attend(attn, query, *_keys_and_values(attn, encoder_hidden_states))
         return _project_out(attn, attended.reshape(*hidden_states.shape[:2], -1))
 
 
-def spatial_transformers(unet: nn.Module) -> Iterator[nn.Module]:
+def spatial_transformers(unet: Any) -> Iterator[Transformer2DModel]:
     """Yield the spatial transformers (diffusers' Transformer2DModel) of a UNet in the order in which they run."""
-    for block in (
-        *unet.get_submodule("down_blocks"),
-        unet.get_submodule("mid_block"),
-        *unet.get_submodule("up_blocks"),
-    ):
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         yield from getattr(block, "attentions", ())
 
 
-def spatial_blocks(unet: nn.Module) -> list[BasicTransformerBlock]:
+def spatial_blocks(unet: Any) -> list[BasicTransformerBlock]:
     """List the transformer blocks of all spatial transformers of a UNet in the order in which they run."""
-    return [
-        block for transformer in spatial_transformers(unet) for block in transformer.get_submodule("transformer_blocks")
-    ]
+    transformers = spatial_transformers(unet)
+    return [cast(BasicTransformerBlock, block) for each in transformers for block in each.transformer_blocks]
 
 
 def set_processors(blocks: list[BasicTransformerBlock]) -> None:
@@ -115,7 +114,14 @@ def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, visible:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible).transpose(1, 2).flatten(2)
 
 
+def _keys_and_values(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    assert attn.to_k is not None
+    assert attn.to_v is not None
+    return attn.to_k(tokens), attn.to_v(tokens)
+
+
 def _project_out(attn: Attention, hidden_states: Tensor) -> Tensor:
+    assert attn.to_out is not None
     linear, dropout = attn.to_out
     return dropout(linear(hidden_states))
 

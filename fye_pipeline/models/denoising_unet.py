@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import UNetMotionModel
@@ -10,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionOutput
 from torch import Tensor, nn
 
-from fye_pipeline.models.appearance_net import has_attention
+from fye_pipeline.models.appearance_net import has_attention, take_skips
 from fye_pipeline.models.attention import Reference, SelfAttention, set_processors, spatial_blocks
 from fye_pipeline.models.image_prompt import build_image_prompt
 
@@ -64,6 +65,8 @@ class DenoisingUNet(UNetMotionModel):
         prompt_layers: int = 4,
         prompt_heads: int = 12,
     ) -> None:
+        layers: Any = layers_per_block  # the parent's annotation knows tuples of one value only
+        motion_layers: Any = temporal_transformer_layers_per_block
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -71,14 +74,14 @@ class DenoisingUNet(UNetMotionModel):
             down_block_types=tuple(down_block_types),
             up_block_types=tuple(up_block_types),
             block_out_channels=tuple(block_out_channels),
-            layers_per_block=layers_per_block,
+            layers_per_block=layers,
             num_attention_heads=num_attention_heads,
             cross_attention_dim=cross_attention_dim,
             norm_num_groups=norm_num_groups,
             norm_eps=norm_eps,
             motion_num_attention_heads=motion_num_attention_heads,
             motion_max_seq_length=motion_max_seq_length,
-            temporal_transformer_layers_per_block=temporal_transformer_layers_per_block,
+            temporal_transformer_layers_per_block=motion_layers,
             use_motion_mid_block=use_motion_mid_block,
         )
         self.clip_fc = build_image_prompt(
@@ -137,24 +140,24 @@ class DenoisingUNet(UNetMotionModel):
 
         skips = (hidden,)
         for block in self.down_blocks:
-            hidden, new = block(hidden, temb, num_frames=frames, **(attention if has_attention(block) else {}))
+            more = attention if has_attention(block) else {}
+            hidden, new = block(hidden_states=hidden, temb=temb, num_frames=frames, **more)
             skips += new
-        if self.config["use_motion_mid_block"]:
-            hidden = self.mid_block(hidden, temb, num_frames=frames, **attention)
-        else:
-            hidden = self.mid_block(hidden, temb, **attention)
+        motion = {"num_frames": frames} if self.config["use_motion_mid_block"] else {}
+        hidden = self.mid_block(hidden, temb, **attention, **motion)
         for block in self.up_blocks:
-            skips, taken = skips[: -len(block.resnets)], skips[-len(block.resnets) :]
-            size = skips[-1].shape[-2:] if skips else None
+            skips, taken = take_skips(skips, block)
             hidden = block(
-                hidden,
-                taken,
-                temb,
-                upsample_size=size,
+                hidden_states=hidden,
+                temb=temb,
+                res_hidden_states_tuple=taken,
+                upsample_size=skips[-1].shape[-2:] if skips else None,
                 num_frames=frames,
                 **(attention if has_attention(block) else {}),
             )
 
+        assert self.conv_norm_out is not None
+        assert self.conv_act is not None
         hidden = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
         prediction = hidden.unflatten(0, (batch, frames)).transpose(1, 2)
         return UNetMotionOutput(sample=prediction) if return_dict else (prediction,)

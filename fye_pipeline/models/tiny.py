@@ -17,7 +17,7 @@ PIXELS = 128
 VAE_FACTOR = 8  # pixels per latent, on each side
 IMAGE_PIXELS, IMAGE_DIM = 64, 96  # what the vision model sees, and the width of its tokens
 
-UNET = {
+UNET: dict[str, Any] = {
     "sample_size": PIXELS // VAE_FACTOR,
     "block_out_channels": (64, 96, 128),
     "layers_per_block": 1,
@@ -26,8 +26,8 @@ UNET = {
     "norm_num_groups": 16,
     "image_dim": IMAGE_DIM,
 }
-LANDMARK_ENCODER = {"out_channels": UNET["block_out_channels"][0], "hidden_channels": (8, 16, 32, 64)}
-VAE = {
+LANDMARK_ENCODER: dict[str, Any] = {"out_channels": UNET["block_out_channels"][0], "hidden_channels": (8, 16, 32, 64)}
+VAE: dict[str, Any] = {
     "block_out_channels": (16, 32, 48, 64),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -36,7 +36,7 @@ VAE = {
     "norm_num_groups": 8,
     "sample_size": PIXELS,
 }
-IMAGE_ENCODER = {
+IMAGE_ENCODER: dict[str, Any] = {
     "hidden_size": IMAGE_DIM,
     "intermediate_size": 2 * IMAGE_DIM,
     "num_hidden_layers": 2,
@@ -46,7 +46,7 @@ IMAGE_ENCODER = {
     "projection_dim": 64,
 }
 # Official model, 1.8: the sampler of the published model.
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
