@@ -1,0 +1,108 @@
+"""What both launchers need: operands laid out as rows and columns, the tile that walks them, the configs to tune."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+
+# A config is the elements of one tile and the warps that share it: 8 or 16 a thread, one or two 16-byte loads in fp16.
+_CONFIGS = [
+    triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in ((1024, 4), (2048, 4), (2048, 8), (4096, 8))
+]
+# Tuning in Triton's CPU interpreter fails, and would time nothing; a small tile there meets more edges.
+CONFIGS = [triton.Config({"TILE": 64})] if knobs.runtime.interpret else _CONFIGS
+# Products are rounded before they are added, as in the reference: fused, a mask of ones would change the last bit.
+OPTIONS = {"enable_fp_fusion": False}
+MAX_WIDTH = 4096
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A set of equally shaped strided operands as `rows` x `columns`, with as few axes as their strides allow."""
+
+    row_shape: tuple[int, ...]  # axes that make up the rows, slowest first
+    columns: int
+    strides: tuple[tuple[int, ...], ...]  # per operand: one per row axis, then the columns'
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.row_shape)
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile: a power of two that divides them where it can, so that no lane idles."""
+        divisor = self.columns & -self.columns
+        if divisor < 64:
+            divisor = triton.next_power_of_2(self.columns)
+        return min(divisor, MAX_WIDTH)
+
+
+def layout_of(operands: Sequence[Tensor]) -> Layout:
+    """The layout that serves all `operands` at once; the first one's order in memory is the order of the walk."""
+    return _layout(tuple(operands[0].shape), tuple(tuple(operand.stride()) for operand in operands))
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> Layout:
+    axes = [axis for axis, size in enumerate(shape) if size != 1]
+    axes.sort(key=lambda axis: -strides[0][axis])
+    merged: list[tuple[int, tuple[int, ...]]] = []  # (size, stride per operand), slowest first
+    for axis in axes:
+        size, steps = shape[axis], tuple(stride[axis] for stride in strides)
+        if merged and all(
+            outer == size * step for outer, step in zip(merged[-1][1], steps, strict=True)
+        ):  # the outer axis continues where this one ends, in every operand
+            size *= merged.pop()[0]
+        merged.append((size, steps))
+    if not merged:
+        merged.append((1, (1,) * len(strides)))
+    per_operand = zip(*(steps for _, steps in merged), strict=True)
+    return Layout(tuple(size for size, _ in merged[:-1]), merged[-1][0], tuple(per_operand))
+
+
+def grid_of(layout: Layout):
+    """Programs for a tile of `meta["TILE"]` elements, as one axis: the other two end at 65535."""
+
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        columns = min(meta["TILE"], meta["WIDTH"])
+        rows = meta["TILE"] // columns
+        return (triton.cdiv(layout.rows, rows) * triton.cdiv(layout.columns, columns),)
+
+    return grid
+
+
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever its arguments': make it the tensors'."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@triton.jit
+def tile_indices(rows, columns, TILE: tl.constexpr, WIDTH: tl.constexpr):
+    """This program's row [R, 1] and column [1, C] indices in int64, R * C = TILE, and which are inside [R, C]."""
+    C: tl.constexpr = TILE if TILE < WIDTH else WIDTH
+    R: tl.constexpr = TILE // C
+    blocks = (columns + C - 1) // C  # of columns; tl.cdiv is out of the interpreter's reach once Triton was imported
+    program = tl.program_id(0).to(tl.int64)
+    row = (program // blocks) * R + tl.arange(0, R)[:, None]
+    column = (program % blocks) * C + tl.arange(0, C)[None, :]
+    return row, column, (row < rows) & (column < columns)
+
+
+@triton.jit
+def tile_offsets(row, column, row_shape, strides):
+    """Offsets [R, C] in elements of one operand. row [R, 1] is split into its axes, fastest first."""
+    offsets = row * 0 + column * strides[len(row_shape)]
+    for axis in tl.static_range(len(row_shape) - 1, -1, -1):  # pyright: ignore[reportGeneralTypeIssues]
+        offsets += (row % row_shape[axis]) * strides[axis]
+        row = row // row_shape[axis]
+    return offsets
