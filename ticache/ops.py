@@ -74,6 +74,9 @@ def update_differences(feature: Tensor, differences: Sequence[Tensor], *, backen
     """
     _check_differences(differences)
     _check_like("feature", feature, differences[0])
+    _check_written("differences", differences)
+    if any(feature is difference for difference in differences):
+        raise ValueError("feature must not be one of the differences: they are overwritten")
     if _pick(backend, feature.device, feature.dtype, differences[0].dtype) == "triton":
         _kernels().update_differences(feature, list(differences))
     else:
@@ -104,6 +107,7 @@ def predict(
         _check_mask(mask, base)
     if out is not None:
         _check_like("out", out, base)
+        _check_written("out", [out])
         if dtype is not None and out.dtype != dtype:
             raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
         if any(out is difference for difference in differences):
@@ -179,6 +183,13 @@ def _check_like(name: str, tensor: Tensor, base: Tensor) -> None:
         raise ValueError(f"{name} must have shape {tuple(base.shape)}, got {tuple(tensor.shape)}")
     if tensor.device != base.device:
         raise ValueError(f"{name} must be on {base.device}, got {tensor.device}")
+
+
+def _check_written(name: str, tensors: Sequence[Tensor]) -> None:
+    for number, tensor in enumerate(tensors):
+        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            name = f"{name}[{number}]" if len(tensors) > 1 else name
+            raise ValueError(f"{name} must not overlap itself, got strides {tensor.stride()}")
 
 
 def _check_coefficients(coefficients: Tensor | Sequence[float], differences: Sequence[Tensor]) -> None:
