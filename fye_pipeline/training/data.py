@@ -39,8 +39,8 @@ class HeadData:
         if not (folder / META).exists():
             raise UserError(f"{folder} holds no finished training data: expected {META}; render it first.")
         self.meta = Meta(**json.loads((folder / META).read_text(encoding="utf-8")))
-        self.frames: NDArray[np.uint8] = np.load(folder / "frames.npy", mmap_mode="r")
-        self.landmarks: NDArray[np.float32] = np.load(folder / "landmarks.npy", mmap_mode="r")
+        self.frames: NDArray[np.uint8] = np.load(folder / "frames.npy", mmap_mode="r")[: self.meta.identities]
+        self.landmarks: NDArray[np.float32] = np.load(folder / "landmarks.npy", mmap_mode="r")[: self.meta.identities]
 
     def __len__(self) -> int:
         return self.meta.identities

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from fye_pipeline.landmarks.geometry import CanonicalFace, weighted_similarity
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.world.anatomy import EXPRESSIONS, Array, Head, Identity, sample_identity
-from fye_pipeline.world.motion import Motion, sample_motion, sample_portrait_motion
-from fye_pipeline.world.render import Image, Painter
+from fye_pipeline.world.motion import Motion, demonstration_motion, sample_motion, sample_portrait_motion
+from fye_pipeline.world.render import Painter, Picture
 
 WORLD_VERSION = 1
 SPLITS = {"train": 0, "held": 1, "demo": 2}
@@ -28,7 +30,7 @@ LOOK_DOWN, LOOK_UP, LOOK_RIGHT, LOOK_LEFT = (11, 12), (17, 18), (14, 15), (13, 1
 class RenderedClip:
     """frames [F, size, size, 3] uint8 RGB, their exact landmarks, and who is seen."""
 
-    frames: Image
+    frames: Picture
     sequence: LandmarkSequence
     identity: Identity
 
@@ -124,7 +126,7 @@ def _blendshapes(motion: Motion) -> NDArray[np.float64]:
     return scores
 
 
-def contact_sheet(world: World, *, split: str = "held", rows: int = 6, columns: int = 8, scale: int = 1) -> Image:
+def contact_sheet(world: World, *, split: str = "held", rows: int = 6, columns: int = 8, scale: int = 1) -> Picture:
     """One head a row: its portrait, then frames of its motion. -> uint8 RGB."""
     sheet = []
     for row in range(rows):
@@ -133,3 +135,17 @@ def contact_sheet(world: World, *, split: str = "held", rows: int = 6, columns: 
     picture = np.concatenate(sheet)
     height, width = picture.shape[:2]
     return np.asarray(cv2.resize(picture, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+PORTRAIT_INDEX, DRIVER_INDEX = 22, 1  # of the "demo" split
+
+
+def write_demo(canonical: CanonicalFace, folder: Path, *, size: int = 512, fps: int = 24) -> None:
+    """Write the demo that ships: `portrait.png`, `portrait_landmarks.npz` and `driving.npz` (another head's motion)."""
+    world = World(canonical, size=size)
+    folder.mkdir(parents=True, exist_ok=True)
+    portrait = world.portrait("demo", PORTRAIT_INDEX)
+    Image.fromarray(portrait.frames[0]).save(folder / "portrait.png", optimize=True)
+    portrait.sequence.save(folder / "portrait_landmarks.npz")
+    motion = demonstration_motion(48, fps)
+    world.render(world.head("demo", DRIVER_INDEX), motion, fps=Fraction(fps)).sequence.save(folder / "driving.npz")

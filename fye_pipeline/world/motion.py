@@ -128,3 +128,30 @@ def sample_portrait_motion(*seed: int) -> Motion:
         np.clip(rng.normal(0, (3, 6, 2.5), (1, 3)), -15, 15),
         HOME + np.clip(rng.normal(0, (0.5, 0.4, 0.7), (1, 3)), -1.5, 1.5),
     )
+
+
+def demonstration_motion(frames: int = 48, fps: float = 24.0) -> Motion:
+    """A short performance for demos: rest, look aside and turn, smile, blink, speak, raise the brows, come back."""
+    t = np.arange(frames) / max(frames - 1, 1)
+
+    def hold(start: float, end: float, ease: float = 0.07) -> Array:
+        rise, fall = np.clip((t - start) / ease, 0, 1), np.clip((end - t) / ease, 0, 1)
+        return (rise * rise * (3 - 2 * rise)) * (fall * fall * (3 - 2 * fall))
+
+    seconds = t * frames / fps
+    blink = np.clip(1.2 - np.abs(seconds[:, None] - np.array([0.32, 0.62]) * seconds[-1]) / 0.11, 0, 1).max(1)
+    e = dict.fromkeys(EXPRESSIONS, np.zeros(frames))
+    e["eyeBlinkLeft"] = e["eyeBlinkRight"] = blink
+    e["mouthSmileLeft"] = e["mouthSmileRight"] = 0.95 * hold(0.30, 0.56)
+    speech = 0.5 + 0.5 * np.sin(2 * np.pi * 2.6 * seconds)
+    e["jawOpen"] = np.maximum(0.75 * speech * hold(0.52, 0.82), 0.35 * hold(0.34, 0.5))
+    e["mouthPucker"] = 0.9 * hold(0.68, 0.78)
+    e["browInnerUp"] = 0.9 * hold(0.64, 0.9)
+    e["browOuterUpLeft"] = e["browOuterUpRight"] = e["browInnerUp"]
+    e["eyeWideLeft"] = e["eyeWideRight"] = 0.8 * hold(0.7, 0.9)
+    gaze = np.stack([0.9 * hold(0.06, 0.26) - 0.8 * hold(0.74, 0.92), 0.5 * hold(0.66, 0.8)], 1)
+    yaw = 16 * hold(0.08, 0.34, 0.14) - 15 * hold(0.62, 0.95, 0.16)
+    pitch, roll = -4 * hold(0.3, 0.6, 0.15), 6 * hold(0.36, 0.66, 0.15)
+    translation = np.tile(HOME, (frames, 1)) + np.stack([0.04 * yaw, 0.05 * pitch, 0 * t], 1)
+    expression = np.stack([e[name] for name in EXPRESSIONS], 1)
+    return Motion(expression, gaze, np.stack([pitch, yaw, roll], 1), translation)

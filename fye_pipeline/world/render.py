@@ -22,7 +22,7 @@ from fye_pipeline.world.anatomy import (
     Head,
 )
 
-Image = NDArray[np.uint8]
+Picture = NDArray[np.uint8]
 SUBPIXEL = 4  # fractional bits of the polygon coordinates
 OVERSAMPLE = 2
 
@@ -68,7 +68,7 @@ class Painter:
         self.hair_shell = _hair_shell(identity.hair_style, volume)
         self.outline_color = tuple(float(c) * 0.25 for c in identity.skin)
 
-    def paint(self, points: Array, rotation: Array, translation: Array) -> tuple[Image, Array]:
+    def paint(self, points: Array, rotation: Array, translation: Array) -> tuple[Picture, Array]:
         """Draw one frame. points [478, 3] in cm and its pose -> (RGB uint8 [size, size, 3], landmarks [478, 3])."""
         camera = points @ rotation.T + translation
         landmarks = project(camera, 1, 1)
@@ -114,22 +114,22 @@ class Painter:
         """Pixels of the oversampled canvas per pixel of a 128-pixel picture."""
         return self.wide / 128
 
-    def _fill(self, image: Image, xy: Array, color: tuple[float, ...] | Array) -> None:
+    def _fill(self, image: Picture, xy: Array, color: tuple[float, ...] | Array) -> None:
         fixed = np.round(xy * (1 << SUBPIXEL)).astype(np.int32)
         cv2.fillPoly(image, [fixed], _bytes(color), cv2.LINE_AA, SUBPIXEL)
 
-    def _line(self, image: Image, xy: Array, color: tuple[float, ...] | Array, width: float) -> None:
+    def _line(self, image: Picture, xy: Array, color: tuple[float, ...] | Array, width: float) -> None:
         fixed = np.round(xy * (1 << SUBPIXEL)).astype(np.int32)
         thickness = max(1, round(width * self._unit))
         cv2.polylines(image, [fixed], False, _bytes(color), thickness, cv2.LINE_AA, SUBPIXEL)
 
-    def _hull(self, image: Image, points: Array, color: tuple[float, ...], shade: float) -> None:
+    def _hull(self, image: Picture, points: Array, color: tuple[float, ...], shade: float) -> None:
         hull = cv2.convexHull(self._flat(points).astype(np.float32))[:, 0].astype(np.float64)
         self._fill(image, hull, np.asarray(color) * shade)
         if self.cartoon:
             self._line(image, np.concatenate([hull, hull[:1]]), self.outline_color, 1.0)
 
-    def _torso(self, image: Image, rotation: Array, translation: Array) -> None:
+    def _torso(self, image: Picture, rotation: Array, translation: Array) -> None:
         body = np.array([0.0, 0.0, -4.0]) + translation * np.array([0.8, 0.6, 1.0])
         angles = np.linspace(0, np.pi, 24)
         arch = np.stack([19 * np.cos(angles), -24 + 9.5 * np.sin(angles) ** 0.7, 0 * angles], 1)
@@ -139,14 +139,14 @@ class Painter:
         if self.cartoon:
             self._line(image, xy, self.outline_color, 1.0)
 
-    def _neck(self, image: Image, rotation: Array, translation: Array) -> None:
+    def _neck(self, image: Picture, rotation: Array, translation: Array) -> None:
         body = np.array([0.0, 0.0, -4.0]) + translation * np.array([0.8, 0.6, 1.0])
         top = np.array([[-4.6, -5, -3.0], [4.6, -5, -3.0]]) @ rotation.T + translation
         low = np.array([[5.2, -15.5, 0], [2.5, -17, 1], [-2.5, -17, 1], [-5.2, -15.5, 0]]) + body
         xy = project(np.concatenate([top, low]), 1, 1)[:, :2] * self.wide
         self._fill(image, xy, np.asarray(self.head.identity.skin) * 0.68)
 
-    def _skin(self, image: Image, camera: Array, xy: Array) -> None:
+    def _skin(self, image: Picture, camera: Array, xy: Array) -> None:
         """The face mesh, far triangles first, each with the mean of its corners' smooth shades."""
         corners = camera[:468][self.triangles]  # [T, 3, 3]
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -175,7 +175,7 @@ class Painter:
             return 0.35 + 0.75 * lit + 0.1 * facing
         return shade
 
-    def _nose(self, image: Image, xy: Array) -> None:
+    def _nose(self, image: Picture, xy: Array) -> None:
         dark = np.asarray(self.head.identity.skin) * 0.5
         if self.cartoon:
             self._line(image, xy[[98, 97, 2, 326, 327]], dark, 1.0)
@@ -184,7 +184,7 @@ class Painter:
             centre = xy[nostril].mean(0)
             self._fill(image, centre + (xy[nostril] - centre) * 0.8, dark)
 
-    def _mouth(self, image: Image, xy: Array) -> None:
+    def _mouth(self, image: Picture, xy: Array) -> None:
         identity = self.head.identity
         lips = np.asarray(identity.lips)
         inner = xy[INNER_LIPS]
@@ -202,7 +202,7 @@ class Painter:
         if self.cartoon:
             self._line(image, xy[[61, *OUTER_UPPER, 291]], self.outline_color, 0.8)
 
-    def _inside(self, image: Image, xy: Array, inner: Array, statue: bool) -> None:
+    def _inside(self, image: Picture, xy: Array, inner: Array, statue: bool) -> None:
         """Upper teeth and tongue, clipped to the opening."""
         region = _region(inner, self.wide)
         if region is None:
@@ -223,7 +223,7 @@ class Painter:
         self._fill(patch, np.concatenate([upper, edge[::-1]]) - corner, teeth)
         _blend(image[y0:y1, x0:x1], patch, mask)
 
-    def _eye(self, image: Image, xy: Array, eye: list[int], iris: int) -> None:
+    def _eye(self, image: Picture, xy: Array, eye: list[int], iris: int) -> None:
         identity = self.head.identity
         region = _region(xy[eye], self.wide)
         if region is None:
@@ -250,14 +250,14 @@ class Painter:
             self._fill(patch, disc(0.2, (axes[1] - axes[0]) * 0.35), (1.0, 1.0, 1.0))
         _blend(image[y0:y1, x0:x1], patch, mask)
 
-    def _lid(self, image: Image, xy: Array, side: int) -> None:
+    def _lid(self, image: Picture, xy: Array, side: int) -> None:
         skin = np.asarray(self.head.identity.skin)
         statue = self.head.identity.style == "statue"
         dark = skin * 0.45 if statue else skin * 0.18
         self._line(image, xy[LID_FOLDS[side]], skin * 0.72, 0.6)
         self._line(image, xy[LID_LINES[side]], dark, 1.3 if self.cartoon else 1.0)
 
-    def _brows(self, image: Image, xy: Array) -> None:
+    def _brows(self, image: Picture, xy: Array) -> None:
         width = self.head.identity.brow_width
         for low, high in BROWS:
             bottom, top = xy[low], xy[high][::-1]
@@ -266,7 +266,7 @@ class Painter:
             half *= np.array([0.45, 0.9, 1.0, 1.0, 0.85])[:, None]
             self._fill(image, np.concatenate([middle - half, (middle + half)[::-1]]), self.head.identity.brow)
 
-    def _fringe(self, image: Image, xy: Array) -> None:
+    def _fringe(self, image: Picture, xy: Array) -> None:
         """Hair that falls over the forehead, more on one side than on the other."""
         identity = self.head.identity
         share = np.linspace(*identity.fringe, len(HAIRLINE))
@@ -283,7 +283,7 @@ class Painter:
                 inn = lock - np.array([side * 1.5, 0]) * self._unit
                 self._fill(image, np.concatenate([out, inn[::-1]]), np.asarray(identity.hair) * 0.9)
 
-    def _glasses(self, image: Image, points: Array) -> None:
+    def _glasses(self, image: Picture, points: Array) -> None:
         color = self.head.identity.glasses
         assert color is not None
         rims = []
@@ -336,7 +336,7 @@ def _blush(vertices: Array) -> Array:
     return np.clip(weight, 0, 1)
 
 
-def _background(colors: tuple[tuple[float, float, float], ...], style: str, size: int) -> Image:
+def _background(colors: tuple[tuple[float, float, float], ...], style: str, size: int) -> Picture:
     """A soft gradient of three colours. -> uint8 [size, size, 3]."""
     top, bottom, side = (np.asarray(c) for c in colors)
     y, x = np.mgrid[0:16, 0:16][..., None] / 15
@@ -360,5 +360,5 @@ def _region(xy: Array, wide: int) -> tuple[tuple[int, int, int, int], Array] | N
     return (int(x0), int(y0), int(x1), int(y1)), mask[..., None] / 255.0
 
 
-def _blend(target: Image, patch: Image, mask: Array) -> None:
+def _blend(target: Picture, patch: Picture, mask: Array) -> None:
     target[:] = np.uint8(np.round(target + (patch.astype(np.float64) - target) * mask))
