@@ -50,7 +50,7 @@ def facial_mask(landmarks: NDArray, height: int, width: int) -> NDArray[np.float
     polygons = np.trunc((points * (width, height)).clip(-far, far)).astype(np.int32)
     mask = np.zeros((len(polygons), height, width), np.uint8)
     for picture, polygon in zip(mask, polygons, strict=True):
-        cv2.fillPoly(picture, [polygon], 1)
+        cv2.fillPoly(picture, [np.ascontiguousarray(polygon)], 1)
     return mask.astype(np.float32).reshape(*lead, height, width)
 
 

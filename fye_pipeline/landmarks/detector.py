@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from fractions import Fraction
 from itertools import chain, count, islice
 from types import TracebackType
@@ -21,7 +21,7 @@ from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace, track
 
 Mode = Literal["image", "video"]
-DEFAULT_MAX_FACES = 4
+DEFAULT_MAX_FACES = 8
 
 
 class FaceLandmarkDetector:
@@ -112,17 +112,20 @@ class FaceLandmarkDetector:
             min_face_detection_confidence=self._min_confidence,
             output_face_blendshapes=True,
         )
-        with FaceLandmarker.create_from_options(options) as landmarker:
-            # Whole milliseconds that rise strictly, also above 1000 frames a second.
-            stamps = (max(int(number * 1000 / fps), number) for number in count())
+        with ExitStack() as stack:
+            with _quiet():
+                landmarker = stack.enter_context(FaceLandmarker.create_from_options(options))
+            numbers = count()
 
             def find(picture: Picture) -> list[Face]:
                 image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
-                if mode == "video":
-                    result = landmarker.detect_for_video(image, next(stamps))
-                else:
-                    result = landmarker.detect(image)
-                return self._faces(result, picture)
+                number = next(numbers)
+                with nullcontext() if number else _quiet():
+                    if mode == "image":
+                        return self._faces(landmarker.detect(image), picture)
+                    # Whole milliseconds that rise strictly, also above 1000 frames a second.
+                    stamp = max(int(number * 1000 / fps), number)
+                    return self._faces(landmarker.detect_for_video(image, stamp), picture)
 
             yield find
 
@@ -133,6 +136,23 @@ class FaceLandmarkDetector:
             blendshapes = np.array([category.score for category in scores], np.float32)
             faces.append(make_face(landmarks, blendshapes, picture, self.canonical))
         return sorted(faces, key=lambda face: face.box[0] + face.box[2])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what MediaPipe's C++ logs at its start off standard error; it obeys no setting. Its errors are raised."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without standard error
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def detect_picture(

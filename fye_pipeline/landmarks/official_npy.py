@@ -33,9 +33,18 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Builds numpy arrays, numpy numbers and builtin containers; every other name is refused before it is imported."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) == ("_codecs", "encode"):
+            return _encode  # how pickle's protocols 0 to 2 write bytes
         if (module_name, global_name) in _ADMITTED:
             return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """`_codecs.encode` without its search for codecs."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
+    return text.encode("latin1")
 
 
 @dataclass(frozen=True, eq=False)

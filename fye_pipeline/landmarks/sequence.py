@@ -146,7 +146,8 @@ def _read_arrays(path: Path) -> dict[str, NDArray]:
         hint = "; an official .npy template is read by the importer" if start == b"\x93NUM" else ""
         raise UserError(f"{path} is not an .npz landmark sequence (its first bytes are {start!r}){hint}.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because numpy leaves a damaged file open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is cut short or damaged ({error}); make it again with `fye landmarks`.") from error

@@ -70,7 +70,8 @@ def check_gaps(found: NDArray[np.bool_], fps: Fraction, *, no_face: NoFace, max_
     gaps = runs_of(~found)
     if no_face == "error" and gaps:
         raise UserError(f"No face was found in {_ranges(gaps, fps)} of the video's {length}.")
-    long_gaps = [gap for gap in gaps if (gap[1] - gap[0]) / fps > Fraction(max_gap)]
+    limit = Fraction(max_gap).limit_denominator(1_000_000)  # 0.6 seconds at 10 frames a second are 6 frames
+    long_gaps = [gap for gap in gaps if (gap[1] - gap[0]) / fps > limit]
     if long_gaps:
         raise UserError(
             f"No face was found for longer than {max_gap:g} s in {_ranges(long_gaps, fps)} of the video's {length}: "
@@ -95,7 +96,8 @@ def _fill(seen: list[Face | None], found: NDArray[np.bool_], fps: Fraction, *, h
     frames = np.arange(len(found)).clip(times[0], times[-1])  # before the first and after the last: the nearest
     before = np.searchsorted(times, frames, side="right") - 1  # [F], numbers among the found frames
     after = before if hold else np.searchsorted(times, frames, side="left")
-    share = (frames - times[before]) / np.maximum(times[after] - times[before], 1)
+    # [F] in 0..1: how far a frame lies between the two; 0 where they are one
+    share = np.where(after > before, (frames - times[before]) / np.maximum(times[after] - times[before], 1), 0.0)
 
     def blend(name: str) -> NDArray:
         values = np.stack([getattr(face, name) for face in faces])
