@@ -12,6 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from fye_pipeline.models.appearance_net import AppearanceNet
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.landmark_encoder import LandmarkEncoder
+from fye_pipeline.models.official import SCHEDULER
 
 PIXELS = 128
 VAE_FACTOR = 8  # pixels per latent, on each side
@@ -44,19 +45,6 @@ IMAGE_ENCODER: dict[str, Any] = {
     "image_size": IMAGE_PIXELS,
     "patch_size": 16,
     "projection_dim": 64,
-}
-# Official model, 1.8: the sampler of the published model.
-SCHEDULER: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "prediction_type": "v_prediction",
-    "clip_sample": False,
-    "set_alpha_to_one": True,
-    "steps_offset": 1,
 }
 
 

@@ -1,0 +1,59 @@
+"""What a pipeline folder holds, checked before anything is loaded, so that one sentence names all that is absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fye_pipeline.errors import UserError
+
+# What a part's folder must hold: one file of each group.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+_MODEL_FILES = (("config.json",), _WEIGHTS)
+_PART_FILES = {
+    "scheduler": (("scheduler_config.json",),),
+    "feature_extractor": (("preprocessor_config.json", "processor_config.json"),),
+}
+
+
+def check_folder(folder: Path, parts: Iterable[str]) -> None:
+    """Raise UserError unless `folder` has an index and every one of `parts` with the files that it needs."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(
+            f"{folder} is not a model folder: it has no model_index.json; give one that save_pretrained wrote"
+        )
+    try:
+        entries = json.loads(index.read_text())
+    except ValueError as error:
+        raise UserError(f"{index} is not valid JSON: {error}") from error
+    faults = [fault for part in parts if (fault := _fault(folder, part, entries))]
+    if faults:
+        raise UserError(f"{folder} lacks {'; '.join(faults)}; copy the whole model folder again")
+
+
+def _fault(folder: Path, part: str, entries: dict[str, Any]) -> str | None:
+    """Say what is absent of one part, or None."""
+    if not entries.get(part) or entries[part][0] is None:
+        return f"the part {part} in model_index.json"
+    if not (folder / part).is_dir():
+        return f"the part {part}"
+    for group in _PART_FILES.get(part, _MODEL_FILES):
+        if not any(path for pattern in group for path in (folder / part).glob(pattern)):
+            return f"{' or '.join(group)} in {part}"
+    return None
+
+
+def load_part(kind: Any, places: Sequence[str | Path], torch_dtype: torch.dtype) -> Any:
+    """Load a model (`kind.from_pretrained`) from the first of `places` that is a folder. Raises UserError."""
+    for place in places:
+        if Path(place).is_dir():
+            try:
+                return kind.from_pretrained(str(place), torch_dtype=torch_dtype).eval()
+            except Exception as error:
+                raise UserError(f"{place} cannot be loaded as {kind.__name__}: {error}") from error
+    raise UserError(f"no {kind.__name__} found at {' or '.join(map(str, places))}; put its folder there, or pass it")

@@ -1,0 +1,446 @@
+"""FollowYourEmojiPipeline: one portrait and a sequence of landmark pictures become a video of that portrait."""
+
+# No `from __future__ import annotations` here: diffusers reads the constructor's annotations as classes.
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Generator, Tensor
+from transformers import CLIPVisionModelWithProjection
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from fye_pipeline.errors import UserError
+from fye_pipeline.generation.windows import Window, plan_windows
+from fye_pipeline.models.appearance_net import AppearanceNet
+from fye_pipeline.models.denoising_unet import DenoisingUNet
+from fye_pipeline.models.folder import check_folder, load_part
+from fye_pipeline.models.landmark_encoder import LandmarkEncoder
+from fye_pipeline.models.official import SCHEDULER, load_networks
+
+if TYPE_CHECKING:
+    from ticache import CacheConfig, Session
+
+PARTS = ("vae", "image_encoder", "feature_extractor", "appearance_net", "unet", "landmark_encoder", "scheduler")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class FollowYourEmojiOutput(BaseOutput):
+    """frames: a list with one list of PIL pictures ("pil"); [1, F, H, W, 3] ("np") or [1, F, 3, H, W] ("pt") in [0, 1];
+    or latents [1, 4, F, h, w] ("latent").
+    """
+
+    frames: Any
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """One window's share of a run: its frames, their weights, and what the UNet is given for them at every step."""
+
+    index: Tensor  # [f] long
+    weights: Tensor  # [f] float32
+    landmark_features: Tensor  # [1, C, f, h, w]
+    region: Tensor | None  # [f, H, W]
+
+
+@dataclass(frozen=True)
+class _Conditions:
+    """What every UNet call of a run is given beside the latents; all of it is computed once."""
+
+    image_tokens: Tensor  # [1 or 2, L, D]: with guidance, zeros first
+    reference_tokens: list[Tensor]  # per spatial block [1, T, C]
+    clips: list[_Clip]
+
+
+class FollowYourEmojiPipeline(DiffusionPipeline):
+    """Animate a portrait (Follow-Your-Emoji-Faster); it loads and saves as one folder, as any diffusers pipeline.
+
+    vae: pictures <-> latents. image_encoder, feature_extractor: the vision tokens of the image prompt.
+    appearance_net: the reference's token maps. unet: the denoiser, which `ticache` accelerates.
+    landmark_encoder: features of the landmark pictures. scheduler: DDIM with zero terminal SNR and v-prediction for the
+    published and the shipped weights; any diffusers scheduler works.
+    """
+
+    __module__ = "fye_pipeline"  # the library that model_index.json names
+    model_cpu_offload_seq = "image_encoder->appearance_net->landmark_encoder->unet->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        image_encoder: CLIPVisionModelWithProjection,
+        feature_extractor: BaseImageProcessor,
+        appearance_net: AppearanceNet,
+        unet: DenoisingUNet,
+        landmark_encoder: LandmarkEncoder,
+        scheduler: SchedulerMixin,
+    ) -> None:
+        super().__init__()
+        self.vae: AutoencoderKL
+        self.image_encoder: CLIPVisionModelWithProjection
+        self.feature_extractor: BaseImageProcessor
+        self.appearance_net: AppearanceNet
+        self.unet: DenoisingUNet
+        self.landmark_encoder: LandmarkEncoder
+        self.scheduler: Any
+        self.register_modules(
+            vae=vae,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            appearance_net=appearance_net,
+            unet=unet,
+            landmark_encoder=landmark_encoder,
+            scheduler=scheduler,
+        )
+        self.vae_scale_factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        self._interrupt = False
+        self._session: Session | None = None
+
+    # Loading
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """Load a pipeline folder, in float32 unless `torch_dtype` says otherwise; parts may be passed by name instead.
+
+        Raises UserError, in one sentence that lists them, when parts are absent; and when a part cannot be read.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        check_folder(folder, [part for part in PARTS if kwargs.get(part) is None])
+        if "dtype" not in kwargs:
+            kwargs["torch_dtype"] = kwargs.get("torch_dtype") or torch.float32
+        try:
+            return super().from_pretrained(str(folder), **kwargs)
+        except Exception as error:
+            raise UserError(f"{folder} cannot be loaded as a FollowYourEmojiPipeline: {error}") from error
+
+    @classmethod
+    def from_official(
+        cls,
+        folder: str | Path,
+        *,
+        vae: AutoencoderKL | str | Path | None = None,
+        image_encoder: CLIPVisionModelWithProjection | str | Path | None = None,
+        config: dict[str, Any] | None = None,
+        in_channels: int | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Load the published weights: `lmk_guider`, `referencenet` and `unet`, each .pth or .safetensors.
+
+        vae, image_encoder: a model, a folder, or None for `vae` (else `sd-vae-ft-mse`) and `image_encoder` in `folder`.
+        config: sizes in the official code's terms (default: the published ones). in_channels: 9 for progressive
+        generation; the new columns are zero.
+        Raises UserError for absent or unreadable files, and lists missing and unexpected keys.
+        """
+        folder = Path(folder)
+        networks: dict[str, Any] = load_networks(folder, config, in_channels=in_channels, torch_dtype=torch_dtype)
+        vaes, encoders = [folder / "vae", folder / "sd-vae-ft-mse"], [folder / "image_encoder"]
+        own = folder / "feature_extractor"
+        feature_extractor = CLIPImageProcessorPil.from_pretrained(own) if own.is_dir() else CLIPImageProcessorPil()
+        return cls(
+            vae=_load_or_keep(AutoencoderKL, vae, vaes, torch_dtype),
+            image_encoder=_load_or_keep(CLIPVisionModelWithProjection, image_encoder, encoders, torch_dtype),
+            feature_extractor=feature_extractor,
+            scheduler=DDIMScheduler(**SCHEDULER),
+            **networks,
+        )
+
+    # Caching
+
+    def enable_cache(self, config: "CacheConfig | None" = None, **options: Any) -> "Session":
+        """Accelerate the UNet with `ticache.apply(self, config, **options)`; the session gets each run's `region`."""
+        import ticache
+
+        self._session = ticache.apply(self, config, **options)
+        return self._session
+
+    def disable_cache(self) -> None:
+        """Take the cache off again; where there is none, nothing happens."""
+        import ticache
+
+        ticache.remove(self)
+        self._session = None
+
+    # Running
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` (from a callback, another thread) to leave out the steps that remain."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray,
+        landmarks: Sequence[np.ndarray] | np.ndarray,
+        *,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 3.5,
+        long: str = "uniform",
+        window: int | None = None,
+        overlap: int = 4,
+        region: np.ndarray | Tensor | None = None,
+        generator: Generator | list[Generator] | None = None,
+        latents: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        decode_chunk_size: int = 1,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> FollowYourEmojiOutput | tuple[Any]:
+        """Animate `image` with `landmarks`; the video has as many frames as there are landmark pictures.
+
+        image: the portrait, PIL or uint8 [H, W, 3]; letterboxed to the size of the landmark pictures.
+        landmarks: drawn landmark pictures, uint8 [F, H, W, 3], H and W multiples of the smallest latent cell.
+        guidance_scale: classifier-free guidance, off at 1 or below.
+        long: what to do with more than `window` frames: "uniform" (windows side by side, the last one wraps around) or
+            "tiles" (Gaussian tiles that share `overlap` frames).
+        window: frames that the UNet sees together; 24 for "uniform" and 16 for "tiles" by default.
+        region: [F, H, W] in [0, 1], the landmark region of every frame, for an enabled cache.
+        latents: initial noise [1, 4, F, h, w]. image_tokens: vision tokens [1, L, D] in place of the image encoder's.
+        output_type: "pil", "np", "pt" or "latent"; `FollowYourEmojiOutput` has the shapes.
+        callback_on_step_end(pipe, step, timestep, tensors) may return new `latents`.
+        Raises UserError on inputs that do not fit.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        pictures = self._check_landmarks(landmarks)
+        frames, height, width = pictures.shape[:3]
+        limit = self.unet.config["motion_max_seq_length"]
+        length = window or min(24 if long == "uniform" else 16, limit)
+        windows = plan_windows(frames, long, length=length, overlap=overlap, limit=limit)
+        region = _check_region(region, frames)
+        self._interrupt = False
+
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        latents = self._prepare_latents(frames, height, width, generator, latents)
+        portrait = letterbox(_as_picture(image), width, height)
+        features = self.encode_landmarks(pictures).to(self.unet.dtype)
+        clips = [self._prepare_clip(each, features, region) for each in windows]
+        conditions = self._prepare_conditions(portrait, image_tokens, clips, guided=guidance_scale > 1)
+
+        after_step = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        latents = self._denoise(latents, conditions, guidance_scale, generator, *after_step)
+        output = latents if output_type == "latent" else self._decode(latents, output_type, decode_chunk_size)
+        self.maybe_free_model_hooks()
+        return FollowYourEmojiOutput(frames=output) if return_dict else (output,)
+
+    def encode_image(self, portrait: Image.Image) -> Tensor:
+        """Encode a picture into vision tokens: the last hidden state, class token included. -> [1, L, D]."""
+        pixels = self.feature_extractor(images=portrait, return_tensors="pt")["pixel_values"]
+        pixels = pixels.to(self._execution_device, self.image_encoder.dtype)
+        return self.image_encoder(pixels).last_hidden_state
+
+    def encode_reference(self, portrait: Image.Image) -> Tensor:
+        """Encode a picture into its scaled latent, the posterior's mean. -> [1, 4, h, w]."""
+        pixels = torch.tensor(np.asarray(portrait)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = pixels.to(self._execution_device, self.vae.dtype)
+        posterior = self.vae.encode(pixels, return_dict=False)[0]
+        return posterior.mean * self.vae.config["scaling_factor"]
+
+    def encode_landmarks(self, pictures: np.ndarray, chunk: int = 32) -> Tensor:
+        """Encode landmark pictures, uint8 [F, H, W, 3], `chunk` frames at a time. -> [1, C, F, h, w]."""
+        encoder = self.landmark_encoder
+        features = []
+        for start in range(0, len(pictures), chunk):
+            part = torch.tensor(pictures[start : start + chunk]).to(self._execution_device, encoder.dtype) / 255
+            features.append(encoder(part.permute(3, 0, 1, 2)[None]))
+        return torch.cat(features, dim=2)
+
+    def decode_frames(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
+        """Decode latents [1, 4, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1]."""
+        scaled = latents[0].transpose(0, 1) / self.vae.config["scaling_factor"]
+        for part in scaled.to(self._execution_device, self.vae.dtype).split(chunk):
+            with torch.no_grad():
+                yield (self.vae.decode(part, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+    def _decode(self, latents: Tensor, output_type: str, chunk: int) -> Any:
+        """Decode with a progress bar and bring the frames into the form that was asked for."""
+        parts = []
+        with self._bar(latents.shape[2], "decoding") as bar:
+            for part in self.decode_frames(latents, chunk):
+                parts.append(part.cpu())
+                bar.update(len(part))
+        video = torch.cat(parts)
+        if output_type == "pt":
+            return video[None]
+        array = VaeImageProcessor.pt_to_numpy(video)
+        return array[None] if output_type == "np" else [VaeImageProcessor.numpy_to_pil(array)]
+
+    def _check_landmarks(self, landmarks: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Check the landmark pictures. -> uint8 [F, H, W, 3]; raises UserError with what came."""
+        pictures = np.asarray(landmarks)
+        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3 or not len(pictures):
+            raise UserError(
+                f"landmarks must be uint8 [frames, height, width, 3], got {pictures.dtype} {pictures.shape}"
+            )
+        cell = self.vae_scale_factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        height, width = pictures.shape[1:3]
+        if height % cell or width % cell:
+            raise UserError(f"landmark pictures must have sides that {cell} divides, got {width}x{height}")
+        return pictures
+
+    def _prepare_latents(
+        self,
+        frames: int,
+        height: int,
+        width: int,
+        generator: Generator | list[Generator] | None,
+        latents: Tensor | None,
+    ) -> Tensor:
+        """Draw the initial noise, or check the given one. -> [1, 4, F, h, w]."""
+        device, dtype, factor = self._execution_device, self.unet.dtype, self.vae_scale_factor
+        shape = (1, self.vae.config["latent_channels"], frames, height // factor, width // factor)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif tuple(latents.shape) != shape:
+            raise UserError(f"latents must be {list(shape)} for these landmark pictures, got {list(latents.shape)}")
+        return latents.to(device, dtype) * self.scheduler.init_noise_sigma
+
+    def _prepare_clip(self, window: Window, features: Tensor, region: Tensor | None) -> _Clip:
+        """Cut one window's share out of the video's landmark features [1, C, F, h, w] and region [F, H, W]."""
+        index = torch.tensor(window.frames, device=features.device)
+        return _Clip(
+            index=index,
+            weights=torch.tensor(window.weights, device=features.device),
+            landmark_features=features[:, :, index],
+            region=None if region is None else region[index.cpu()],
+        )
+
+    def _prepare_conditions(
+        self, portrait: Image.Image, image_tokens: Tensor | None, clips: list[_Clip], *, guided: bool
+    ) -> _Conditions:
+        """Encode the reference, once per run and on the conditional row only."""
+        tokens = self.encode_image(portrait) if image_tokens is None else image_tokens
+        tokens = tokens.to(self._execution_device, self.unet.dtype)
+        dtype = self.appearance_net.dtype
+        reference_tokens = self.appearance_net(self.encode_reference(portrait).to(dtype), tokens.to(dtype))
+        return _Conditions(
+            image_tokens=torch.cat([torch.zeros_like(tokens), tokens]) if guided else tokens,
+            reference_tokens=[each.to(self.unet.dtype) for each in reference_tokens],
+            clips=clips,
+        )
+
+    def _denoise(
+        self,
+        latents: Tensor,
+        conditions: _Conditions,
+        guidance_scale: float,
+        generator: Generator | list[Generator] | None,
+        callback: Callable[..., dict[str, Any] | None] | None,
+        callback_inputs: Sequence[str],
+    ) -> Tensor:
+        """Run the scheduler's loop. [1, 4, F, h, w] -> the same."""
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if takes_generator else {}
+        with self._bar(len(self.scheduler.timesteps), "denoising") as bar, self._region_kept():
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                prediction = self._predict(latents, timestep, conditions)
+                if len(prediction) == 2:
+                    unconditional, conditional = prediction.chunk(2)
+                    prediction = unconditional + guidance_scale * (conditional - unconditional)
+                latents = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+                if callback is not None:
+                    tensors = {"latents": latents} if "latents" in callback_inputs else {}
+                    latents = (callback(self, step, timestep, tensors) or {}).get("latents", latents)
+                bar.update()
+        return latents
+
+    def _predict(self, latents: Tensor, timestep: Tensor, conditions: _Conditions) -> Tensor:
+        """Predict with every window and average by weight. [1, 4, F, h, w] -> [1 or 2, 4, F, h, w].
+
+        The average is taken before the scheduler's step. The official tiling steps every tile and averages after; as a
+        deterministic step is linear in the prediction, the two agree to rounding, and here every scheduler works.
+        """
+        rows = len(conditions.image_tokens)
+        scaled = self.scheduler.scale_model_input(latents, timestep).expand(rows, -1, -1, -1, -1)
+        total = latents.new_zeros(rows, *latents.shape[1:], dtype=torch.float32)
+        weight = latents.new_zeros(latents.shape[2], dtype=torch.float32)
+        for clip in conditions.clips:
+            if self._session is not None and clip.region is not None:
+                self._session.region = clip.region
+            prediction = self.unet(
+                self._with_given_frames(scaled[:, :, clip.index]),
+                timestep,
+                encoder_hidden_states=conditions.image_tokens,
+                reference_tokens=conditions.reference_tokens,
+                landmark_features=clip.landmark_features,
+                return_dict=False,
+            )[0]
+            total.index_add_(2, clip.index, prediction.float() * clip.weights[:, None, None])
+            weight.index_add_(0, clip.index, clip.weights)
+        return (total / weight[:, None, None]).to(latents.dtype)
+
+    def _with_given_frames(self, latents: Tensor) -> Tensor:
+        """Append the zeros that tell a 9-channel UNet that no frame is given. [B, 4, ...] -> [B, 4 or 9, ...]."""
+        more = self.unet.config["in_channels"] - latents.shape[1]
+        return (
+            torch.cat([latents, latents.new_zeros(len(latents), more, *latents.shape[2:])], dim=1) if more else latents
+        )
+
+    def _bar(self, total: int, what: str) -> Any:
+        """Open the pipeline's progress bar (`set_progress_bar_config` governs it) under a name."""
+        open_bar: Any = self.progress_bar
+        bar = open_bar(total=total)
+        bar.set_description(what)
+        return bar
+
+    @contextmanager
+    def _region_kept(self) -> Iterator[None]:
+        """Give the session its own region back at the end of a run."""
+        before = None if self._session is None else self._session.region
+        try:
+            yield
+        finally:
+            if self._session is not None:
+                self._session.region = before
+
+
+def letterbox(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Fit a picture into width x height: bicubic, aspect kept, centred on black (official model, 4.3)."""
+    scale = min(width / picture.width, height / picture.height)
+    inner = picture.convert("RGB").resize(
+        (max(int(picture.width * scale), 1), max(int(picture.height * scale), 1)), Image.Resampling.BICUBIC
+    )
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
+    return canvas
+
+
+def _load_or_keep(kind: Any, given: Any, places: list[Path], torch_dtype: torch.dtype) -> Any:
+    """Keep a model that was passed, else load it from the folder that was passed or from its usual places."""
+    if isinstance(given, kind):
+        return given.to(torch_dtype)
+    return load_part(kind, [given] if given else places, torch_dtype)
+
+
+def _as_picture(image: Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"image must be a PIL picture or uint8 [height, width, 3], got {what}")
+    return Image.fromarray(image)
+
+
+def _check_region(region: np.ndarray | Tensor | None, frames: int) -> Tensor | None:
+    if region is None:
+        return None
+    region = torch.as_tensor(region)
+    if region.ndim != 3 or len(region) != frames:
+        raise UserError(f"region must be [{frames}, height, width], one mask per frame, got {list(region.shape)}")
+    return region
