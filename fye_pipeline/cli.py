@@ -121,6 +121,8 @@ def animate(
     reporter.detail("loading torch and diffusers")
     from fye_pipeline import animation
 
+    if not debug:
+        _hush_libraries()
     if reference is None and reference_landmarks is None:
         reference_landmarks = animation.DEMO_PORTRAIT_LANDMARKS
     settings = animation.AnimationSettings(
@@ -155,6 +157,16 @@ def animate(
             on_note=reporter.note,
         )
     reporter.result(str(result), result.to_dict())
+
+
+def _hush_libraries() -> None:
+    """No bars and notes of diffusers and transformers between ours."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
 
 
 def _cache_options(N: int | None, order: int | None, cut: Cut | None, preset: Preset | None) -> dict[str, Any]:
@@ -271,7 +283,6 @@ def main() -> None:
     """Run `fye`; no traceback reaches the user unless `--debug` is given."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("GLOG_minloglevel", "2")  # MediaPipe's C++ notes
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the bars are ours
     if not debug:
         warnings.simplefilter("ignore")
     try:
