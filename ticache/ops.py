@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -139,7 +138,9 @@ def _pick(backend: str, device: torch.device, *dtypes: torch.dtype) -> str:
 
 
 def _kernels():
-    return importlib.import_module("ticache_kernels")
+    import ticache_kernels  # only when used: it needs Triton
+
+    return ticache_kernels
 
 
 def _interpreting() -> bool:

@@ -27,7 +27,7 @@ from ticache_kernels.launch import (
 def predict_kernel(
     differences,  # k + 1 times [rows, columns]
     coefficients,  # [k + 1] on the device, or a tuple of numbers
-    mask,  # [rows, columns] by strides of 0, or None
+    mask,  # [rows, columns], strides of 0 among them, or None
     out,  # [rows, columns]
     row_shape,
     rows,
@@ -36,6 +36,7 @@ def predict_kernel(
     mask_strides,
     out_strides,
     BY_VALUE: tl.constexpr,
+    MASK_PER_ROW: tl.constexpr,
     KEY: tl.constexpr,  # dtypes: the tuner cannot see into tuples
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
@@ -46,8 +47,12 @@ def predict_kernel(
     weight = inside
     wanted = inside
     if mask is not None:
-        offsets = tile_offsets(row, column, row_shape, mask_strides)
-        weight = tl.load(mask + offsets, mask=inside, other=0.0).to(tl.float32)  # [R, C]
+        if MASK_PER_ROW:  # tokens and channels_last: one weight for all columns
+            offsets = tile_offsets(row, tl.full((1, 1), 0, tl.int64), row_shape, mask_strides)
+            weight = tl.load(mask + offsets, mask=row < rows, other=0.0).to(tl.float32)  # [R, 1]
+        else:
+            offsets = tile_offsets(row, column, row_shape, mask_strides)
+            weight = tl.load(mask + offsets, mask=inside, other=0.0).to(tl.float32)  # [R, C]
         wanted = inside & (weight != 0.0)
     change = base
     for order in tl.static_range(len(differences)):  # pyright: ignore[reportGeneralTypeIssues]
@@ -89,6 +94,7 @@ def arguments(
         "mask_strides": None if mask is None else layout.strides[-1],
         "out_strides": layout.strides[0],
         "BY_VALUE": isinstance(coefficients, tuple),
+        "MASK_PER_ROW": mask is not None and layout.strides[-1][-1] == 0,
         "KEY": f"{differences[0].dtype} {out.dtype} {len(differences)} {None if mask is None else mask.dtype}",
         "WIDTH": layout.width,
     }

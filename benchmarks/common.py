@@ -1,0 +1,132 @@
+"""What every benchmark shares: conditions, percentiles, tables, and the refusal to speak while tests are red."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "numpy", "DeepCache", "tomesd")
+
+
+def conditions(device: torch.device | str = "cpu", **more: Any) -> dict[str, Any]:
+    """Device, versions, commit and whatever else decides the numbers."""
+    device = torch.device(device)
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "cuda": torch.version.cuda,
+        "commit": _commit(),
+        **more,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit, with "+" where tracked files differ from it; None outside a checkout."""
+    run = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout.strip() or None
+
+
+def require_green(*tests: str) -> None:
+    """Run these test files unless they passed on the very same sources; SystemExit if one fails."""
+    stamp = Path(tempfile.gettempdir(), f"ticache-green-{_fingerprint(tests)}")
+    if stamp.exists():
+        return
+    print(f"testing first: {' '.join(tests)}", file=sys.stderr)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        sys.exit(f"{run.stdout[-3000:]}{run.stderr[-1000:]}\nno figures while tests are red")
+    stamp.touch()
+
+
+def _fingerprint(tests: Iterable[str]) -> str:
+    """A digest of every source the tests could see, and of the versions they ran with."""
+    digest = hashlib.sha256(repr((sorted(tests), sys.version, sorted(conditions()["versions"].items()))).encode())
+    for folder in ("ticache", "kernels", "fye_pipeline", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def percentiles(samples: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80 by linear interpolation."""
+    values = torch.tensor(samples, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    return dict(zip(("p20", "p50", "p80"), values.tolist(), strict=True))
+
+
+def time_calls(call: Callable[[], Any], device: torch.device, *, seconds: float, warmup: int = 3) -> dict[str, float]:
+    """Seconds per call as percentiles. On a GPU: events around each call, and the L2 cache flushed before it."""
+    for _ in range(warmup):
+        call()
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        milliseconds = do_bench(call, rep=int(seconds * 1000), return_mode="all") or []
+        return percentiles([value / 1000 for value in milliseconds])
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - start)
+    return percentiles(samples)
+
+
+def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Rows as plain text, columns as wide as they need be."""
+    if not rows:
+        print("no rows")
+        return
+    names = list(columns or rows[0])
+    cells = [names] + [[_cell(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(names))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_json(path: Path, rows: Sequence[dict[str, Any]], conditions: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"conditions": conditions, "rows": list(rows)}, indent=1) + "\n")
