@@ -22,7 +22,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.generation.windows import Window, plan_windows
+from fye_pipeline.generation.clips import Clip, Conditions, cut_clip, predict
+from fye_pipeline.generation.inputs import as_picture, check_landmarks, check_region, letterbox
+from fye_pipeline.generation.windows import plan_windows
 from fye_pipeline.models.appearance_net import AppearanceNet
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.folder import check_folder, load_part
@@ -43,25 +45,6 @@ class FollowYourEmojiOutput(BaseOutput):
     """
 
     frames: Any
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """One window's share of a run: its frames, their weights, and what the UNet is given for them at every step."""
-
-    index: Tensor  # [f] long
-    weights: Tensor  # [f] float32
-    landmark_features: Tensor  # [1, C, f, h, w]
-    region: Tensor | None  # [f, H, W]
-
-
-@dataclass(frozen=True)
-class _Conditions:
-    """What every UNet call of a run is given beside the latents; all of it is computed once."""
-
-    image_tokens: Tensor  # [1 or 2, L, D]: with guidance, zeros first
-    reference_tokens: list[Tensor]  # per spatial block [1, T, C]
-    clips: list[_Clip]
 
 
 class FollowYourEmojiPipeline(DiffusionPipeline):
@@ -216,19 +199,19 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
-        pictures = self._check_landmarks(landmarks)
+        pictures = check_landmarks(landmarks, self.vae_scale_factor)
         frames, height, width = pictures.shape[:3]
         limit = self.unet.config["motion_max_seq_length"]
         length = window or min(24 if long == "uniform" else 16, limit)
         windows = plan_windows(frames, long, length=length, overlap=overlap, limit=limit)
-        region = _check_region(region, frames)
+        region = check_region(region, frames)
         self._interrupt = False
 
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         latents = self._prepare_latents(frames, height, width, generator, latents)
-        portrait = letterbox(_as_picture(image), width, height)
+        portrait = letterbox(as_picture(image), width, height)
         features = self.encode_landmarks(pictures).to(self.unet.dtype)
-        clips = [self._prepare_clip(each, features, region) for each in windows]
+        clips = [cut_clip(each, features, region) for each in windows]
         conditions = self._prepare_conditions(portrait, image_tokens, clips, guided=guidance_scale > 1)
 
         after_step = (callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -279,19 +262,6 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         array = VaeImageProcessor.pt_to_numpy(video)
         return array[None] if output_type == "np" else [VaeImageProcessor.numpy_to_pil(array)]
 
-    def _check_landmarks(self, landmarks: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Check the landmark pictures. -> uint8 [F, H, W, 3]; raises UserError with what came."""
-        pictures = np.asarray(landmarks)
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3 or not len(pictures):
-            raise UserError(
-                f"landmarks must be uint8 [frames, height, width, 3], got {pictures.dtype} {pictures.shape}"
-            )
-        cell = self.vae_scale_factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
-        height, width = pictures.shape[1:3]
-        if height % cell or width % cell:
-            raise UserError(f"landmark pictures must have sides that {cell} divides, got {width}x{height}")
-        return pictures
-
     def _prepare_latents(
         self,
         frames: int,
@@ -309,25 +279,15 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             raise UserError(f"latents must be {list(shape)} for these landmark pictures, got {list(latents.shape)}")
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
-    def _prepare_clip(self, window: Window, features: Tensor, region: Tensor | None) -> _Clip:
-        """Cut one window's share out of the video's landmark features [1, C, F, h, w] and region [F, H, W]."""
-        index = torch.tensor(window.frames, device=features.device)
-        return _Clip(
-            index=index,
-            weights=torch.tensor(window.weights, device=features.device),
-            landmark_features=features[:, :, index],
-            region=None if region is None else region[index.cpu()],
-        )
-
     def _prepare_conditions(
-        self, portrait: Image.Image, image_tokens: Tensor | None, clips: list[_Clip], *, guided: bool
-    ) -> _Conditions:
+        self, portrait: Image.Image, image_tokens: Tensor | None, clips: list[Clip], *, guided: bool
+    ) -> Conditions:
         """Encode the reference, once per run and on the conditional row only."""
         tokens = self.encode_image(portrait) if image_tokens is None else image_tokens
         tokens = tokens.to(self._execution_device, self.unet.dtype)
         dtype = self.appearance_net.dtype
         reference_tokens = self.appearance_net(self.encode_reference(portrait).to(dtype), tokens.to(dtype))
-        return _Conditions(
+        return Conditions(
             image_tokens=torch.cat([torch.zeros_like(tokens), tokens]) if guided else tokens,
             reference_tokens=[each.to(self.unet.dtype) for each in reference_tokens],
             clips=clips,
@@ -336,7 +296,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
     def _denoise(
         self,
         latents: Tensor,
-        conditions: _Conditions,
+        conditions: Conditions,
         guidance_scale: float,
         generator: Generator | list[Generator] | None,
         callback: Callable[..., dict[str, Any] | None] | None,
@@ -349,7 +309,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
-                prediction = self._predict(latents, timestep, conditions)
+                scaled = self.scheduler.scale_model_input(latents, timestep)
+                prediction = predict(self.unet, scaled, timestep, conditions, self._tell_region)
                 if len(prediction) == 2:
                     unconditional, conditional = prediction.chunk(2)
                     prediction = unconditional + guidance_scale * (conditional - unconditional)
@@ -360,44 +321,17 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
                 bar.update()
         return latents
 
-    def _predict(self, latents: Tensor, timestep: Tensor, conditions: _Conditions) -> Tensor:
-        """Predict with every window and average by weight. [1, 4, F, h, w] -> [1 or 2, 4, F, h, w].
-
-        The average is taken before the scheduler's step. The official tiling steps every tile and averages after; as a
-        deterministic step is linear in the prediction, the two agree to rounding, and here every scheduler works.
-        """
-        rows = len(conditions.image_tokens)
-        scaled = self.scheduler.scale_model_input(latents, timestep).expand(rows, -1, -1, -1, -1)
-        total = latents.new_zeros(rows, *latents.shape[1:], dtype=torch.float32)
-        weight = latents.new_zeros(latents.shape[2], dtype=torch.float32)
-        for clip in conditions.clips:
-            if self._session is not None and clip.region is not None:
-                self._session.region = clip.region
-            prediction = self.unet(
-                self._with_given_frames(scaled[:, :, clip.index]),
-                timestep,
-                encoder_hidden_states=conditions.image_tokens,
-                reference_tokens=conditions.reference_tokens,
-                landmark_features=clip.landmark_features,
-                return_dict=False,
-            )[0]
-            total.index_add_(2, clip.index, prediction.float() * clip.weights[:, None, None])
-            weight.index_add_(0, clip.index, clip.weights)
-        return (total / weight[:, None, None]).to(latents.dtype)
-
-    def _with_given_frames(self, latents: Tensor) -> Tensor:
-        """Append the zeros that tell a 9-channel UNet that no frame is given. [B, 4, ...] -> [B, 4 or 9, ...]."""
-        more = self.unet.config["in_channels"] - latents.shape[1]
-        return (
-            torch.cat([latents, latents.new_zeros(len(latents), more, *latents.shape[2:])], dim=1) if more else latents
-        )
-
     def _bar(self, total: int, what: str) -> Any:
         """Open the pipeline's progress bar (`set_progress_bar_config` governs it) under a name."""
         open_bar: Any = self.progress_bar
         bar = open_bar(total=total)
         bar.set_description(what)
         return bar
+
+    def _tell_region(self, clip: Clip) -> None:
+        """Hand a clip's region to the cache, where there are both."""
+        if self._session is not None and clip.region is not None:
+            self._session.region = clip.region
 
     @contextmanager
     def _region_kept(self) -> Iterator[None]:
@@ -410,37 +344,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
                 self._session.region = before
 
 
-def letterbox(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Fit a picture into width x height: bicubic, aspect kept, centred on black (official model, 4.3)."""
-    scale = min(width / picture.width, height / picture.height)
-    inner = picture.convert("RGB").resize(
-        (max(int(picture.width * scale), 1), max(int(picture.height * scale), 1)), Image.Resampling.BICUBIC
-    )
-    canvas = Image.new("RGB", (width, height))
-    canvas.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
-    return canvas
-
-
 def _load_or_keep(kind: Any, given: Any, places: list[Path], torch_dtype: torch.dtype) -> Any:
     """Keep a model that was passed, else load it from the folder that was passed or from its usual places."""
     if isinstance(given, kind):
         return given.to(torch_dtype)
     return load_part(kind, [given] if given else places, torch_dtype)
-
-
-def _as_picture(image: Image.Image | np.ndarray) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise UserError(f"image must be a PIL picture or uint8 [height, width, 3], got {what}")
-    return Image.fromarray(image)
-
-
-def _check_region(region: np.ndarray | Tensor | None, frames: int) -> Tensor | None:
-    if region is None:
-        return None
-    region = torch.as_tensor(region)
-    if region.ndim != 3 or len(region) != frames:
-        raise UserError(f"region must be [{frames}, height, width], one mask per frame, got {list(region.shape)}")
-    return region

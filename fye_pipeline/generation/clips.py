@@ -1,0 +1,80 @@
+"""One prediction of the whole video: every window goes through the UNet, and what overlaps is averaged by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fye_pipeline.generation.windows import Window
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One window's share of a run: its frames, their weights, and what the UNet is given for them at every step."""
+
+    index: Tensor  # [f] long
+    weights: Tensor  # [f] float32
+    landmark_features: Tensor  # [1, C, f, h, w]
+    region: Tensor | None  # [f, H, W]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every UNet call of a run is given beside the latents; all of it is computed once."""
+
+    image_tokens: Tensor  # [1 or 2, L, D]: with guidance, zeros first
+    reference_tokens: list[Tensor]  # per spatial block [1, T, C]
+    clips: list[Clip]
+
+
+def cut_clip(window: Window, features: Tensor, region: Tensor | None) -> Clip:
+    """Cut one window's share out of the video's landmark features [1, C, F, h, w] and region [F, H, W]."""
+    index = torch.tensor(window.frames, device=features.device)
+    return Clip(
+        index=index,
+        weights=torch.tensor(window.weights, device=features.device),
+        landmark_features=features[:, :, index],
+        region=None if region is None else region[index.to(region.device)],
+    )
+
+
+def predict(
+    unet: Any, latents: Tensor, timestep: Tensor, conditions: Conditions, before_clip: Callable[[Clip], None]
+) -> Tensor:
+    """Predict with every window and average by weight. [1, 4, F, h, w] -> [1 or 2, 4, F, h, w], one row per prompt.
+
+    The average is taken before the scheduler's step. The official tiling steps every tile and averages after; as a
+    deterministic step is linear in the prediction, the two agree to rounding, and here every scheduler works.
+    `before_clip` is called before each UNet call. Sums are float32: at a tile's edge a weight is 1e-4.
+    """
+    rows = len(conditions.image_tokens)
+    batch = latents.expand(rows, -1, -1, -1, -1)
+    total = latents.new_zeros(batch.shape, dtype=torch.float32)
+    weight = latents.new_zeros(latents.shape[2], dtype=torch.float32)
+    for clip in conditions.clips:
+        before_clip(clip)
+        prediction = unet(
+            with_given_frames(batch[:, :, clip.index], unet.config["in_channels"]),
+            timestep,
+            encoder_hidden_states=conditions.image_tokens,
+            reference_tokens=conditions.reference_tokens,
+            landmark_features=clip.landmark_features,
+            return_dict=False,
+        )[0]
+        total.index_add_(2, clip.index, prediction.float() * clip.weights[:, None, None])
+        weight.index_add_(0, clip.index, clip.weights)
+    return (total / weight[:, None, None]).to(latents.dtype)
+
+
+def with_given_frames(latents: Tensor, channels: int) -> Tensor:
+    """Fill up to the UNet's input channels with zeros: no frame is given. [B, 4, F, h, w] -> [B, channels, F, h, w]."""
+    missing = channels - latents.shape[1]
+    return (
+        torch.cat([latents, latents.new_zeros(len(latents), missing, *latents.shape[2:])], dim=1)
+        if missing
+        else latents
+    )
