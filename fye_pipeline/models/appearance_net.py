@@ -26,8 +26,21 @@ class ExportBlock(nn.Module):
         self.norm1 = norm1
         self.index = index
 
-    def forward(self, hidden_states: Tensor, *, cross_attention_kwargs: dict, **_: object) -> Tensor:
-        """Write norm1(x) into the list of exports and pass x on. [B, T, C] -> [B, T, C]."""
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Write norm1(x) into the list of exports and pass x on. [B, T, C] -> [B, T, C].
+
+        The arguments are those of the block it stands for: gradient checkpointing passes them by position.
+        """
+        assert cross_attention_kwargs is not None
         cross_attention_kwargs["exports"][self.index] = self.norm1(hidden_states)
         return hidden_states
 
