@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,8 @@ def test_gradients_reach_everything_and_checkpointing_keeps_them(prompt: str) ->
     assert not silent
     net.enable_gradient_checkpointing()
     unet.enable_gradient_checkpointing()
+    assert net.is_gradient_checkpointing
+    assert unet.is_gradient_checkpointing
     for name, gradient in gradients(net, unet, encoder, keep).items():
         torch.testing.assert_close(gradient, plain[name], atol=1e-5, rtol=1e-4, msg=f"{name} differs")
 
@@ -265,6 +268,7 @@ def test_nine_channels_with_zero_columns_predict_as_four() -> None:
 
 @torch.no_grad()
 def test_networks_save_and_load_alike(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("diffusers").addHandler(caplog.handler)  # diffusers does not propagate its records
     given = inputs(1)
     unet = denoising_unet(image_prompt="resampler")
     unet.save_pretrained(tmp_path / "unet")
@@ -277,6 +281,7 @@ def test_networks_save_and_load_alike(tmp_path: Path, caplog: pytest.LogCaptureF
     loaded = AppearanceNet.from_pretrained(tmp_path / "net")
     assert all(map(torch.equal, loaded(latent, tokens), net.eval()(latent, tokens)))
     assert LandmarkEncoder.from_pretrained(tmp_path / "encoder").config["hidden_channels"] == [4, 8]
+    logging.getLogger("diffusers").removeHandler(caplog.handler)
     assert not caplog.records
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from fye_pipeline import FollowYourEmojiPipeline
-from fye_pipeline.errors import UserError
-from fye_pipeline.models.official import FILES, SCHEDULER, build_networks, load_networks, rename
+from fye_pipeline.models.official import FILES, SCHEDULER, build_networks, load_networks, read_weights, rename
 
 GUIDER, APPEARANCE, UNET, PIPELINE = 0.0, 2e-5, 1e-5, 5e-5  # max |difference|, CPU, float32
 GUIDANCE = 3.5
@@ -113,11 +113,13 @@ def test_unet(fixture: Fixture, record_property: Any, case: str) -> None:
 @pytest.mark.parametrize(("case", "run"), [("F", "clip"), ("G", "uniform"), ("H", "tiles")])
 def test_pipeline(fixture: Fixture, record_property: Any, case: str, run: str) -> None:
     io, how = fixture.io, fixture.runs[run]
-    options: dict[str, Any] = {}
+    options: dict[str, Any]
     if run == "uniform":
         options = {"long": "uniform", "window": how["window"]}
     elif run == "tiles":
         options = {"long": "tiles", "window": how["length"], "overlap": how["overlap"]}
+    else:
+        options = {"window": how["frames"]}
     pipe = fixture.pipeline()
     common = {
         "image": io["F.ref_image_u8"].numpy(),
@@ -134,8 +136,6 @@ def test_pipeline(fixture: Fixture, record_property: Any, case: str, run: str) -
 
 
 def test_reference_latent(fixture: Fixture, record_property: Any) -> None:
-    from PIL import Image
-
     ours = fixture.pipeline().encode_reference(Image.fromarray(fixture.io["F.ref_image_u8"].numpy())).detach()
     assert difference(ours, fixture.io["F.ref_latents"], record_property, "reference latent") <= PIPELINE
 
@@ -145,3 +145,27 @@ def test_scheduler(fixture: Fixture) -> None:
     scheduler.set_timesteps(len(fixture.io["S.timesteps30"]))
     assert torch.equal(scheduler.timesteps, fixture.io["S.timesteps30"])
     assert torch.equal(scheduler.alphas_cumprod, fixture.io["S.alphas_cumprod"])
+
+
+def test_both_file_formats_hold_the_same_weights(fixture: Fixture) -> None:
+    """The .pth file is read without running code, and is as good as its conversion."""
+    pickled = fixture.folder / "small_lmk_guider.pth"
+    if not pickled.exists():
+        pytest.skip(f"{pickled} is absent")
+    state = rename(read_weights(pickled))
+    own = fixture.networks["landmark_encoder"].state_dict()
+    assert state.keys() == own.keys()
+    assert all(torch.equal(state[key], own[key]) for key in own)
+
+
+@pytest.mark.parametrize("part", FILES)
+def test_full_size_keys(parity_dir: Path, part: str) -> None:
+    """Names and shapes of the published networks, without a byte of weights."""
+    listed = parity_dir / f"full_keys_{FILES[part]}.json"
+    if not listed.exists():
+        pytest.skip(f"{listed} is absent")
+    with torch.device("meta"):
+        network = build_networks()[part]
+        official = {key: torch.empty(shape) for key, shape in json.loads(listed.read_text()).items()}
+    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    assert own == {key: tuple(value.shape) for key, value in rename(official).items()}

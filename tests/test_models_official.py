@@ -1,0 +1,187 @@
+"""Loading the published weights: key names, strictness, safety; on random weights of small sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fye_pipeline.errors import UserError
+from fye_pipeline.models.official import (
+    build_networks,
+    find_weights,
+    load_networks,
+    load_strictly,
+    read_weights,
+    rename,
+    widen_conv_in,
+)
+
+CONFIG: dict[str, Any] = {
+    "base": {
+        "sample_size": 8,
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 8,
+        "norm_num_groups": 4,
+    },
+    "motion": {"motion_module_kwargs": {"num_attention_heads": 2, "temporal_position_encoding_max_len": 8}},
+    "guider": {"conditioning_embedding_channels": 8, "block_out_channels": [4, 8]},
+    "image_dim": {"appearance_net": 6, "unet": 6},
+}
+NAMES = {"landmark_encoder": "lmk_guider", "appearance_net": "referencenet", "unet": "unet"}
+BACK = (
+    ("pos_embed.pe", "attention_blocks.0.pos_encoder.pe"),
+    ("attn1", "attention_blocks.0"),
+    ("attn2", "attention_blocks.1"),
+    ("norm3", "ff_norm"),
+    ("norm1", "norms.0"),
+    ("norm2", "norms.1"),
+)
+
+
+def official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `rename`, written independently of it."""
+    named = {}
+    for key, value in state.items():
+        if ".motion_modules." in key:
+            module, index, rest = (
+                key.partition(".motion_modules.")[0],
+                *key.partition(".motion_modules.")[2].split(".", 1),
+            )
+            for ours, official in BACK:
+                rest = rest.replace(ours, official)
+            key = f"{module}.motion_modules.{index}.temporal_transformer.{rest}"
+            if key.endswith("attention_blocks.0.pos_encoder.pe"):
+                named[key.replace("attention_blocks.0", "attention_blocks.1")] = value.clone()
+        named[key] = value
+    return named
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three files with official names, the first as .pth."""
+    torch.manual_seed(0)
+    for part, network in build_networks(CONFIG).items():
+        state = official_names(network.state_dict())
+        if part == "landmark_encoder":
+            torch.save(state, tmp_path / f"{NAMES[part]}.pth")
+        else:
+            save_file(state, tmp_path / f"{NAMES[part]}.safetensors")
+    return tmp_path
+
+
+def change(folder: Path, name: str, edit: Any) -> None:
+    state = read_weights(folder / f"{name}.safetensors")
+    edit(state)
+    save_file(state, folder / f"{name}.safetensors")
+
+
+def test_networks_load_whole(folder: Path) -> None:
+    torch.manual_seed(0)
+    for part, network in build_networks(CONFIG).items():
+        loaded = load_networks(folder, {**CONFIG, "image_dim": {}})[part]
+        assert not loaded.training
+        for key, value in network.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value), f"{part}.{key}"
+
+
+def test_dtype_and_frozen_parameters_survive_loading(folder: Path) -> None:
+    networks = load_networks(folder, CONFIG, torch_dtype=torch.bfloat16)
+    assert {network.dtype for network in networks.values()} == {torch.bfloat16}
+    frozen = [name for name, parameter in networks["appearance_net"].named_parameters() if not parameter.requires_grad]
+    assert frozen == ["up_blocks.1.attentions.1.proj_out.weight", "up_blocks.1.attentions.1.proj_out.bias"]
+
+
+def test_progressive_unet_gets_zero_columns(folder: Path) -> None:
+    four = load_networks(folder, CONFIG)["unet"].state_dict()["conv_in.weight"]
+    nine = load_networks(folder, CONFIG, in_channels=9)["unet"]
+    assert nine.config["in_channels"] == 9
+    weight = nine.state_dict()["conv_in.weight"]
+    assert torch.equal(weight[:, :4], four)
+    assert weight.shape[1] == 9
+    assert not weight[:, 4:].any()
+    assert widen_conv_in(four, 4) is four
+
+
+def test_missing_unexpected_and_misshapen_keys_are_all_listed(folder: Path) -> None:
+    def edit(state: dict[str, Tensor]) -> None:
+        del state["conv_in.bias"]
+        del state["conv_out.bias"]
+        state["conv_extra.weight"] = torch.zeros(1)
+        state["clip_fc.bias"] = torch.zeros(3)
+
+    change(folder, "unet", edit)
+    with pytest.raises(UserError) as caught:
+        load_networks(folder, CONFIG)
+    message = str(caught.value)
+    assert "unet does not fit DenoisingUNet" in message
+    assert "2 missing keys: conv_in.bias, conv_out.bias" in message
+    assert "1 unexpected keys: conv_extra.weight" in message
+    assert "clip_fc.bias (expected [8], got [3])" in message
+
+
+def test_unequal_positional_tables_are_refused() -> None:
+    key = "mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.{}.pos_encoder.pe"
+    table = torch.randn(1, 8, 4)
+    renamed = rename({key.format(0): table, key.format(1): table.clone()})
+    assert list(renamed) == ["mid_block.motion_modules.0.transformer_blocks.0.pos_embed.pe"]
+    with pytest.raises(UserError, match="must be equal"):
+        rename({key.format(0): table, key.format(1): table + 1})
+
+
+def test_keys_outside_the_motion_modules_keep_their_names() -> None:
+    key = "down_blocks.0.attentions.0.transformer_blocks.0.norm1.weight"
+    assert list(rename({key: torch.zeros(1)})) == [key]
+
+
+def test_absent_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"neither unet.safetensors nor unet.pth"):
+        find_weights(tmp_path, "unet")
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("code ran",))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"weight": Malicious()}, tmp_path / "unet.pth")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        read_weights(tmp_path / "unet.pth")
+    assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {"a": torch.zeros(1)}}, [torch.zeros(1)]])
+def test_a_file_that_is_no_flat_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "unet.pth")
+    with pytest.raises(UserError, match="flat dictionary"):
+        read_weights(tmp_path / "unet.pth")
+
+
+def test_a_truncated_file_is_refused(folder: Path) -> None:
+    path = folder / "unet.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        read_weights(path)
+
+
+def test_a_layout_that_the_blocks_do_not_have_is_refused() -> None:
+    config = json.loads(json.dumps(CONFIG))
+    config["motion"]["motion_module_kwargs"]["attention_block_types"] = ["Temporal_Self", "Spatial_Cross"]
+    with pytest.raises(UserError, match="attention_block_types"):
+        build_networks(config)
+
+
+def test_strict_loading_takes_the_tensors_themselves() -> None:
+    with torch.device("meta"):
+        network = build_networks(CONFIG)["landmark_encoder"]
+    state = {key: torch.randn(value.shape) for key, value in network.state_dict().items()}
+    load_strictly(network, state, "lmk_guider")
+    assert all(value.data_ptr() == state[key].data_ptr() for key, value in network.state_dict().items())
