@@ -18,6 +18,7 @@ _HOMES = {
     "DenoisingUNet": "fye_pipeline.models.denoising_unet",
     "FollowYourEmojiPipeline": "fye_pipeline.pipeline",
     "LandmarkEncoder": "fye_pipeline.models.landmark_encoder",
+    "ModelMixin": "diffusers",  # diffusers asks a part's library for the base class, to know how the part is loaded
 }
 
 

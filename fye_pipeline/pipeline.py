@@ -95,14 +95,14 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """Load a pipeline folder, in float32 unless `torch_dtype` says otherwise; parts may be passed by name instead.
+        """Load a pipeline folder, in float32 unless `dtype` says otherwise; parts may be passed by name instead.
 
         Raises UserError, in one sentence that lists them, when parts are absent; and when a part cannot be read.
         """
         folder = Path(pretrained_model_name_or_path)
         check_folder(folder, [part for part in PARTS if kwargs.get(part) is None])
-        if "dtype" not in kwargs:
-            kwargs["torch_dtype"] = kwargs.get("torch_dtype") or torch.float32
+        older = kwargs.pop("torch_dtype", None)  # the name that diffusers is leaving behind
+        kwargs["dtype"] = kwargs.get("dtype") or older or torch.float32
         try:
             return super().from_pretrained(str(folder), **kwargs)
         except Exception as error:
@@ -117,7 +117,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         image_encoder: CLIPVisionModelWithProjection | str | Path | None = None,
         config: dict[str, Any] | None = None,
         in_channels: int | None = None,
-        torch_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Load the published weights: `lmk_guider`, `referencenet` and `unet`, each .pth or .safetensors.
 
@@ -127,13 +127,13 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         Raises UserError for absent or unreadable files, and lists missing and unexpected keys.
         """
         folder = Path(folder)
-        networks: dict[str, Any] = load_networks(folder, config, in_channels=in_channels, torch_dtype=torch_dtype)
+        networks: dict[str, Any] = load_networks(folder, config, in_channels=in_channels, dtype=dtype)
         vaes, encoders = [folder / "vae", folder / "sd-vae-ft-mse"], [folder / "image_encoder"]
         own = folder / "feature_extractor"
         feature_extractor = CLIPImageProcessorPil.from_pretrained(own) if own.is_dir() else CLIPImageProcessorPil()
         return cls(
-            vae=_load_or_keep(AutoencoderKL, vae, vaes, torch_dtype),
-            image_encoder=_load_or_keep(CLIPVisionModelWithProjection, image_encoder, encoders, torch_dtype),
+            vae=_load_or_keep(AutoencoderKL, vae, vaes, dtype),
+            image_encoder=_load_or_keep(CLIPVisionModelWithProjection, image_encoder, encoders, dtype),
             feature_extractor=feature_extractor,
             scheduler=DDIMScheduler(**SCHEDULER),
             **networks,
@@ -344,8 +344,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
                 self._session.region = before
 
 
-def _load_or_keep(kind: Any, given: Any, places: list[Path], torch_dtype: torch.dtype) -> Any:
+def _load_or_keep(kind: Any, given: Any, places: list[Path], dtype: torch.dtype) -> Any:
     """Keep a model that was passed, else load it from the folder that was passed or from its usual places."""
     if isinstance(given, kind):
-        return given.to(torch_dtype)
-    return load_part(kind, [given] if given else places, torch_dtype)
+        return given.to(dtype)
+    return load_part(kind, [given] if given else places, dtype)

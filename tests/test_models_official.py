@@ -93,7 +93,7 @@ def test_networks_load_whole(folder: Path) -> None:
 
 
 def test_dtype_and_frozen_parameters_survive_loading(folder: Path) -> None:
-    networks = load_networks(folder, CONFIG, torch_dtype=torch.bfloat16)
+    networks = load_networks(folder, CONFIG, dtype=torch.bfloat16)
     assert {network.dtype for network in networks.values()} == {torch.bfloat16}
     frozen = [name for name, parameter in networks["appearance_net"].named_parameters() if not parameter.requires_grad]
     assert frozen == ["up_blocks.1.attentions.1.proj_out.weight", "up_blocks.1.attentions.1.proj_out.bias"]

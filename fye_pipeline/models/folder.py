@@ -48,12 +48,12 @@ def _fault(folder: Path, part: str, entries: dict[str, Any]) -> str | None:
     return None
 
 
-def load_part(kind: Any, places: Sequence[str | Path], torch_dtype: torch.dtype) -> Any:
+def load_part(kind: Any, places: Sequence[str | Path], dtype: torch.dtype) -> Any:
     """Load a model (`kind.from_pretrained`) from the first of `places` that is a folder. Raises UserError."""
     for place in places:
         if Path(place).is_dir():
             try:
-                return kind.from_pretrained(str(place), torch_dtype=torch_dtype).eval()
+                return kind.from_pretrained(str(place), dtype=dtype).eval()
             except Exception as error:
                 raise UserError(f"{place} cannot be loaded as {kind.__name__}: {error}") from error
     raise UserError(f"no {kind.__name__} found at {' or '.join(map(str, places))}; put its folder there, or pass it")

@@ -119,7 +119,7 @@ def load_networks(
     *,
     prefix: str = "",
     in_channels: int | None = None,
-    torch_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, ModelMixin]:
     """Load `lmk_guider`, `referencenet` and `unet` (.safetensors or .pth, `prefix` before each) from a folder.
 
@@ -139,7 +139,7 @@ def load_networks(
         if part == "unet" and "conv_in.weight" in state:
             state["conv_in.weight"] = widen_conv_in(state["conv_in.weight"], network.config["in_channels"])
         load_strictly(network, state, f"{prefix}{FILES[part]}")
-        network.to(torch_dtype).eval() if torch_dtype is not None else network.float().eval()
+        network.to(dtype).eval() if dtype is not None else network.float().eval()
     return networks
 
 
