@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -43,6 +43,7 @@ class AnimationSettings:
 
     reference: a picture. driving: a video, a landmark sequence (.npz) or an official template (.npy). model: a
     pipeline folder. fps None: the driver's. size None: the model's own; pixels a side. frames None: all of them.
+    long: how more frames than one clip are joined (`generation/windows.py`).
     cache: arguments of `ticache.apply`, None to run without it. reference_landmarks: a one-frame sequence of the
     portrait, which then needs no detector.
     """
@@ -56,6 +57,7 @@ class AnimationSettings:
     frames: int | None = None
     fps: Fraction | None = None
     size: int | None = None
+    long: Literal["tiles", "uniform"] = "tiles"
     cache: dict[str, Any] | None = field(default_factory=lambda: {"N": 3, "order": 2, "cut": "outer"})
     compare: bool = False
     watermark: bool = True
@@ -173,6 +175,7 @@ class Job:
                 self.pictures,
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.guidance,
+                long=settings.long,
                 region=self.region if cached else None,
                 generator=torch.Generator("cpu").manual_seed(settings.seed),
                 output_type="latent",

@@ -38,6 +38,13 @@ class NoFace(StrEnum):
     ERROR = "error"
 
 
+class Long(StrEnum):
+    """How a video is made that is longer than one clip of the model."""
+
+    TILES = "tiles"
+    UNIFORM = "uniform"
+
+
 class Cut(StrEnum):
     """Where the UNet is cut at a predicted step."""
 
@@ -86,6 +93,7 @@ def animate(
     frames: Annotated[int | None, typer.Option(help="Use the first frames of the driver only.")] = None,
     fps: Annotated[Fraction | None, typer.Option(parser=_fraction, help="Frame rate. Default: the driver's.")] = None,
     size: Annotated[int | None, typer.Option(help="Pixels a side. Default: the model's.")] = None,
+    long: Annotated[Long, typer.Option(help="More frames than a clip: overlapping tiles, or windows.")] = Long.TILES,
     interval: Annotated[int | None, typer.Option("--N", help="Cache: one full step in N [default: 3].")] = None,
     order: Annotated[int | None, typer.Option(help="Cache: highest difference used [default: 2].")] = None,
     cut: Annotated[Cut | None, typer.Option(help="Cache: where the UNet is cut [default: outer].")] = None,
@@ -135,6 +143,7 @@ def animate(
         frames=frames,
         fps=fps,
         size=size,
+        long=long.value,
         cache=None if no_cache else _cache_options(interval, order, cut, preset),
         compare=compare,
         watermark=not no_watermark,
