@@ -61,13 +61,13 @@ def predict_kernel(
         coefficient = coefficient.to(tl.float32) + tl.full((1, 1), 0.0, tl.float32)
         if order == 0:
             # Relative to D_0: 0 for Taylor and Newton, whose c_0 is 1, even where D_0 is infinite.
-            change = tl.where(coefficient == 1.0, 0.0, (coefficient - 1.0) * base)
+            change = tl.where(wanted & (coefficient != 1.0), (coefficient - 1.0) * base, 0.0)
         else:
             offsets = tile_offsets(row, column, row_shape, difference_strides[order])
             read = wanted & (coefficient != 0.0)
             change += coefficient * tl.load(differences[order] + offsets, mask=read, other=0.0).to(tl.float32)
     if mask is not None:
-        change = tl.where(wanted, weight * change, 0.0)  # Eq. 4: outside the region D_0 is reused
+        change = weight * change  # Eq. 4; outside the region both are 0, for nothing was read, and D_0 is reused
     # -0.0 + 0.0 is +0.0: the sum is not bit-identical to its first term, so the term itself is taken.
     prediction = tl.where(change == 0.0, base, base + change)
     offsets = tile_offsets(row, column, row_shape, out_strides)
