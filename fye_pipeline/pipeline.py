@@ -182,8 +182,10 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         decode_chunk_size: int = 1,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> FollowYourEmojiOutput | tuple[Any]:
+    ) -> Any:
         """Animate `image` with `landmarks`; the video has as many frames as there are landmark pictures.
+
+        Returns a FollowYourEmojiOutput, or a tuple of its one field with `return_dict=False`.
 
         image: the portrait, PIL or uint8 [H, W, 3]; letterboxed to the size of the landmark pictures.
         landmarks: drawn landmark pictures, uint8 [F, H, W, 3], H and W multiples of the smallest latent cell.

@@ -19,7 +19,7 @@ from fye_pipeline.models.image_prompt import build_image_prompt
 from fye_pipeline.models.official import load_strictly, widen_conv_in
 from fye_pipeline.models.tiny import build_tiny
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "block_out_channels": (16, 32),
     "layers_per_block": 1,
     "num_attention_heads": 2,
@@ -34,7 +34,7 @@ FRAMES, SIZE = 3, 16
 
 
 def appearance_net(**changes: Any) -> AppearanceNet:
-    types = {
+    types: dict[str, Any] = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }
@@ -44,12 +44,13 @@ def appearance_net(**changes: Any) -> AppearanceNet:
 
 def denoising_unet(**changes: Any) -> DenoisingUNet:
     """A small UNet whose motion modules do something (they start at zero)."""
-    types = {
+    types: dict[str, Any] = {
+        "motion_num_attention_heads": 2,
         "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
         "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
     }
     torch.manual_seed(1)
-    unet = DenoisingUNet(**(SMALL | types | {"motion_num_attention_heads": 2} | changes))
+    unet = DenoisingUNet(**(SMALL | types | changes))
     for name, parameter in unet.named_parameters():
         if "motion_modules" in name and "proj_out" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -162,6 +163,7 @@ def test_masked_rows_do_not_see_their_reference() -> None:
 def test_landmark_features_are_added_after_the_first_convolution() -> None:
     unet, given = denoising_unet(), inputs(1)
     moved = copy.deepcopy(unet)
+    assert moved.conv_in.bias is not None
     moved.conv_in.bias += 0.25
     shifted = unet(**(given | {"landmark_features": given["landmark_features"] + 0.25})).sample
     torch.testing.assert_close(shifted, moved(**given).sample, atol=1e-5, rtol=0)
@@ -320,10 +322,10 @@ def test_foreign_attention_processors_are_noticed() -> None:
     given = inputs(1)
     unet, net = denoising_unet(), appearance_net()
     for block in spatial_blocks(unet):
-        block.attn1.set_processor(AttnProcessor2_0())
+        block.attn1.set_processor(AttnProcessor2_0())  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="another attention processor"):
         unet(**given)
-    spatial_blocks(net)[0].attn1.set_processor(AttnProcessor2_0())
+    spatial_blocks(net)[0].attn1.set_processor(AttnProcessor2_0())  # pyright: ignore[reportArgumentType]
     with pytest.raises(RuntimeError, match="another attention processor"):
         net(given["sample"][:, :, 0], given["encoder_hidden_states"])
 

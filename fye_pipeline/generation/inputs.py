@@ -34,7 +34,7 @@ def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
 
 def check_landmarks(landmarks: Sequence[np.ndarray] | np.ndarray, cell: int) -> np.ndarray:
     """Check landmark pictures, whose sides `cell` must divide. -> uint8 [F, H, W, 3]; raises UserError."""
-    pictures = np.asarray(landmarks)
+    pictures = np.ascontiguousarray(landmarks)  # torch takes no reversed views
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3 or not len(pictures):
         raise UserError(f"landmarks must be uint8 [frames, height, width, 3], got {pictures.dtype} {pictures.shape}")
     height, width = pictures.shape[1:3]
