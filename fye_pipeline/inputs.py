@@ -40,7 +40,8 @@ class LazyDetector:
     def __init__(
         self, task_path: Path | None = None, on_note: OnNote = lambda text: None, mode: Mode = "image"
     ) -> None:
-        self._task_path, self._on_note, self._mode = task_path, on_note, mode
+        self._task_path, self._on_note = task_path, on_note
+        self._mode: Mode = mode
         self._stack = ExitStack()
         self._detector: FaceLandmarkDetector | None = None
 
