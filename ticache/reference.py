@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# What leaves every number as it was when added, bit for bit: -0.0 + 0.0 is +0.0, but -0.0 + -0.0 is -0.0.
+_NOTHING = -0.0
+
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """float32, or float64 as soon as one of the tensors is float64."""
@@ -53,14 +56,10 @@ def predict(
     """
     base = differences[0].to(accumulation_dtype(*differences))
     change = _change(differences, coefficients, base)
-    if change is None:
-        prediction = base
-    else:
-        if mask is not None:
-            weight = mask.to(base.dtype)
-            change = torch.where(weight == 0, 0.0, weight * change)
-        # -0.0 + 0.0 is +0.0: the sum is not bit-identical to its first term, so the term itself is taken.
-        prediction = torch.where(change == 0, base, base + change)
+    if change is not None and mask is not None:
+        weight = mask.to(base.dtype)
+        change = torch.where(weight == 0, _NOTHING, weight * change)
+    prediction = base if change is None else base + change
     if out is not None:
         return out.copy_(prediction)
     return prediction.to(dtype or differences[0].dtype, copy=change is None)
@@ -77,10 +76,10 @@ def _change(differences: Sequence[Tensor], coefficients: Tensor | Sequence[float
         difference = base if order == 0 else differences[order].to(base.dtype)
         if isinstance(coefficient, Tensor):
             coefficient = coefficient.to(base)
-            term = torch.where(coefficient == 0, 0.0, coefficient * difference)
+            term = torch.where(coefficient == 0, _NOTHING, coefficient * difference)
         elif coefficient != 0:
             term = coefficient * difference
         else:
             continue
-        change = term if change is None else change + term
+        change = term if change is None else change.add_(term)
     return change
