@@ -53,6 +53,13 @@ class Cut(StrEnum):
     BRANCHES = "branches"
 
 
+class Split(StrEnum):
+    """People of the rendered world: those a model may see in training, and those held back."""
+
+    TRAIN = "train"
+    HELD = "held"
+
+
 class Preset(StrEnum):
     """Recipes of the cache."""
 
@@ -250,6 +257,62 @@ def landmarks(
             "frames_without_face": sequence.gaps(),
         },
     )
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Option(help="A recipe (tiny, smoke) or a .toml or .json file of changes to it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the run.")] = Path("runs/train"),
+    max_steps: Annotated[int | None, typer.Option(min=1, help="End each phase after this many steps.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    face_landmarker: TaskFile = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model on rendered faces; it can be interrupted and resumed at any time."""
+    reporter = Reporter(quiet=quiet)
+    from fye_pipeline.inputs import obtain_face_landmarker
+    from fye_pipeline.training.config import load_config
+    from fye_pipeline.training.loop import train as run
+
+    if not debug:
+        _hush_libraries()
+    recipe = load_config(config)
+    task = obtain_face_landmarker(face_landmarker, reporter.note)
+    folder = run(
+        recipe, output=output, resume=resume, max_steps=max_steps, face_landmarker=task, on_progress=reporter.note
+    )
+    reporter.result(f"{folder}: use it with `fye animate --model {folder}`", {"model": str(folder)})
+
+
+@app.command()
+def world(
+    sheet: Annotated[Path, typer.Option(help="The picture to write: a row a person, a column a moment.")],
+    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
+    split: Annotated[Split, typer.Option(help="Which people.")] = Split.HELD,
+    rows: Annotated[int, typer.Option(min=1)] = 8,
+    columns: Annotated[int, typer.Option(min=1)] = 10,
+    face_landmarker: TaskFile = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw a contact sheet of the rendered world that the shipped model was trained on."""
+    reporter = Reporter(quiet=quiet)
+    from PIL import Image
+
+    from fye_pipeline.files import writable_target
+    from fye_pipeline.inputs import obtain_face_landmarker
+    from fye_pipeline.landmarks.geometry import CanonicalFace
+    from fye_pipeline.world import World
+    from fye_pipeline.world.dataset import contact_sheet
+
+    target = writable_target(sheet, overwrite=overwrite)
+    task = obtain_face_landmarker(face_landmarker, reporter.note)
+    rendered = World(CanonicalFace.from_task(task), seed=seed)
+    picture = contact_sheet(rendered, split=split.value, rows=rows, columns=columns)
+    Image.fromarray(picture).save(target)
+    reporter.result(f"{target}: {rows} people, {columns} moments each", {"sheet": str(target)})
 
 
 @models_app.command("get")
