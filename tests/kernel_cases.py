@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -63,6 +64,19 @@ def arranged(tensor: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
     view.copy_(tensor)
     assert view.shape == shape
     return view
+
+
+def far_apart(count: int) -> list[Tensor]:
+    """Half-precision [3, 5] tensors whose last row lies 2^31 elements after the first, in memory reserved, not filled.
+
+    The rows' stride itself fits 32 bits; only its product with the row does not.
+    """
+    stride = 2**30 + 8 * count
+    try:
+        memory = torch.empty(2 * stride + 8 * count, dtype=torch.float16, device=DEVICE)
+    except RuntimeError as error:
+        pytest.skip(f"no address space for it: {error}")
+    return [memory.as_strided((3, 5), (stride, 1), 8 * index) for index in range(count)]
 
 
 def gaps(view: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from kernel_cases import (
     NAN,
     arranged,
     assert_within_eager,
+    far_apart,
     gaps,
     property_settings,
     shapes,
@@ -222,6 +223,17 @@ def test_fewer_coefficients_than_differences() -> None:
     differences[3].fill_(NAN)
     differences[4].fill_(NAN)
     check(differences, NUMBERS["newton"][:3])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_offsets_beyond_32_bits(masked: bool) -> None:
+    out, *differences = far_apart(3)
+    for number, difference in enumerate(differences):
+        difference.copy_(torch.arange(15.0).view(3, 5) + number)
+    mask = torch.tensor([[0.0], [1.0], [1.0]], device=DEVICE) if masked else None
+    ops.predict(differences, [1.0, 2.0], mask, out=out, backend="triton")
+    expected = [3.0 * n + 2 for n in range(15)]
+    assert out.flatten().tolist() == ([0.0, 1.0, 2.0, 3.0, 4.0, *expected[5:]] if masked else expected)
 
 
 @property_settings

@@ -15,6 +15,7 @@ from kernel_cases import (
     NAN,
     arranged,
     assert_within_eager,
+    far_apart,
     gaps,
     property_settings,
     shapes,
@@ -108,18 +109,12 @@ def test_a_polynomial_leaves_its_own_differences() -> None:
 
 
 def test_offsets_beyond_32_bits() -> None:
-    """Two rows more than 2^31 elements apart, in memory that is reserved but never filled."""
-    far = 2**31 + 8
-    try:
-        memory = [torch.empty(far + 8, dtype=torch.float16, device=DEVICE) for _ in range(3)]
-    except RuntimeError as error:
-        pytest.skip(f"no address space for it: {error}")
-    feature, *differences = (block.as_strided((2, 5), (far, 1)) for block in memory)
-    feature.copy_(torch.arange(10.0).view(2, 5) * 3)
-    differences[0].copy_(torch.arange(10.0).view(2, 5))
+    feature, *differences = far_apart(3)
+    feature.copy_(torch.arange(15.0).view(3, 5) * 3)
+    differences[0].copy_(torch.arange(15.0).view(3, 5))
     ops.update_differences(feature, differences, backend="triton")
-    assert differences[0].flatten().tolist() == [3.0 * n for n in range(10)]
-    assert differences[1].flatten().tolist() == [2.0 * n for n in range(10)]
+    assert differences[0].flatten().tolist() == [3.0 * n for n in range(15)]
+    assert differences[1].flatten().tolist() == [2.0 * n for n in range(15)]
 
 
 @property_settings
