@@ -4,7 +4,6 @@
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -90,6 +89,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         self.vae_scale_factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
         self._interrupt = False
         self._session: Session | None = None
+        self._lent_region: Tensor | None = None  # what the session's region was last set to by a run
 
     # Loading
 
@@ -145,7 +145,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         """Accelerate the UNet with `ticache.apply(self, config, **options)`; the session gets each run's `region`."""
         import ticache
 
-        self._session = ticache.apply(self, config, **options)
+        self._session, self._lent_region = ticache.apply(self, config, **options), None
         return self._session
 
     def disable_cache(self) -> None:
@@ -153,7 +153,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         import ticache
 
         ticache.remove(self)
-        self._session = None
+        self._session, self._lent_region = None, None
 
     # Running
 
@@ -307,7 +307,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         """Run the scheduler's loop. [1, 4, F, h, w] -> the same."""
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
-        with self._bar(len(self.scheduler.timesteps), "denoising") as bar, self._region_kept():
+        with self._bar(len(self.scheduler.timesteps), "denoising") as bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
@@ -331,19 +331,10 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         return bar
 
     def _tell_region(self, clip: Clip) -> None:
-        """Hand a clip's region to the cache, where there are both."""
-        if self._session is not None and clip.region is not None:
+        """Set the session's region to that of the clip at hand; one that the user set stays where a run brings none."""
+        if self._session is not None and clip.region is not self._lent_region:
             self._session.region = clip.region
-
-    @contextmanager
-    def _region_kept(self) -> Iterator[None]:
-        """Give the session its own region back at the end of a run."""
-        before = None if self._session is None else self._session.region
-        try:
-            yield
-        finally:
-            if self._session is not None:
-                self._session.region = before
+            self._lent_region = clip.region
 
 
 def _load_or_keep(kind: Any, given: Any, places: list[Path], dtype: torch.dtype) -> Any:

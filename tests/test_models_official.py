@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.errors import UserError
 from fye_pipeline.models.official import (
     build_networks,
@@ -21,6 +23,7 @@ from fye_pipeline.models.official import (
     rename,
     widen_conv_in,
 )
+from fye_pipeline.models.tiny import build_tiny
 
 CONFIG: dict[str, Any] = {
     "base": {
@@ -177,6 +180,27 @@ def test_a_layout_that_the_blocks_do_not_have_is_refused() -> None:
     config["motion"]["motion_module_kwargs"]["attention_block_types"] = ["Temporal_Self", "Spatial_Cross"]
     with pytest.raises(UserError, match="attention_block_types"):
         build_networks(config)
+
+
+def test_a_pipeline_comes_from_the_official_folder(folder: Path) -> None:
+    parts = build_tiny()
+    vision = CLIPVisionConfig(
+        hidden_size=6, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=32
+    )
+    encoder = CLIPVisionModelWithProjection(vision)
+    with pytest.raises(UserError, match=r"no AutoencoderKL found at .*vae or .*sd-vae-ft-mse"):
+        FollowYourEmojiPipeline.from_official(folder, config=CONFIG, image_encoder=encoder)
+    parts["vae"].save_pretrained(folder / "sd-vae-ft-mse")
+    with pytest.raises(UserError, match=r"no CLIPVisionModelWithProjection found at .*image_encoder"):
+        FollowYourEmojiPipeline.from_official(folder, config=CONFIG)
+    encoder.save_pretrained(folder / "image_encoder")
+    parts["feature_extractor"].save_pretrained(folder / "feature_extractor")
+    pipe = FollowYourEmojiPipeline.from_official(folder, config=CONFIG, in_channels=9)
+    assert pipe.unet.config["in_channels"] == 9
+    assert pipe.feature_extractor.crop_size["height"] == 64
+    assert pipe.scheduler.config["prediction_type"] == "v_prediction"
+    assert pipe.scheduler.config["rescale_betas_zero_snr"]
+    assert torch.equal(pipe.vae.state_dict()["quant_conv.weight"], parts["vae"].state_dict()["quant_conv.weight"])
 
 
 def test_strict_loading_takes_the_tensors_themselves() -> None:

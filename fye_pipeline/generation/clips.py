@@ -38,7 +38,7 @@ def cut_clip(window: Window, features: Tensor, region: Tensor | None) -> Clip:
         index=index,
         weights=torch.tensor(window.weights, device=features.device),
         landmark_features=features[:, :, index],
-        region=None if region is None else region[index.to(region.device)],
+        region=None if region is None else region.to(index.device)[index],
     )
 
 

@@ -1,0 +1,112 @@
+"""The pipeline under `ticache`: exact where it must be, fewer full calls, one region per window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_pipeline import FRAMES, build, run
+from torch import Tensor
+
+import ticache
+from fye_pipeline import FollowYourEmojiPipeline
+
+STEPS = 6
+LONG: list[dict[str, Any]] = [{}, {"long": "uniform", "window": 3}, {"long": "tiles", "window": 4, "overlap": 2}]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> FollowYourEmojiPipeline:
+    return build()
+
+
+def region() -> np.ndarray:
+    """A mask per frame whose first pixel tells the frame."""
+    masks = np.zeros((FRAMES, 8, 8), np.float32)
+    masks[:, 0, 0] = np.arange(FRAMES) / 8
+    return masks
+
+
+def first_frames(seen: list[Tensor]) -> list[list[int]]:
+    return [[round(8 * value) for value in masks[..., 0, 0].flatten().tolist()] for masks in seen]
+
+
+@pytest.mark.parametrize("options", LONG)
+def test_every_step_full_is_exact(pipe: FollowYourEmojiPipeline, options: dict[str, Any]) -> None:
+    plain = run(pipe, num_inference_steps=STEPS, **options)
+    pipe.enable_cache(N=1, order=2)
+    try:
+        assert torch.equal(run(pipe, num_inference_steps=STEPS, **options), plain)
+    finally:
+        pipe.disable_cache()
+
+
+@pytest.mark.parametrize(
+    ("options", "cut"), [(LONG[0], "outer"), (LONG[0], "output"), (LONG[1], "outer"), (LONG[2], "output")]
+)
+def test_predicted_steps_are_close_and_leave_no_trace(
+    pipe: FollowYourEmojiPipeline, options: dict[str, Any], cut: str
+) -> None:
+    plain = run(pipe, num_inference_steps=STEPS, **options)
+    ran = []  # the deepest convolution runs at full steps only
+    deepest = pipe.unet.get_submodule("mid_block.resnets.0.conv1")
+    hook = deepest.register_forward_pre_hook(lambda module, args: ran.append(1))
+    pipe.enable_cache(N=3, order=2, cut=cut)
+    try:
+        cached = run(pipe, num_inference_steps=STEPS, region=region(), **options)
+    finally:
+        pipe.disable_cache()
+        hook.remove()
+    assert len(ran) == STEPS // 3 * (2 if options else 1)  # the long ways have two windows here, each a stream
+    assert 1e-5 < (cached - plain).square().mean().sqrt() < 0.1
+    assert torch.equal(run(pipe, num_inference_steps=STEPS, **options), plain)
+
+
+def test_apply_and_remove_work_on_the_pipeline_itself(pipe: FollowYourEmojiPipeline) -> None:
+    plain = run(pipe, num_inference_steps=STEPS)
+    with ticache.apply(pipe, N=3, order=2):
+        assert not torch.equal(run(pipe, num_inference_steps=STEPS), plain)
+    assert torch.equal(run(pipe, num_inference_steps=STEPS), plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (LONG[0], [[0, 1, 2, 3, 4]]),
+        (LONG[1], [[0, 1, 2], [3, 4, 0]]),
+        (LONG[2], [[0, 1, 2, 3], [1, 2, 3, 4]]),
+    ],
+)
+def test_every_window_has_its_own_region(
+    pipe: FollowYourEmojiPipeline, options: dict[str, Any], expected: list[list[int]]
+) -> None:
+    session = pipe.enable_cache(preset="paper", N=3, order=2)
+    seen: list[Tensor] = []
+    hook = pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(torch.as_tensor(session.region)))
+    try:
+        run(pipe, region=region(), **options)
+    finally:
+        hook.remove()
+        pipe.disable_cache()
+    assert first_frames(seen) == expected * (len(seen) // len(expected))
+
+
+def test_a_run_without_region_neither_keeps_the_last_nor_takes_the_users(pipe: FollowYourEmojiPipeline) -> None:
+    session = pipe.enable_cache(N=3, order=1)
+    try:
+        run(pipe, region=region())
+        assert session.region is not None
+        run(pipe)
+        assert session.region is None
+        session.region = torch.ones(8, 8)
+        run(pipe)
+        assert session.region is not None
+    finally:
+        pipe.disable_cache()
+
+
+def test_disabling_what_is_not_enabled_does_nothing(pipe: FollowYourEmojiPipeline) -> None:
+    pipe.disable_cache()
+    pipe.disable_cache()
