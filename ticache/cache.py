@@ -1,0 +1,87 @@
+"""What one stream keeps: the histories of its sites, where its full steps lay, and what follows for the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ticache import forecast
+from ticache.call import Key
+from ticache.config import CacheConfig
+from ticache.history import History
+from ticache.schedule import FullSteps, boundary_step
+
+
+def needs_num_steps(config: CacheConfig) -> bool:
+    """Do these settings make sense only where the number of steps is known?"""
+    return config.schedule == "late" or isinstance(config.boundary, float) or config.forecaster == "chebyshev"
+
+
+class StreamCache:
+    """The cache of one stream of `num_steps` steps (None: unknown)."""
+
+    def __init__(self, config: CacheConfig, num_steps: int | None):
+        self.refusal: str | None = None
+        if num_steps is None and needs_num_steps(config):
+            self.refusal = "the number of steps is unknown"
+            config = config.replaced(N=1, schedule="uniform", boundary=0)
+        self.full_steps = FullSteps(
+            num_steps, N=config.N, schedule=config.schedule, steps=config.steps, warmup=config.warmup
+        )
+        self.boundary = boundary_step(config.boundary, num_steps)
+        self.histories: dict[Key, History] = {}
+        self.nodes: list[float] = []  # coordinates of the full steps, newest first
+        self.span: tuple[float, float] | None = None
+        self.site: int | None = None
+        self.control_scale: Any = None
+        self._config = config
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(history.nbytes for history in self.histories.values())
+
+    def release(self) -> None:
+        """Let go of everything kept."""
+        self.histories = {}
+        self.nodes = []
+
+    def begin_full(self, coordinate: float) -> None:
+        """A full step at `coordinate` is about to be taken in."""
+        self.nodes.insert(0, coordinate)
+        del self.nodes[forecast.CHEBYSHEV_SNAPSHOTS :]
+
+    def take(self, key: Key, feature: Tensor) -> None:
+        """Take in one feature of a full step."""
+        history = self.histories.get(key)
+        if history is None:
+            config = self._config
+            history = self.histories[key] = History(
+                forecaster=config.forecaster,
+                order=config.order,
+                dtype=config.dtype,
+                offload=config.offload,
+                backend=config.backend,
+            )
+        history.update(feature)
+
+    def coefficients(self, coordinate: float, order: int) -> list[float]:
+        """What to multiply each kept tensor by, for a prediction at `coordinate`."""
+        if self._config.forecaster == "chebyshev":
+            assert self.span is not None
+            return forecast.chebyshev_weights(self.nodes, coordinate, self.span)
+        return forecast.coefficients(self._config.forecaster, self.nodes, coordinate, order)
+
+    def predictor(
+        self, coefficients: list[float], weights: Callable[[torch.Size], Tensor | None]
+    ) -> Callable[[Key], Tensor | None]:
+        """The function that predicts a feature, None for one that is not kept; `weights`: the region's, for a shape."""
+
+        def predict(key: Key) -> Tensor | None:
+            history = self.histories.get(key)
+            return None if history is None else history.predict(coefficients, weights(history.tensors[0].shape))
+
+        return predict

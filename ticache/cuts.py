@@ -1,0 +1,188 @@
+"""Where a UNet is cut: which modules are predicted, which are then dead, deduced from its module tree.
+
+Every diffusers UNet is conv_in, down blocks, a mid block, up blocks and a head. Layer j of a block is the j-th entry of
+each of its module lists (resnet, attention, motion module, ...). Each up layer reads one skip, in the reverse of the
+order in which conv_in, the down layers and the downsamplers wrote them; that pairing tells what is dead. Which module
+runs last in a layer is not assumed: the one seen to run last in the first full step is the site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+HEAD = ("conv_norm_out", "conv_act", "conv_out")
+_PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
+_TRUNK = ("down_blocks", "mid_block", "up_blocks", "transformer_in")
+
+
+@dataclass(eq=False)
+class Unit:
+    """A module that does not run at a predicted step.
+
+    role: "dead", its output is a ghost; "site", the last of these to run puts out the prediction, the others are dead;
+    "branch", its own output is predicted; "residual", so is the output less the input that the module adds to it.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    role: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one cut means for one UNet.
+
+    live_skips: how many skips, from conv_in on, live layers read; ControlNet residuals beyond are dead. None: all.
+    live_mid: does a live layer read what ControlNet adds to the mid block?
+    live_down_blocks: how many down blocks run whole, and so take a T2I-Adapter's features. None: all.
+    """
+
+    units: tuple[Unit, ...]
+    live_skips: int | None
+    live_mid: bool
+    live_down_blocks: int | None
+
+
+def why_not_a_unet(model: Any) -> str | None:
+    """None if `model` has a UNet's layout, else the sentence to refuse it with."""
+    name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        return f"expected a diffusers pipeline or a UNet, got {name}"
+    parts: Any = model
+    missing = [part for part in _PARTS if not isinstance(getattr(model, part, None), nn.Module)]
+    missing = [part for part in missing if part != "mid_block"]
+    if missing:
+        kind = "a transformer" if "transformer" in name.lower() else "no UNet of diffusers' layout"
+        return f"{name} is {kind} (it has no {', '.join(missing)}); ticache caches UNets"
+    if any(not _layers(block) for block in parts.up_blocks):
+        return f"{name} has up blocks without resnets; ticache needs diffusers' layout"
+    if any(hasattr(block, "skip_conv") for block in parts.up_blocks):
+        return f"{name} carries a second skip through its up blocks, which ticache cannot cut"
+    skips = len(_skip_writers(model))
+    readers = sum(len(_layers(block)) for block in parts.up_blocks)
+    if skips != readers:
+        return f"{name} writes {skips} skips and reads {readers}; ticache needs one for each up layer"
+    return None
+
+
+def plan(model: nn.Module, cut: str, *, depth: int = 0, resnets: bool = False) -> Plan:
+    """What is predicted and what is dead in `model` at a cut. ValueError for a depth that the model does not have."""
+    if cut == "output":
+        return _plan_output(model)
+    if cut == "branches":
+        return _plan_branches(model, resnets)
+    return _plan_outer(model, depth)
+
+
+def _plan_output(model: nn.Module) -> Plan:
+    last = len(model.up_blocks) - 1  # pyright: ignore[reportArgumentType]
+    named: list[tuple[str, nn.Module, str]] = []
+    for name, child in model.named_children():
+        if name in ("down_blocks", "up_blocks"):
+            for index, block in _blocks(child):
+                site = name == "up_blocks" and index == last
+                named.append((f"{name}.{index}", block, "site" if site else "dead"))
+        elif name not in HEAD:
+            named.append((name, child, "dead"))
+    return Plan(_units(named), live_skips=0, live_mid=False, live_down_blocks=0)
+
+
+def _plan_outer(model: nn.Module, depth: int) -> Plan:
+    up_layers = [(b, j) for b, block in _blocks(model.up_blocks) for j in range(len(_layers(block)))]
+    if depth >= len(up_layers):
+        raise ValueError(f"depth must be 0 to {len(up_layers) - 1} for this {type(model).__name__}, got {depth}")
+    first_block, first_layer = up_layers[len(up_layers) - 1 - depth]
+    named, live_down_blocks = _dead_down(model, live_skips=depth + 1)
+    at_mid = first_block == 0 and first_layer == 0
+    if isinstance(model.mid_block, nn.Module):
+        named.append(("mid_block", model.mid_block, "site" if at_mid else "dead"))
+    elif at_mid:
+        raise ValueError(f"depth={depth} predicts the mid block, and this {type(model).__name__} has none")
+    for b, block in _blocks(model.up_blocks):
+        if b < first_block:
+            before = b == first_block - 1 and first_layer == 0
+            named.append((f"up_blocks.{b}", block, "site" if before else "dead"))
+        elif b == first_block:
+            for j, layer in enumerate(_layers(block)[:first_layer]):
+                role = "site" if j == first_layer - 1 else "dead"
+                named += [(f"up_blocks.{b}.{name}", module, role) for name, module in layer]
+    return Plan(_units(named), live_skips=depth + 1, live_mid=at_mid, live_down_blocks=live_down_blocks)
+
+
+def _dead_down(model: nn.Module, live_skips: int) -> tuple[list[tuple[str, nn.Module, str]], int]:
+    """The modules of the down path behind the last live skip, and the number of down blocks that run whole."""
+    writers = _skip_writers(model)
+    dead = writers[live_skips:]
+    named: list[tuple[str, nn.Module, str]] = []
+    whole = 0
+    for index, block in _blocks(model.down_blocks):
+        of_block = [w for w in writers if w[0] == index]
+        dead_here = [w for w in dead if w[0] == index]
+        if len(dead_here) == len(of_block):
+            named.append((f"down_blocks.{index}", block, "dead"))
+            continue
+        whole += not dead_here
+        for _, modules in dead_here:
+            named += [(f"down_blocks.{index}.{name}", module, "dead") for name, module in modules]
+    return named, whole
+
+
+def _plan_branches(model: nn.Module, resnets: bool) -> Plan:
+    named: list[tuple[str, nn.Module, str]] = []
+    for name, module in model.named_modules():
+        if name.split(".")[0] not in _TRUNK:
+            continue
+        if all(hasattr(module, part) for part in ("to_q", "to_k", "to_v", "to_out")):
+            named.append((name, module, "residual" if getattr(module, "residual_connection", False) else "branch"))
+        elif hasattr(module, "conv4") and hasattr(module, "conv1"):
+            # The temporal convolutions of text-to-video: identity + conv4(conv3(conv2(conv1(x)))).
+            named += _chain(name, module, ("conv1", "conv2", "conv3", "conv4"))
+        elif resnets and all(hasattr(module, part) for part in ("norm1", "conv1", "norm2", "conv2")):
+            named += _chain(name, module, ("norm1", "conv1", "time_emb_proj", "norm2", "conv2"))
+    return Plan(_units(named), live_skips=None, live_mid=True, live_down_blocks=None)
+
+
+def _chain(parent: str, module: nn.Module, parts: tuple[str, ...]) -> list[tuple[str, nn.Module, str]]:
+    """The parts of a residual branch: the last is predicted, the others are dead."""
+    present = [part for part in parts if isinstance(getattr(module, part, None), nn.Module)]
+    return [(f"{parent}.{p}", getattr(module, p), "branch" if p == present[-1] else "dead") for p in present]
+
+
+def _units(named: list[tuple[str, nn.Module, str]]) -> tuple[Unit, ...]:
+    return tuple(Unit(index, name, module, role) for index, (name, module, role) in enumerate(named))
+
+
+def _blocks(blocks: object) -> list[tuple[int, nn.Module]]:
+    assert isinstance(blocks, nn.Module)
+    return list(enumerate(blocks.children()))
+
+
+def _layers(block: nn.Module) -> list[list[tuple[str, nn.Module]]]:
+    """Layer j: the j-th entries of the block's lists that are as long as `resnets`, with their names in the block."""
+    resnets = getattr(block, "resnets", None)
+    if not isinstance(resnets, nn.ModuleList):
+        return []
+    lists = {
+        name: child
+        for name, child in block.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == len(resnets) and "sampler" not in name
+    }
+    return [
+        [(f"{name}.{j}", child[j]) for name, child in lists.items() if isinstance(child[j], nn.Module)]
+        for j in range(len(resnets))
+    ]
+
+
+def _skip_writers(model: nn.Module) -> list[tuple[int, list[tuple[str, nn.Module]]]]:
+    """What writes each skip, in order: (block, modules); conv_in is block -1."""
+    writers: list[tuple[int, list[tuple[str, nn.Module]]]] = [(-1, [])]
+    for index, block in _blocks(model.down_blocks):
+        writers += [(index, layer) for layer in _layers(block)]
+        samplers = [(n, c) for n, c in block.named_children() if "downsampler" in n and isinstance(c, nn.Module)]
+        if samplers:
+            writers.append((index, samplers))
+    return writers

@@ -1,0 +1,82 @@
+"""Floating-point operations of a call, from the shapes that modules put out: no operator is counted or dispatched.
+
+FLOP = 2 MAC, as torch's FlopCounterMode counts: convolutions, linear layers and the two products of attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class ShapeWatch:
+    """Notes the output shape of every convolution and linear layer during one call; `with` takes the hooks off."""
+
+    def __init__(self, model: nn.Module):
+        self._leaves = {name: m for name, m in model.named_modules() if isinstance(m, (*_CONVOLUTIONS, nn.Linear))}
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}
+        self._handles: list[Any] = []
+
+    def start(self) -> None:
+        self._handles = [leaf.register_forward_hook(self._note(name)) for name, leaf in self._leaves.items()]
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def flops(self) -> dict[str, int]:
+        """Operations by module name, of every module that ran; attention's products stand under its `to_k`."""
+        counts = {
+            name: sum(_leaf_flops(self._leaves[name], s) for s in shapes) for name, shapes in self._shapes.items()
+        }
+        for name, shapes in self._shapes.items():
+            parent, _, child = name.rpartition(".")
+            queries = self._shapes.get(f"{parent}.to_q")
+            if child == "to_k" and queries is not None:
+                counts[name] += sum(_attention_flops(q, k) for q, k in zip(queries, shapes, strict=False))
+        return counts
+
+    def _note(self, name: str) -> Callable[..., None]:
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                self._shapes.setdefault(name, []).append(tuple(output.shape))
+
+        return note
+
+
+def skipped_flops(counts: dict[str, int], skipped: Iterable[str]) -> int:
+    """The part of `counts` that lies within the modules named in `skipped`."""
+    names = set(skipped)
+    return sum(count for name, count in counts.items() if any(part in names for part in _ancestors(name)))
+
+
+def _ancestors(name: str) -> Iterable[str]:
+    parts = name.split(".")
+    return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+
+
+def _leaf_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
+    elements = _product(shape)
+    if isinstance(module, nn.Linear):
+        return 2 * elements * module.in_features
+    assert isinstance(module, _CONVOLUTIONS)
+    return 2 * elements * (module.in_channels // module.groups) * _product(module.kernel_size)
+
+
+def _attention_flops(queries: tuple[int, ...], keys: tuple[int, ...]) -> int:
+    """Q K^T and the product with V: [B, L, D] queries against [B, M, D'] keys."""
+    if len(queries) != 3 or len(keys) != 3:
+        return 0
+    return 2 * 2 * queries[0] * queries[1] * keys[1] * queries[2]
+
+
+def _product(values: Iterable[int]) -> int:
+    result = 1
+    for value in values:
+        result *= value
+    return result

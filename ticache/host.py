@@ -1,0 +1,147 @@
+"""What a cached UNet lives in: a pipeline, a bare loop with a scheduler, or a bare loop with a number of steps."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from ticache.timeline import Timeline
+
+RESIDUALS = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+_NOISY = ("DDPM", "Ancestral", "LCM", "TCD", "SDE")
+
+
+class Host:
+    """Reads the pipeline's present scheduler and ControlNet, so that exchanging them after `apply` just works.
+
+    A copy made with the pipeline belongs to the copied pipeline; a copy of the UNet alone belongs to none, and goes on
+    reading the scheduler it read.
+    """
+
+    def __init__(self, pipe: Any = None, scheduler: Any = None, num_steps: int | None = None, component: str = "unet"):
+        self.pipe = pipe
+        self.num_steps = num_steps
+        self.component = component
+        self._scheduler = scheduler
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler that sets the run's timesteps, None if there is none."""
+        return self._scheduler if self._scheduler is not None else getattr(self.pipe, "scheduler", None)
+
+    @property
+    def controlnet(self) -> nn.Module | None:
+        """The pipeline's ControlNet (or several in one), None if it has none."""
+        found = getattr(self.pipe, "controlnet", None)
+        return found if isinstance(found, nn.Module) else None
+
+    def exchanged(self, unet: nn.Module) -> bool:
+        """Was the pipeline's UNet replaced after `apply`?"""
+        if self.pipe is None:
+            return False
+        present = getattr(self.pipe, self.component, None)
+        return present is not unet and getattr(present, "_orig_mod", None) is not unet
+
+    def run_length(self, timeline: Timeline | None, start: int) -> int | None:
+        """How many calls per stream of the timeline a run has that begins at position `start`."""
+        if self.num_steps is not None:
+            return self.num_steps * (timeline.order if timeline is not None else 1)
+        if timeline is None:
+            return None
+        left = len(timeline) - start
+        # A base model that hands over to a refiner stops early; it alone knows where.
+        if getattr(self.pipe, "denoising_end", None) is not None:
+            left = min(left, getattr(self.pipe, "num_timesteps", left))
+        return left
+
+    def adds_noise(self, eta: float | None) -> bool:
+        """Does the sampler add fresh noise at each step?"""
+        scheduler = self.scheduler
+        config = getattr(scheduler, "config", {})
+        algorithm = str(config.get("algorithm_type", "")) if hasattr(config, "get") else ""
+        churn = getattr(config, "use_stochastic_sampling", False)
+        name = type(scheduler).__name__
+        return bool(eta) or algorithm.startswith("sde") or bool(churn) or any(word in name for word in _NOISY)
+
+    def few_step_model(self, num_steps: int | None) -> str | None:
+        """The sentence that refuses a consistency model's handful of steps; None for others."""
+        name = type(self.scheduler).__name__
+        if num_steps is not None and num_steps <= 8 and name.startswith(("LCM", "TCD")):
+            return (
+                f"{name} with {num_steps} steps cannot be accelerated: each step of a few-step model is far from the "
+                "last, so nothing can be predicted; take more than 8 steps, or no cache"
+            )
+        return None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Host:
+        pipe = memo.get(id(self.pipe)) if self.pipe is not None else None
+        scheduler = self._scheduler if pipe is not None or self._scheduler is not None else self.scheduler
+        return Host(pipe, memo.get(id(scheduler), scheduler), self.num_steps, self.component)
+
+
+class Arguments:
+    """Finds a UNet's inputs among positional and keyword arguments, by its forward's own names."""
+
+    def __init__(self, unet: nn.Module):
+        self._names = [name for name in inspect.signature(type(unet).forward).parameters if name != "self"]
+        channels = getattr(getattr(unet, "conv_in", None), "in_channels", None)
+        self._in_channels = channels if isinstance(channels, int) else None
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All arguments by name. Positional ones beyond the signature cannot be."""
+        return {**dict(zip(self._names, args, strict=False)), **kwargs}
+
+    @staticmethod
+    def sample(bound: dict[str, Any]) -> Tensor | None:
+        """The noisy sample: the argument of that name, else the first tensor."""
+        found = bound.get("sample")
+        if found is None:
+            found = next((value for value in bound.values() if isinstance(value, Tensor)), None)
+        return found if isinstance(found, Tensor) else None
+
+    @staticmethod
+    def timestep(bound: dict[str, Any]) -> Any:
+        """The timestep: `timestep`, `timesteps` or `t`, else the second argument."""
+        for name in ("timestep", "timesteps", "t"):
+            if name in bound:
+                return bound[name]
+        return list(bound.values())[1] if len(bound) > 1 else None
+
+    @staticmethod
+    def tokens(bound: dict[str, Any]) -> list[Tensor]:
+        """What the caller is told apart by: the conditioning tokens."""
+        for name in ("encoder_hidden_states", "context"):
+            if bound.get(name) is not None:
+                return tensors_in(bound[name])
+        return tensors_in(bound.get("class_labels"))
+
+    def extras(self, bound: dict[str, Any]) -> list[Tensor]:
+        """Every other input tensor that may tell calls apart; not what ControlNet makes anew at each step."""
+        known = ("sample", "timestep", "timesteps", "t", "encoder_hidden_states", "context", *RESIDUALS)
+        sample = self.sample(bound)
+        found = [t for name, value in bound.items() if name not in known for t in tensors_in(value)]
+        return [tensor for tensor in found if tensor is not sample]
+
+    def batch_and_frames(self, sample: Tensor) -> tuple[int, int]:
+        """Samples and frames of a call: [B, C, H, W], [B, C, F, H, W] or, as SVD has it, [B, F, C, H, W]."""
+        if sample.ndim < 5:
+            return sample.shape[0], 1
+        frames_first = sample.shape[1] != self._in_channels and sample.shape[2] == self._in_channels
+        return sample.shape[0], sample.shape[1 if frames_first else 2]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in a tensor, list, tuple or dict of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []

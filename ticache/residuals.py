@@ -1,0 +1,113 @@
+"""What a ControlNet or a T2I-Adapter adds to the skips: kept at full steps, predicted where a live layer reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ticache.call import Call, Key
+from ticache.cuts import Plan
+from ticache.ghosts import Spec, ghost, spec_of
+from ticache.host import tensors_in
+
+if TYPE_CHECKING:
+    from ticache.cache import StreamCache
+    from ticache.hooks import ControlNetHook
+
+DOWN, MID, ADAPTER = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+
+
+def has_adapter(bound: dict[str, Any]) -> bool:
+    """Does a T2I-Adapter add features to this call?"""
+    return bound.get(ADAPTER) is not None or (bound.get(DOWN) is not None and bound.get(MID) is None)
+
+
+def take(bound: dict[str, Any], plan: Plan, cache: StreamCache) -> None:
+    """Take in, at a full step, the residuals that a predicted step reads."""
+    down, mid = bound.get(DOWN), bound.get(MID)
+    if down is None or mid is None:
+        return
+    for index, residual in enumerate(down[: plan.live_skips]):
+        cache.take(("down", index), residual)
+    if plan.live_mid:
+        cache.take(("mid", 0), mid)
+
+
+def predicted(bound: dict[str, Any], plan: Plan, call: Call) -> dict[str, Any]:
+    """The arguments of a predicted call: live residuals predicted, dead ones nothing."""
+    bound = dict(bound)
+    down, mid = bound.get(DOWN), bound.get(MID)
+    if down is not None and mid is not None:
+        if plan.live_skips == 0:
+            bound[DOWN] = bound[MID] = None
+        else:
+            keys: list[Key] = [("down", index) for index in range(len(down))]
+            bound[DOWN] = type(down)([_predicted(call, key, r) for key, r in zip(keys, down, strict=True)])
+            bound[MID] = _predicted(call, ("mid", 0), mid)
+    elif down is not None and plan.live_down_blocks is not None:
+        # Before diffusers had an argument for it, a T2I-Adapter's features came this way.
+        bound[DOWN] = down[: plan.live_down_blocks] or None
+    if bound.get(ADAPTER) is not None and plan.live_down_blocks is not None:
+        bound[ADAPTER] = bound[ADAPTER][: plan.live_down_blocks] or None
+    return bound
+
+
+def _predicted(call: Call, key: Key, residual: Tensor) -> Tensor:
+    assert call.predict is not None
+    prediction = call.predict(key)
+    return residual.new_zeros(()) if prediction is None else prediction
+
+
+class Control:
+    """A pipeline's ControlNet: the last call of it, and whether it was left out."""
+
+    def __init__(self) -> None:
+        self.scale: Any = None
+        self._specs: dict[Any, Spec | None] = {}
+        self._skipped: tuple[ControlNetHook, tuple[Any, ...], dict[str, Any], Any] | None = None
+
+    def run(
+        self, hook: ControlNetHook, args: tuple[Any, ...], kwargs: dict[str, Any], bound: dict[str, Any], skip: bool
+    ) -> Any:
+        """The ControlNet's output, or ghosts of it where its next reader will be predicted."""
+        scale = bound.get("conditioning_scale")
+        key = tuple((t.shape, t.dtype, t.device) for t in tensors_in(bound)), bound.get("return_dict")
+        spec = self._specs.get(key)
+        if skip and spec is not None and scale == self.scale:
+            output = ghost(spec)
+            self._skipped = hook, args, kwargs, output
+            return output
+        self.scale = scale
+        self._skipped = None
+        output = hook.original(*args, **kwargs)
+        self._specs[key] = spec_of(output)
+        return output
+
+    def scale_changed(self, cache: StreamCache) -> bool:
+        """Is the ControlNet weighted otherwise than when what is kept was computed?"""
+        return self.scale != cache.control_scale
+
+    def forget(self) -> None:
+        """The call that the ControlNet was left out for is predicted indeed."""
+        self._skipped = None
+
+    def restored(self, bound: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The arguments of a full call; where the ControlNet was left out after all, it runs now."""
+        if self._skipped is None:
+            return bound, False
+        hook, args, kwargs, output = self._skipped
+        self._skipped = None
+        if bound.get(DOWN) is None:
+            return bound, False
+        if not any(a is b for a in tensors_in(bound[DOWN]) for b in tensors_in(output)):
+            raise RuntimeError(
+                "a step expected to be predicted has to run in full, and ControlNet's output, left out for it, was "
+                "changed on the way; run this pipeline with session.paused()"
+            )
+        down, mid = hook.original(*args, **kwargs)
+        return {**bound, DOWN: down, MID: mid}, True

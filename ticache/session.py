@@ -1,0 +1,123 @@
+"""The handle that `apply` gives: reports, pauses, changes the region, removes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ticache import ops
+from ticache.config import CacheConfig
+from ticache.report import Report, build_report
+from ticache.state import Region, State
+
+
+class Session:
+    """One cache on one UNet. A context manager: leaving it, also by an error, removes the cache."""
+
+    def __init__(self, state: State):
+        self._state = state
+        self._removed: str | None = None
+
+    @property
+    def config(self) -> CacheConfig:
+        """The settings in force."""
+        return self._state.config
+
+    @property
+    def region(self) -> Region:
+        """The mask of Eq. 4, (H, W), (F, H, W) or (B, F, H, W) in [0, 1], or a callable `step -> mask`; None: all."""
+        return self._state.region
+
+    @region.setter
+    def region(self, region: Region) -> None:
+        self._state.set_region(region)
+
+    @property
+    def active(self) -> bool:
+        """Is the cache in place?"""
+        return self._removed is None
+
+    def report(self) -> Report:
+        """The last run in figures."""
+        return build_report(self._state.records, self.config, self._recipe(), self._backend(), self._notes())
+
+    @contextmanager
+    def paused(self) -> Iterator[Session]:
+        """Within it every call runs exactly as without a cache, and none is counted."""
+        self._state.paused += 1
+        try:
+            yield self
+        finally:
+            self._state.paused -= 1
+
+    @contextmanager
+    def stream(self, name: Any) -> Iterator[Session]:
+        """Within it calls belong to the caller of that name, for loops that cannot be told apart otherwise."""
+        before = self._state.stream_name
+        self._state.stream_name = name
+        try:
+            yield self
+        finally:
+            self._state.stream_name = before
+
+    def reset(self) -> None:
+        """Forget every run and free what is kept. Never needed between runs."""
+        self._state.reset()
+
+    def remove(self) -> None:
+        """Take the cache off, exactly. Twice is fine."""
+        self._end("removed")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        notes = "".join(f"; {note}" for note in self._notes())
+        return f"<ticache.Session {self._recipe()}, backend={self._backend()}{notes}>"
+
+    def _end(self, why: str) -> None:
+        if self._removed is not None:
+            return
+        self._removed = why
+        self._state.reset()
+        assert self._state.attachment is not None
+        self._state.attachment.detach()
+
+    def _backend(self) -> str:
+        parameter = next(self._state.unet.parameters(), None)
+        device = parameter.device if parameter is not None else torch.device("cpu")
+        if device.type == "meta":
+            return "reference"
+        return ops.resolve_backend(self.config.backend, device)
+
+    def _recipe(self) -> str:
+        config = self.config
+        schedule = "a callable" if callable(config.schedule) else config.schedule
+        parts = [f"N={config.N}", f"order={config.order}", f"cut={config.cut}"]
+        parts += [f"depth={config.depth}"] if config.depth else []
+        parts += ["resnets"] if config.resnets else []
+        return ", ".join([*parts, f"forecaster={config.forecaster}", f"schedule={schedule}", f"axis={config.axis}"])
+
+    def _notes(self) -> list[str]:
+        state = self._state
+        notes = []
+        if self._removed is not None:
+            notes.append(f"this cache is {self._removed}")
+        elif state.host.exchanged(state.unet):
+            notes.append(state.exchange_note())
+        if state.disabled is not None:
+            notes.append(state.disabled)
+        if state.region is not None and self.config.boundary == 0:
+            notes.append("the region serves the report only: with boundary=0 every token is predicted at every step")
+        if isinstance(state.region, Tensor) and not bool(self.config.boundary == 0):
+            notes.append(f"before boundary={self.config.boundary} only the region is predicted")
+        if state.records.run.order_capped:
+            notes.append(f"the sampler adds noise, so order is capped at {self.config.noise_order}")
+        return notes

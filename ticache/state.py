@@ -1,0 +1,369 @@
+"""The one owner of a cache's state: decides at each UNet call what runs, and takes in what was computed."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ticache import residuals
+from ticache.cache import StreamCache
+from ticache.call import Call
+from ticache.config import CacheConfig
+from ticache.cuts import Plan
+from ticache.flops import ShapeWatch
+from ticache.host import Arguments, Host
+from ticache.record import Records, Timer
+from ticache.region import check_fits, check_region, site_weights
+from ticache.streams import Stream, Streams
+from ticache.timeline import Clock, Place
+
+if TYPE_CHECKING:
+    from ticache.hooks import Attachment, ControlNetHook
+
+Region = Tensor | Callable[[int], Tensor] | None
+
+
+@dataclass(eq=False)
+class Flight:
+    """A call between its two hooks."""
+
+    call: Call
+    stream: Stream | None
+    timer: Timer
+    shape_key: Any
+    watch: ShapeWatch | None = None
+
+
+class State:
+    """Streams, histories and records of one cached UNet. `before` and `after` are its forward hooks."""
+
+    def __init__(self, unet: nn.Module, plan: Plan, config: CacheConfig, host: Host):
+        self.unet = unet
+        self.plan = plan
+        self.config = config
+        self.host = host
+        self.arguments = Arguments(unet)
+        self.attachment: Attachment | None = None
+        self.session: Any = None
+        self.region: Region = None
+        self.disabled: str | None = None
+        self._start()
+
+    def _start(self) -> None:
+        """Everything that calls leave behind, and a copy does not take over."""
+        self.records = Records()
+        self.streams = Streams(_release)
+        self.clock = Clock()
+        self.stream_name: Any = None
+        self.paused = 0
+        self.eta: float | None = None
+        self.compiled = False
+        self.control = residuals.Control()
+        self._shapes: dict[Any, dict[int, Any]] = {}
+        self._weights: dict[Any, Tensor] = {}
+        self._lock = threading.RLock()
+        self._local = threading.local()
+        self._shared: Call | None = None
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a deep copy or a pickle takes along: the settings, never a run."""
+        kept = ("unet", "plan", "config", "host", "arguments", "attachment", "session", "region", "disabled")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        self._start()
+
+    @property
+    def call(self) -> Call | None:
+        """The call in flight in this thread. A compiled graph knows one at a time."""
+        if torch.compiler.is_compiling():
+            self.compiled = True
+            return self._shared
+        flight: Flight | None = getattr(self._local, "flight", None)
+        return None if flight is None else flight.call
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of cached tensors held now."""
+        streams = [stream for group in self.streams.groups for stream in group.streams.values()]
+        return sum(stream.payload.nbytes for stream in streams if stream.payload is not None)
+
+    def set_region(self, region: Region) -> None:
+        """Take a mask or a callable; checked at once where it can be."""
+        self.region = check_region(region) if region is not None and not callable(region) else region
+        self._weights = {}
+
+    def reset(self) -> None:
+        """Forget every run, and all that is kept."""
+        with self._lock:
+            self.streams.clear()
+            self.records.hold(0)
+
+    @torch.compiler.disable
+    def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a UNet call: attribute it, decide between full and predicted, prepare the predictions."""
+        self._recover()
+        if self.paused or self.disabled is not None:
+            return None
+        with self._lock:
+            self._mend()
+            bound = self.arguments.bind(args, kwargs)
+            sample = self.arguments.sample(bound)
+            timer = Timer(sample.device if sample is not None else torch.device("cpu"))
+            shape_key = self._shape_key(bound)
+            stream, place, why_full = self._attribute(bound, sample)
+            if stream is None or place is None:
+                call = Call(full=True, shapes={}, writable=False)
+            elif why_full is not None:
+                call = self._full(stream, place, shape_key, bound)
+            else:
+                assert sample is not None
+                call = self._predicted(stream, place, shape_key, bound, sample)
+            if call.full:
+                bound, changed = self.control.restored(bound)
+            else:
+                self.control.forget()
+                bound, changed = residuals.predicted(bound, self.plan, call), True
+            flight = Flight(call, stream, timer, shape_key, self._shape_watch(call, shape_key))
+        self._local.flight = flight
+        self._shared = call
+        return ((), bound) if changed else None
+
+    @torch.compiler.disable
+    def after(self, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        """After a UNet call, also one that failed: take in what a full step computed."""
+        flight: Flight | None = getattr(self._local, "flight", None)
+        if flight is None:
+            return
+        with self._lock:
+            if output is None:
+                self._recover()
+                return
+            self._local.flight = self._shared = None
+            call, stream = flight.call, flight.stream
+            if flight.watch is not None:
+                flight.watch.stop()
+                self.records.flops.take(flight.shape_key, flight.watch, [unit.name for unit in self.plan.units])
+            if stream is not None:
+                if call.full:
+                    stream.payload.site = call.site
+                    if call.take is not None:
+                        for key, feature in call.features.items():
+                            call.take(key, feature)
+                self.records.add_step(stream.number, stream.num_steps, stream.step, call.full)
+                self.records.hold(self.held_bytes)
+                self.streams.complete(stream)
+                self.records.held_bytes = self.held_bytes
+            self.records.add(full=call.full, timer=flight.timer, flops_key=flight.shape_key)
+
+    def run_controlnet(self, hook: ControlNetHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In place of a ControlNet's forward: leave it out where the UNet's call will be predicted."""
+        bound = hook.arguments.bind(args, kwargs)
+        predicted = False
+        if not self.paused and self.disabled is None:
+            with self._lock:
+                place = self.clock.locate(self.arguments.timestep(bound), self.host.scheduler)
+                if place is not None:
+                    streams = self.streams.expecting(place, self.arguments.tokens(bound))
+                    predicted = bool(streams) and all(self._will_predict(stream) for stream in streams)
+        return self.control.run(hook, args, kwargs, bound, predicted)
+
+    def stepped(self, eta: float | None) -> None:
+        """The scheduler took a step: the run's sampler is known, and so is whether the cache sits on its UNet."""
+        self.eta = eta
+        if self.host.exchanged(self.unet) and not self._warned:
+            self._warned = True
+            warnings.warn(f"{self.exchange_note()}", UserWarning, stacklevel=3)
+
+    def exchange_note(self) -> str:
+        name = self.host.component
+        return f"pipe.{name} was replaced after ticache.apply: the cache sits on the old one; call apply again"
+
+    def _recover(self) -> None:
+        """Clear up after a call that never came to its end (Ctrl-C within it)."""
+        flight: Flight | None = getattr(self._local, "flight", None)
+        if flight is None:
+            return
+        self._local.flight = self._shared = None
+        if flight.watch is not None:
+            flight.watch.stop()
+        if flight.stream is not None:
+            self.streams.drop(flight.stream.group)
+
+    def _mend(self) -> None:
+        """Follow the pipeline: an exchanged scheduler or ControlNet, exchanged modules, forwards reset by others."""
+        attachment = self.attachment
+        assert attachment is not None
+        attachment.watch_scheduler(self.host.scheduler, self)
+        attachment.hook_controlnet(self.host.controlnet, self)
+        if not attachment.intact():
+            attachment.rehang(self)
+            self._shapes = {}
+            self.streams.clear()
+
+    def _attribute(
+        self, bound: dict[str, Any], sample: Tensor | None
+    ) -> tuple[Stream | None, Place | None, str | None]:
+        """The call's stream and place, and why it runs in full (None: it is predicted)."""
+        if sample is None:
+            return self._unattributed("it has no sample tensor")
+        tokens = self.arguments.tokens(bound)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (sample, *tokens)):
+            return self._unattributed("gradients of its inputs are recorded")
+        self._check_region(sample)
+        place = self.clock.locate(self.arguments.timestep(bound), self.host.scheduler)
+        if place is None:
+            return self._unattributed("its samples are at several timesteps")
+        key = (sample.shape, sample.dtype, sample.device, sample.is_inference(), self.stream_name)
+        extras = self.arguments.extras(bound)
+        attribution = self.streams.attribute(place, key, tokens, extras, self.host.run_length)
+        stream = attribution.stream
+        if attribution.new_run:
+            self.records.begin_run()
+        if stream is None:
+            assert attribution.note is not None
+            return self._unattributed(attribution.note)
+        if attribution.note is not None:
+            self.records.run.unattributed[attribution.note] += 1
+        if stream.payload is None:
+            stream.payload = StreamCache(self.config, stream.num_steps)
+        return stream, self._placed(place, stream), self._why_full(stream, bound)
+
+    def _unattributed(self, note: str) -> tuple[None, None, str]:
+        self.records.run.unattributed[note] += 1
+        return None, None, note
+
+    def _placed(self, place: Place, stream: Stream) -> Place:
+        return Place(stream.group.timeline, stream.group.position, place.value)
+
+    def _why_full(self, stream: Stream, bound: dict[str, Any]) -> str | None:
+        """Why a stream's present step runs in full; anything but the schedule is counted as a fallback."""
+        cache: StreamCache = stream.payload
+        if stream.step in cache.full_steps:
+            return "scheduled"
+        why = cache.refusal or self.host.few_step_model(stream.num_steps)
+        if why is None and not cache.nodes:
+            why = "nothing is kept to predict from"
+        if why is None and self._shape_key(bound) not in self._shapes:
+            why = "an input has a shape that no full step has seen"
+        if why is None and self.control.scale_changed(cache):
+            cache.release()
+            why = "ControlNet's scale changed"
+        if why is not None:
+            self.records.run.fallbacks[why] += 1
+        return why
+
+    def _will_predict(self, stream: Stream) -> bool:
+        """Will the next step of a stream be predicted, as far as can be known before the UNet is called?"""
+        cache: StreamCache | None = stream.payload
+        if cache is None or not cache.nodes or cache.refusal or self.host.few_step_model(stream.num_steps):
+            return False
+        return stream.step + 1 not in cache.full_steps
+
+    def _full(self, stream: Stream, place: Place, shape_key: Any, bound: dict[str, Any]) -> Call:
+        cache: StreamCache = stream.payload
+        shapes = self._shapes.setdefault(shape_key, {})
+        call = Call(full=True, shapes=shapes, writable=self._writable(bound))
+        cache.control_scale = self.control.scale
+        if cache.full_steps.any_predicted_after(stream.step) and cache.refusal is None:
+            cache.begin_full(self._coordinate(place, stream))
+            call.take = cache.take
+            residuals.take(bound, self.plan, cache)
+        elif not self.config.keep:
+            cache.release()
+        return call
+
+    def _predicted(self, stream: Stream, place: Place, shape_key: Any, bound: dict[str, Any], sample: Tensor) -> Call:
+        cache: StreamCache = stream.payload
+        call = Call(full=False, shapes=self._shapes[shape_key], writable=self._writable(bound), site=cache.site)
+        if self.config.forecaster == "chebyshev" and cache.span is None:
+            cache.span = self._span(stream)
+        coefficients = cache.coefficients(self._coordinate(place, stream), self._order())
+        weights = self._region_weights(stream.step, cache.boundary, sample)
+        call.predict = cache.predictor(coefficients, weights)
+        # Prepared here where there is one, or where the call itself is a compiled graph; else where it is needed.
+        for key in cache.histories:
+            if key[0] == "site" or (self.compiled and isinstance(key[0], int)):
+                prediction = call.predict(key)
+                assert prediction is not None
+                call.predictions[key] = prediction
+        return call
+
+    def _order(self) -> int:
+        cap = self.config.noise_order
+        if cap is not None and cap < self.config.order and self.host.adds_noise(self.eta):
+            self.records.run.order_capped = True
+            return cap
+        return self.config.order
+
+    def _coordinate(self, place: Place, stream: Stream) -> float:
+        if self.config.axis == "step":
+            return float(stream.step)
+        if place.timeline is None:
+            return -place.value
+        assert place.position is not None
+        return place.timeline.coordinate(place.position, self.config.axis)
+
+    def _span(self, stream: Stream) -> tuple[float, float]:
+        """The stream's whole range on the axis."""
+        timeline, axis = stream.group.timeline, self.config.axis
+        assert stream.num_steps is not None
+        last = stream.num_steps - 1
+        if axis == "step" or timeline is None:
+            return 0.0, float(last)
+        positions = stream.first, min(stream.first + last * stream.group.stride, len(timeline) - 1)
+        first, end = (timeline.coordinate(position, axis) for position in positions)
+        return first, end
+
+    def _check_region(self, sample: Tensor) -> None:
+        if isinstance(self.region, Tensor):
+            check_fits(self.region, *self.arguments.batch_and_frames(sample))
+
+    def _region_weights(self, step: int, boundary: int, sample: Tensor) -> Callable[[torch.Size], Tensor | None]:
+        """The region's weights for a feature's shape; None where prediction covers every token (Eq. 4)."""
+        region = self.region
+        if region is None or step >= boundary:
+            return lambda _shape: None
+        batch, frames = self.arguments.batch_and_frames(sample)
+        memo = self._weights
+        if not isinstance(region, Tensor):
+            region, memo = check_region(region(step)), {}
+            check_fits(region, batch, frames)
+
+        def weights(shape: torch.Size) -> Tensor:
+            key = (shape, batch, frames, sample.device)
+            if key not in memo:
+                memo[key] = site_weights(region.to(sample.device), shape, batch, frames)
+            return memo[key]
+
+        return weights
+
+    def _shape_key(self, bound: dict[str, Any]) -> Any:
+        tensors = [self.arguments.sample(bound), *self.arguments.tokens(bound), *self.arguments.extras(bound)]
+        return tuple((t.shape, t.dtype, t.device) for t in tensors if t is not None)
+
+    def _shape_watch(self, call: Call, shape_key: Any) -> ShapeWatch | None:
+        """Look at the shapes in a full call of a kind not seen before."""
+        if not call.full or shape_key in self.records.flops:
+            return None
+        watch = ShapeWatch(self.unet)
+        watch.start()
+        return watch
+
+    def _writable(self, bound: dict[str, Any]) -> bool:
+        """Does anything write into features in place: FreeU, or a T2I-Adapter?"""
+        blocks: Any = self.unet.up_blocks
+        return any(getattr(block, "s1", None) for block in blocks) or residuals.has_adapter(bound)
+
+
+def _release(stream: Stream) -> None:
+    if stream.payload is not None:
+        stream.payload.release()
