@@ -29,12 +29,12 @@ UNET: dict[str, Any] = {
 }
 LANDMARK_ENCODER: dict[str, Any] = {"out_channels": UNET["block_out_channels"][0], "hidden_channels": (8, 16, 32, 64)}
 VAE: dict[str, Any] = {
-    "block_out_channels": (16, 32, 48, 64),
+    "block_out_channels": (16, 24, 48, 96),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 1,
     "latent_channels": 4,
-    "norm_num_groups": 8,
+    "norm_num_groups": 1,  # a group of two channels would lose a picture's colour
     "sample_size": PIXELS,
 }
 IMAGE_ENCODER: dict[str, Any] = {
