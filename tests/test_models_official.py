@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -15,6 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.errors import UserError
 from fye_pipeline.models.official import (
+    SCHEDULER,
     build_networks,
     find_weights,
     load_networks,
@@ -197,10 +199,18 @@ def test_a_pipeline_comes_from_the_official_folder(folder: Path) -> None:
     parts["feature_extractor"].save_pretrained(folder / "feature_extractor")
     pipe = FollowYourEmojiPipeline.from_official(folder, config=CONFIG, in_channels=9)
     assert pipe.unet.config["in_channels"] == 9
-    assert pipe.feature_extractor.crop_size["height"] == 64
+    assert pipe.feature_extractor.to_dict()["crop_size"]["height"] == 64
     assert pipe.scheduler.config["prediction_type"] == "v_prediction"
     assert pipe.scheduler.config["rescale_betas_zero_snr"]
     assert torch.equal(pipe.vae.state_dict()["quant_conv.weight"], parts["vae"].state_dict()["quant_conv.weight"])
+
+
+def test_the_sampler_is_the_published_one() -> None:
+    scheduler = DDIMScheduler(**SCHEDULER)
+    scheduler.set_timesteps(30)
+    assert scheduler.timesteps[:6].tolist() == [999, 966, 932, 899, 866, 832]
+    assert scheduler.timesteps[-3:].tolist() == [99, 66, 32]
+    assert scheduler.alphas_cumprod[-1] == 0  # zero terminal SNR
 
 
 def test_strict_loading_takes_the_tensors_themselves() -> None:

@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from fye_pipeline import FollowYourEmojiPipeline
-from fye_pipeline.models.official import FILES, SCHEDULER, build_networks, load_networks, read_weights, rename
+from fye_pipeline.models.official import FILES, build_networks, load_networks, read_weights, rename
 
 GUIDER, APPEARANCE, UNET, PIPELINE = 0.0, 2e-5, 1e-5, 5e-5  # max |difference|, CPU, float32
 GUIDANCE = 3.5
@@ -141,7 +141,7 @@ def test_reference_latent(fixture: Fixture, record_property: Any) -> None:
 
 
 def test_scheduler(fixture: Fixture) -> None:
-    scheduler = DDIMScheduler(**SCHEDULER)
+    scheduler = DDIMScheduler(**fixture.config["scheduler"])
     scheduler.set_timesteps(len(fixture.io["S.timesteps30"]))
     assert torch.equal(scheduler.timesteps, fixture.io["S.timesteps30"])
     assert torch.equal(scheduler.alphas_cumprod, fixture.io["S.alphas_cumprod"])

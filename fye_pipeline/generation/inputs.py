@@ -13,7 +13,7 @@ from fye_pipeline.errors import UserError
 
 
 def letterbox(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Fit a picture into width x height: bicubic, aspect kept, centred on black (official model, 4.3)."""
+    """Fit a picture into width x height: bicubic, aspect kept, centred on black, as Follow-Your-Emoji v1."""
     scale = min(width / picture.width, height / picture.height)
     size = max(int(picture.width * scale), 1), max(int(picture.height * scale), 1)
     inner = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)

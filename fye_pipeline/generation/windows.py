@@ -37,7 +37,7 @@ def plan_windows(frames: int, mode: str, *, length: int, overlap: int = 0, limit
 
 
 def uniform_windows(frames: int, length: int) -> list[Window]:
-    """Cut a video into windows side by side; the last one wraps to the first frames (official model, section 5)."""
+    """Cut a video into windows side by side; the last one wraps to the first frames, as Follow-Your-Emoji v1."""
     return [
         Window(tuple(frame % frames for frame in range(start, start + length)), (1.0,) * length)
         for start in range(0, frames, length)
@@ -45,7 +45,7 @@ def uniform_windows(frames: int, length: int) -> list[Window]:
 
 
 def gaussian_tiles(frames: int, length: int, overlap: int) -> list[Window]:
-    """Lay tiles at offsets k * (length - overlap), the last one aligned to the end (official model, section 5).
+    """Lay tiles at offsets k * (length - overlap), the last one aligned to the end, as Follow-Your-Emoji v1.
 
     Raises UserError unless 0 <= overlap < length <= frames: a larger overlap would never end.
     """

@@ -131,7 +131,7 @@ class AppearanceNet(ModelMixin, ConfigMixin):
         self._cut_last_block()
 
     def _cut_last_block(self) -> None:
-        """Number the spatial blocks for export and keep only `norm1` of the last one (official model, 1.4)."""
+        """Number the spatial blocks for export and keep only `norm1` of the last one, as in the published weights."""
         blocks = spatial_blocks(self)
         self.num_exports = len(blocks)
         set_processors(blocks)

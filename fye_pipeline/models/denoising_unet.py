@@ -17,7 +17,7 @@ from fye_pipeline.models.image_prompt import build_image_prompt
 
 
 class FrameGroupNorm(nn.GroupNorm):
-    """Group normalisation of every frame by itself. [B, C, F, H, W] -> the same (official model, 1.6)."""
+    """Group normalisation of every frame by itself. [B, C, F, H, W] -> the same, as Follow-Your-Emoji v1."""
 
     def forward(self, input: Tensor) -> Tensor:
         batch = len(input)

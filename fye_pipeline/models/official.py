@@ -18,7 +18,7 @@ from fye_pipeline.models.landmark_encoder import LandmarkEncoder
 
 FILES = {"landmark_encoder": "lmk_guider", "appearance_net": "referencenet", "unet": "unet"}
 
-# Constructor arguments of the published networks, in the official code's own terms (official model, 1.2 and 1.6).
+# Constructor arguments of the published networks, in the official code's own terms.
 CONFIG: dict[str, dict[str, Any]] = {
     "base": {
         "sample_size": 64,
@@ -43,7 +43,7 @@ CONFIG: dict[str, dict[str, Any]] = {
     "guider": {"conditioning_embedding_channels": 320, "block_out_channels": [16, 32, 96, 256]},
     "image_dim": {"appearance_net": 1024, "unet": 1024},
 }
-# Official model, 1.8.
+# The published sampler: DDIM with zero terminal SNR, v-prediction, trailing timesteps.
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
