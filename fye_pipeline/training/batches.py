@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -50,7 +49,7 @@ def weights_hash(model: torch.nn.Module) -> str:
 
 
 @torch.no_grad()
-def encode_heads(vae: AutoencoderKL, data: HeadData, folder: Path, *, chunk: int = TAKES) -> NDArray[np.float16]:
+def encode_heads(vae: Any, data: HeadData, folder: Path, *, chunk: int = TAKES) -> NDArray[np.float16]:
     """Encode every picture once: scaled posterior means [N, 18, 4, h, w], float16; reused while the VAE is the same."""
     folder.mkdir(parents=True, exist_ok=True)
     path, note = folder / "latents.npy", folder / "latents.json"

@@ -18,13 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.model_file import find_face_landmarker
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.training.batches import Batches, encode_heads
 from fye_pipeline.training.config import PhaseConfig, TrainConfig
-from fye_pipeline.training.data import HeadData, render_heads
+from fye_pipeline.training.data import PORTRAITS, HeadData, render_heads
 from fye_pipeline.training.losses import LossParts, add_noise, noise_levels, training_loss
 from fye_pipeline.training.masking import draw_given_frames, with_given_frames
 from fye_pipeline.training.portrait import Average, PortraitModel, motion_left_out
@@ -196,7 +197,7 @@ def _train_phase(
         if config.sample_every and accelerator.is_main_process and progress.step % config.sample_every == 0:
             average.swap(model)
             model.eval()
-            sample(parts, batches, folder / "samples" / f"{progress.step:06d}.png", frames=settings.frames)
+            sample(parts, batches, folder / "samples" / f"{progress.step:06d}.png")
             model.train()
             average.swap(model)
     if log is not None:
@@ -292,35 +293,24 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
 
 
 @torch.no_grad()
-def sample(
-    parts: dict[str, Any], batches: Batches, path: Path, *, frames: int, heads: int = 4, steps: int = 10
-) -> None:
-    """Write a sheet: for each head its reference, the truth and what the model makes of its landmarks."""
-    from fye_pipeline.landmarks.drawing import draw_sequence
-
+def sample(parts: dict[str, Any], batches: Batches, path: Path, *, shown: int = 4, heads: int = 4) -> None:
+    """Write a sheet: for each head its reference, a few true frames, and what the model makes of their landmarks."""
     pipe = FollowYourEmojiPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
-    data, shown, rows = batches.data, min(max(frames, 1), 6), []
-    for head in range(heads):
-        marks = data.landmarks[head, 2 : 2 + shown]
-        made: list[np.ndarray] = []
-        for part in [slice(0, shown)] if frames > 1 else [slice(k, k + 1) for k in range(min(shown, 3))]:
-            pictures = draw_sequence(marks[part], data.meta.size)
-            generator = torch.Generator().manual_seed(head)
-            made.extend(
-                np.uint8(
-                    pipe(
-                        np.ascontiguousarray(data.frames[head, 0]),
-                        pictures,
-                        num_inference_steps=SAMPLE_STEPS,
-                        guidance_scale=1.5,
-                        generator=generator,
-                        output_type="np",
-                    ).frames[0]
-                    * 255
-                )
-            )
-        truth = list(data.frames[head, 2 : 2 + len(made)])
-        rows.append(np.concatenate([data.frames[head, 0], *truth, *made], axis=1))
+    data, rows = batches.data, []
+    for head in range(min(heads, len(data))):
+        part = slice(PORTRAITS, PORTRAITS + shown)
+        portrait = np.ascontiguousarray(data.frames[head, 0])
+        result = pipe(
+            portrait,
+            draw_sequence(data.landmarks[head, part], data.meta.size),
+            num_inference_steps=SAMPLE_STEPS,
+            guidance_scale=1.5,
+            generator=torch.Generator().manual_seed(head),
+            output_type="np",
+        )
+        assert not isinstance(result, tuple)
+        made = np.asarray(result.frames[0] * 255, np.uint8)
+        rows.append(np.concatenate([portrait, *data.frames[head, part], *made], axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(path)

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fye_pipeline.regions import expression_mask
@@ -80,19 +80,19 @@ def draw_batch(data: HeadData, config: VaeConfig, rng: np.random.Generator, crop
 
 
 def train_vae(
-    vae: AutoencoderKL,
+    vae: Any,
     data: HeadData,
     output: Path,
     config: VaeConfig,
     *,
     on_progress: Callable[[str], None] = print,
     resume: bool = False,
-) -> AutoencoderKL:
+) -> Any:
     """Train for `config.seconds` of wall time; writes `last.pt` every minute and returns the averaged weights."""
     output.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([5, config.seed])
     torch.manual_seed(config.seed)
-    vae = vae.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
+    vae = vae.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
     average = {name: value.clone() for name, value in vae.state_dict().items()}
     spent, step, saved, running = 0.0, 0, 0.0, 0.0
@@ -139,7 +139,7 @@ def train_vae(
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, data: HeadData, *, pictures: int = 512) -> None:
+def normalise_latents(vae: Any, data: HeadData, *, pictures: int = 512) -> None:
     """Fold a shift and a scale per channel into the 1x1 convolutions around the latents: zero mean, unit variance.
 
     A channel of small variance would weigh less in the diffusion loss than the detail it carries deserves.
@@ -160,7 +160,7 @@ def normalise_latents(vae: AutoencoderKL, data: HeadData, *, pictures: int = 512
 
 
 @torch.no_grad()
-def start_as_thumbnail(vae: AutoencoderKL) -> None:
+def start_as_thumbnail(vae: Any) -> None:
     """Choose first weights with which the latents are the picture's 8x8 block means: only detail is left to learn.
 
     From random weights a narrow autoencoder spends most of a short training on colour alone. Channels 0-2 carry RGB
@@ -172,13 +172,11 @@ def start_as_thumbnail(vae: AutoencoderKL) -> None:
         raise ValueError(f"every level needs at least {CARRIED} channels, got {vae.config['block_out_channels']}")
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
-            module.conv2.weight.zero_()
-            module.conv2.bias.zero_()
+            _silence(module.conv2)
             if module.conv_shortcut is not None:
                 _carry(module.conv_shortcut, 1)
         elif isinstance(module, Attention):
-            module.to_out[0].weight.zero_()
-            module.to_out[0].bias.zero_()
+            _silence(module.to_out[0])
         elif isinstance(module, Downsample2D):
             _carry(module.conv, 2)
         elif isinstance(module, Upsample2D):
@@ -198,11 +196,17 @@ def start_as_thumbnail(vae: AutoencoderKL) -> None:
         conv.bias.zero_()
 
 
-def _carry(conv: nn.Conv2d, taps: int) -> None:
+def _silence(layer: Any) -> None:
+    """Let a branch add nothing at first."""
+    layer.weight.zero_()
+    layer.bias.zero_()
+
+
+def _carry(conv: Any, taps: int) -> None:
     """Let the carried channels through: taps 1 or 3 by the centre tap, 2 by the mean of a 2x2 block."""
     size = conv.kernel_size[0]
     conv.weight[:CARRIED].zero_()
-    conv.bias[:CARRIED].zero_()  # pyright: ignore[reportOptionalSubscript]
+    conv.bias[:CARRIED].zero_()
     for k in range(CARRIED):
         if taps == 2:
             conv.weight[k, k, :2, :2] = 0.25
@@ -210,15 +214,15 @@ def _carry(conv: nn.Conv2d, taps: int) -> None:
             conv.weight[k, k, size // 2, size // 2] = 1.0
 
 
-def _spread(conv: nn.Conv2d, matrix: Tensor) -> None:
+def _spread(conv: Any, matrix: Tensor) -> None:
     """The first three inputs into the carried channels, and the constant. matrix [8, 3]."""
     conv.weight[:CARRIED].zero_()
     conv.weight[:CARRIED, :3, 1, 1] = matrix
-    conv.bias[:CARRIED] = torch.tensor([0.0] * 6 + [1.0, -1.0])  # pyright: ignore[reportOptionalSubscript]
+    conv.bias[:CARRIED] = torch.tensor([0.0] * 6 + [1.0, -1.0])
 
 
-def _gather(conv: nn.Conv2d, matrix: Tensor) -> None:
+def _gather(conv: Any, matrix: Tensor) -> None:
     """The carried channels into the first three outputs. matrix [3, 8]."""
     conv.weight[:3].zero_()
-    conv.bias[:3].zero_()  # pyright: ignore[reportOptionalSubscript]
+    conv.bias[:3].zero_()
     conv.weight[:3, :CARRIED, 1, 1] = matrix

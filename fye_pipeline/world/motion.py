@@ -73,7 +73,7 @@ def sample_motion(*seed: int, frames: int = 16, fps: float = 12.0, strength: flo
         raise ValueError(f"frames must be >= 1, got {frames}")
     rng = np.random.default_rng([2, *seed])
     t = np.arange(frames) / fps + rng.uniform(0, 60)
-    e = dict.fromkeys(EXPRESSIONS, np.zeros(frames))
+    e: dict[str, Array] = {name: np.zeros(frames) for name in EXPRESSIONS}
     asymmetry = 0.35 * _wave(rng, t, 0.5)
     blink = _pulses(rng, t, rng.uniform(0.7, 2.0), 0.17)
     wink = _pulses(rng, t, 4.0, 0.3) * (rng.random() < 0.15)
@@ -116,7 +116,7 @@ def sample_motion(*seed: int, frames: int = 16, fps: float = 12.0, strength: flo
 def sample_portrait_motion(*seed: int) -> Motion:
     """One frame such as people use for a portrait: eyes open, almost frontal, a mild expression."""
     rng = np.random.default_rng([3, *seed])
-    e = dict.fromkeys(EXPRESSIONS, 0.0)
+    e: dict[str, float] = dict.fromkeys(EXPRESSIONS, 0.0)
     smile = max(rng.normal(0.15, 0.25), 0)
     e["mouthSmileLeft"] = e["mouthSmileRight"] = min(smile, 0.8)
     e["jawOpen"] = min(max(rng.normal(-0.1, 0.2), 0), 0.5)
@@ -140,7 +140,7 @@ def demonstration_motion(frames: int = 48, fps: float = 24.0) -> Motion:
 
     seconds = t * frames / fps
     blink = np.clip(1.2 - np.abs(seconds[:, None] - np.array([0.32, 0.62]) * seconds[-1]) / 0.11, 0, 1).max(1)
-    e = dict.fromkeys(EXPRESSIONS, np.zeros(frames))
+    e: dict[str, Array] = {name: np.zeros(frames) for name in EXPRESSIONS}
     e["eyeBlinkLeft"] = e["eyeBlinkRight"] = blink
     e["mouthSmileLeft"] = e["mouthSmileRight"] = 0.95 * hold(0.30, 0.56)
     speech = 0.5 + 0.5 * np.sin(2 * np.pi * 2.6 * seconds)

@@ -88,7 +88,7 @@ class Painter:
             if identity.hair_style not in ("medium", "long"):
                 self._hull(image, ear, identity.skin, 0.8)
         self._skin(image, camera, xy)
-        image = cv2.GaussianBlur(image, (0, 0), 0.65 * self._unit)  # hides the facets
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.65 * self._unit), np.uint8)  # hides the facets
         if self.cartoon:
             self._line(image, xy[[*OVAL, OVAL[0]]], self.outline_color, 1.2)
         self._nose(image, xy)
@@ -102,7 +102,8 @@ class Painter:
             self._fringe(image, xy)
         if identity.glasses is not None:
             self._glasses(image, points)
-        return cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA), landmarks
+        small = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        return np.asarray(small, np.uint8), landmarks
 
     def _flat(self, points: Array) -> Array:
         """Head coordinates [P, 3] -> pixels [P, 2] of the oversampled canvas."""
@@ -344,7 +345,8 @@ def _background(colors: tuple[tuple[float, float, float], ...], style: str, size
     small = small + (side - small) * 0.5 * np.clip(x * 1.2 - 0.4, 0, 1)
     if style == "cartoon":
         small = np.broadcast_to(np.asarray(top), small.shape)
-    return cv2.resize(np.uint8(np.clip(small * 255, 0, 255)), (size, size), interpolation=cv2.INTER_LINEAR)
+    pixels = np.clip(small * 255, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _region(xy: Array, wide: int) -> tuple[tuple[int, int, int, int], Array] | None:
