@@ -5,26 +5,44 @@ FLOP = 2 MAC, as torch's FlopCounterMode counts: convolutions, linear layers and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class ShapeWatch:
-    """Notes the output shape of every convolution and linear layer during one call; `with` takes the hooks off."""
+    """Notes the output shape of every convolution and linear layer during one call.
+
+    In a compiled call the hooks are part of the graph, and taking them off would compile it anew: there they stay on
+    until `close`, and note the shapes of the latest call.
+    """
 
     def __init__(self, model: nn.Module):
         self._leaves = {name: m for name, m in model.named_modules() if isinstance(m, (*_CONVOLUTIONS, nn.Linear))}
         self._shapes: dict[str, list[tuple[int, ...]]] = {}
         self._handles: list[Any] = []
+        self.traced = False
 
-    def start(self) -> None:
-        self._handles = [leaf.register_forward_hook(self._note(name)) for name, leaf in self._leaves.items()]
+    def begin(self) -> None:
+        """Another call begins: forget the last one's shapes."""
+        self._shapes = {}
+
+    def hang(self) -> None:
+        """Hang the hooks."""
+        self._handles = [leaf.register_forward_hook(partial(self._note, name)) for name, leaf in self._leaves.items()]
 
     def stop(self) -> None:
+        """The call has ended."""
+        if not self.traced:
+            self.close()
+
+    def close(self) -> None:
+        """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -41,12 +59,14 @@ class ShapeWatch:
                 counts[name] += sum(_attention_flops(q, k) for q, k in zip(queries, shapes, strict=False))
         return counts
 
-    def _note(self, name: str) -> Callable[..., None]:
-        def note(_module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                self._shapes.setdefault(name, []).append(tuple(output.shape))
-
-        return note
+    def _note(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            return
+        if torch.compiler.is_compiling():
+            self.traced = True
+            self._shapes[name] = [tuple(output.shape)]
+        else:
+            self._shapes.setdefault(name, []).append(tuple(output.shape))
 
 
 def skipped_flops(counts: dict[str, int], skipped: Iterable[str]) -> int:

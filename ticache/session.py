@@ -86,7 +86,7 @@ class Session:
         if self._removed is not None:
             return
         self._removed = why
-        self._state.reset()
+        self._state.close()
         assert self._state.attachment is not None
         self._state.attachment.detach()
 

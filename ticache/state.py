@@ -70,6 +70,7 @@ class State:
         self._lock = threading.RLock()
         self._local = threading.local()
         self._shared: Call | None = None
+        self._watch: ShapeWatch | None = None
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class State:
             if stream is None or place is None:
                 call = Call(full=True, shapes={}, writable=False)
             elif why_full is not None:
-                call = self._full(stream, place, shape_key, bound)
+                call = self._full(stream, place, bound)
             else:
                 assert sample is not None
                 call = self._predicted(stream, place, shape_key, bound, sample)
@@ -154,6 +155,7 @@ class State:
                 self.records.flops.take(flight.shape_key, flight.watch, [unit.name for unit in self.plan.units])
             if stream is not None:
                 if call.full:
+                    self._shapes.setdefault(flight.shape_key, call.shapes)
                     stream.payload.site = call.site
                     if call.take is not None:
                         for key, feature in call.features.items():
@@ -268,10 +270,10 @@ class State:
             return False
         return stream.step + 1 not in cache.full_steps
 
-    def _full(self, stream: Stream, place: Place, shape_key: Any, bound: dict[str, Any]) -> Call:
+    def _full(self, stream: Stream, place: Place, bound: dict[str, Any]) -> Call:
         cache: StreamCache = stream.payload
-        shapes = self._shapes.setdefault(shape_key, {})
-        call = Call(full=True, shapes=shapes, writable=self._writable(bound))
+        # A fresh dict each time: a compiled graph would notice that it has been filled.
+        call = Call(full=True, shapes={}, writable=self._writable(bound))
         cache.control_scale = self.control.scale
         if cache.full_steps.any_predicted_after(stream.step) and cache.refusal is None:
             cache.begin_full(self._coordinate(place, stream))
@@ -352,11 +354,20 @@ class State:
 
     def _shape_watch(self, call: Call, shape_key: Any) -> ShapeWatch | None:
         """Look at the shapes in a full call of a kind not seen before."""
+        if self._watch is not None and self._watch.traced:
+            self._watch.begin()
         if not call.full or shape_key in self.records.flops:
             return None
-        watch = ShapeWatch(self.unet)
-        watch.start()
-        return watch
+        if self._watch is None or not self._watch.traced:
+            self._watch = ShapeWatch(self.unet)
+            self._watch.hang()
+        return self._watch
+
+    def close(self) -> None:
+        """The cache is taken off: free everything, leave no hook behind."""
+        self.reset()
+        if self._watch is not None:
+            self._watch.close()
 
     def _writable(self, bound: dict[str, Any]) -> bool:
         """Does anything write into features in place: FreeU, or a T2I-Adapter?"""
