@@ -340,5 +340,5 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
 def _load_or_keep(kind: Any, given: Any, places: list[Path], dtype: torch.dtype) -> Any:
     """Keep a model that was passed, else load it from the folder that was passed or from its usual places."""
     if isinstance(given, kind):
-        return given.to(dtype)
+        return given if given.dtype == dtype else given.to(dtype)
     return load_part(kind, [given] if given else places, dtype)

@@ -31,7 +31,7 @@ class Reference:
 class SelfAttention:
     """`attn1` of spatial block `index`: keys and values are its own tokens and, where given, the reference's.
 
-    As Follow-Your-Emoji v1: queries norm1(x); keys and values from concat(norm1(x), reference) through the same to_k, to_v.
+    As Follow-Your-Emoji v1: queries norm1(x), keys and values concat(norm1(x), reference), through the same weights.
     """
 
     def __init__(self, index: int) -> None:

@@ -138,8 +138,10 @@ def load_networks(
         state = states.pop(part)
         if part == "unet" and "conv_in.weight" in state:
             state["conv_in.weight"] = widen_conv_in(state["conv_in.weight"], network.config["in_channels"])
+        wanted = dtype or torch.float32
+        state = {key: value.to(wanted) if value.is_floating_point() else value for key, value in state.items()}
         load_strictly(network, state, f"{prefix}{FILES[part]}")
-        network.to(dtype).eval() if dtype is not None else network.float().eval()
+        network.eval()
     return networks
 
 
