@@ -71,6 +71,18 @@ def test_any_strides_even_unlike_ones(layout: str, stored_layout: str) -> None:
     check((2, 3, 4, 5), 2, dtype=torch.float32, stored=torch.float32, layout=layout, stored_layout=stored_layout)
 
 
+def test_differences_whose_strides_differ_among_them() -> None:
+    shape = (2, 3, 4, 5)
+    differences = [arranged(values(shape, n), layout, torch.float32) for n, layout in enumerate(LAYOUTS)]
+    eager = [difference.clone() for difference in differences]
+    feature = values(shape, 9).float().to(DEVICE)
+    ops.update_differences(feature, differences, backend="triton")
+    reference.update_differences(feature, eager)
+    for actual, rival in zip(differences, eager, strict=True):
+        assert torch.equal(actual, rival)
+        assert gaps(actual).isnan().all()
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (63,), (64,), (65,), (129,), (3, 77, 1), (2, 67, 3), (2, 1, 3, 1, 11)])
 def test_tails_and_tokens_and_video(shape: tuple[int, ...]) -> None:
     check(shape, 2, dtype=torch.float32, stored=torch.float32)
