@@ -288,11 +288,13 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         tokens = self.encode_image(portrait) if image_tokens is None else image_tokens
         tokens = tokens.to(self._execution_device, self.unet.dtype)
         dtype = self.appearance_net.dtype
-        reference_tokens = self.appearance_net(self.encode_reference(portrait).to(dtype), tokens.to(dtype))
+        reference = self.encode_reference(portrait)
+        reference_tokens = self.appearance_net(reference.to(dtype), tokens.to(dtype))
         return Conditions(
             image_tokens=torch.cat([torch.zeros_like(tokens), tokens]) if guided else tokens,
             reference_tokens=[each.to(self.unet.dtype) for each in reference_tokens],
             clips=clips,
+            hint=reference.to(self.unet.dtype) if self.unet.config["reference_hint"] else None,
         )
 
     def _denoise(

@@ -29,6 +29,7 @@ class Conditions:
     image_tokens: Tensor  # [1 or 2, L, D]: with guidance, zeros first
     reference_tokens: list[Tensor]  # per spatial block [1, T, C]
     clips: list[Clip]
+    hint: Tensor | None = None  # [1, 4, h, w]: what a UNet with `reference_hint` is shown of frames not given
 
 
 def cut_clip(window: Window, features: Tensor, region: Tensor | None) -> Clip:
@@ -58,7 +59,7 @@ def predict(
     for clip in conditions.clips:
         before_clip(clip)
         prediction = unet(
-            with_given_frames(batch[:, :, clip.index], unet.config["in_channels"]),
+            with_given_frames(batch[:, :, clip.index], unet.config["in_channels"], conditions.hint),
             timestep,
             encoder_hidden_states=conditions.image_tokens,
             reference_tokens=conditions.reference_tokens,
@@ -70,11 +71,15 @@ def predict(
     return (total / weight[:, None, None]).to(latents.dtype)
 
 
-def with_given_frames(latents: Tensor, channels: int) -> Tensor:
-    """Fill up to the UNet's input channels with zeros: no frame is given. [B, 4, F, h, w] -> [B, channels, F, h, w]."""
+def with_given_frames(latents: Tensor, channels: int, hint: Tensor | None = None) -> Tensor:
+    """Fill up to the UNet's input channels: no frame is given. [B, 4, F, h, w] -> [B, channels, F, h, w].
+
+    The clean latents are `hint` [1 or B, 4, h, w] in every frame, or zeros; the mask is zero.
+    """
     missing = channels - latents.shape[1]
-    return (
-        torch.cat([latents, latents.new_zeros(len(latents), missing, *latents.shape[2:])], dim=1)
-        if missing
-        else latents
-    )
+    if not missing:
+        return latents
+    known = latents.new_zeros(len(latents), missing, *latents.shape[2:])
+    if hint is not None:
+        known[:, : hint.shape[1]] = hint[:, :, None]
+    return torch.cat([latents, known], dim=1)

@@ -29,6 +29,8 @@ class DenoisingUNet(UNetMotionModel):
 
     in_channels: 4 (noisy latents), or 9 (noisy latents, clean latents of the frames that are given, their mask).
     image_dim: width of the vision tokens. image_prompt: "linear" or "resampler" (see `build_image_prompt`).
+    reference_hint: with 9 channels, the reference's latents stand in the clean-latent channels of frames that are not
+    given, instead of zeros: small models learn what stays where it is much sooner.
     """
 
     __module__ = "fye_pipeline"  # the library that model_index.json names
@@ -64,7 +66,10 @@ class DenoisingUNet(UNetMotionModel):
         prompt_queries: int = 16,
         prompt_layers: int = 4,
         prompt_heads: int = 12,
+        reference_hint: bool = False,
     ) -> None:
+        if reference_hint and in_channels < 9:
+            raise ValueError(f"reference_hint needs 9 input channels, got {in_channels}")
         layers: Any = layers_per_block  # the parent's annotation knows tuples of one value only
         motion_layers: Any = temporal_transformer_layers_per_block
         super().__init__(

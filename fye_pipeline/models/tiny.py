@@ -49,12 +49,17 @@ IMAGE_ENCODER: dict[str, Any] = {
 
 
 def build_tiny(
-    seed: int = 0, *, in_channels: int = 4, image_prompt: str = "linear", vae: dict[str, Any] | None = None
+    seed: int = 0,
+    *,
+    in_channels: int = 4,
+    image_prompt: str = "linear",
+    reference_hint: bool = False,
+    vae: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build every part of the tiny model with random weights; `FollowYourEmojiPipeline(**parts)` takes them.
 
     in_channels: 4, or 9 for a UNet that is also given the clean latents of some frames and their mask.
-    image_prompt: "linear" or "resampler". vae: arguments of AutoencoderKL that differ from `VAE`.
+    reference_hint: see `DenoisingUNet`; needs 9 channels. image_prompt: "linear" or "resampler". vae: arguments of AutoencoderKL that differ from `VAE`.
     The same seed gives the same weights; torch's global generator is left as it was.
     """
     prompt = {"image_prompt": image_prompt, "prompt_layers": 4, "prompt_queries": 8, "prompt_heads": 4}
@@ -76,6 +81,7 @@ def build_tiny(
                 **UNET,
                 **prompt,
                 in_channels=in_channels,
+                reference_hint=reference_hint,
                 motion_num_attention_heads=4,
                 down_block_types=("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion", "DownBlockMotion"),
                 up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),

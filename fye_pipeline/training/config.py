@@ -47,6 +47,7 @@ class TrainConfig:
     heads: int = 3000
     in_channels: int = 9
     image_prompt: str = "linear"
+    reference_hint: bool = True  # the reference's latents in the clean-latent channels of frames that are not given
     vae_seconds: float = 1150.0
     phases: tuple[str, ...] = ("image", "video")
     image: PhaseConfig = field(default_factory=lambda: PhaseConfig(steps=6000, batch=4, frames=3, lr=5e-4))

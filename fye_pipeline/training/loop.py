@@ -122,7 +122,12 @@ def _prepare(
 def load_parts(config: TrainConfig) -> dict[str, Any]:
     """Build the parts with random weights, or read them from the pipeline folder `config.init`, in float32."""
     if config.init is None:
-        return build_tiny(config.seed, in_channels=config.in_channels, image_prompt=config.image_prompt)
+        return build_tiny(
+            config.seed,
+            in_channels=config.in_channels,
+            image_prompt=config.image_prompt,
+            reference_hint=config.reference_hint,
+        )
     return dict(FollowYourEmojiPipeline.from_pretrained(config.init).components)
 
 
@@ -224,7 +229,7 @@ class _Stepper:
         self.config, self.settings, self.accelerator = config, settings, accelerator
         self.model, self.optimizer, self.batches = model, optimizer, batches
         self.alphas: Tensor = scheduler.alphas_cumprod
-        self.clips = clips
+        self.clips, self.hint = clips, config.reference_hint
 
     def step(self, number: int) -> tuple[LossParts, float]:
         """Draw a batch and noise from the step's own seed, and take the step. -> the losses and the rate."""
@@ -257,7 +262,8 @@ class _Stepper:
         alpha, sigma = noise_levels(self.alphas, timesteps, batch.clean)
         sample = add_noise(batch.clean, noise, alpha, sigma)
         if self.config.in_channels > 4:
-            sample = with_given_frames(sample, batch.clean, given)
+            # Like the landmarks, the hint is never dropped: guidance strengthens the reference's tokens and the prompt.
+            sample = with_given_frames(sample, batch.clean, given, batch.reference if self.hint else None)
         with self.accelerator.autocast():
             predicted = self.model(sample, timesteps, batch, keep)
         return training_loss(

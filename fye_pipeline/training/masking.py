@@ -28,7 +28,13 @@ def draw_given_frames(
     return given
 
 
-def with_given_frames(noisy: Tensor, clean: Tensor, given: Tensor) -> Tensor:
-    """Append masked clean latents and their mask. [B, 4, F, h, w] x2, [B, F] -> [B, 9, F, h, w]."""
+def with_given_frames(noisy: Tensor, clean: Tensor, given: Tensor, hint: Tensor | None = None) -> Tensor:
+    """Append masked clean latents and their mask. [B, 4, F, h, w] x2, [B, F] -> [B, 9, F, h, w].
+
+    hint [B, 4, h, w]: what stands in place of the clean latents of frames that are not given (default: zeros).
+    """
     mask = given[:, None, :, None, None].to(clean)
-    return torch.cat([noisy, clean * mask, mask.expand(-1, 1, -1, *clean.shape[-2:])], dim=1)
+    known = clean * mask
+    if hint is not None:
+        known = known + hint[:, :, None] * (1 - mask)
+    return torch.cat([noisy, known, mask.expand(-1, 1, -1, *clean.shape[-2:])], dim=1)

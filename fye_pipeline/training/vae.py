@@ -171,12 +171,13 @@ def start_as_thumbnail(vae: Any) -> None:
     if min(vae.config["block_out_channels"]) < CARRIED:
         raise ValueError(f"every level needs at least {CARRIED} channels, got {vae.config['block_out_channels']}")
     for module in vae.modules():
+        layer: Any = module
         if isinstance(module, ResnetBlock2D):
             _silence(module.conv2)
             if module.conv_shortcut is not None:
                 _carry(module.conv_shortcut, 1)
         elif isinstance(module, Attention):
-            _silence(module.to_out[0])
+            _silence(layer.to_out[0])
         elif isinstance(module, Downsample2D):
             _carry(module.conv, 2)
         elif isinstance(module, Upsample2D):
