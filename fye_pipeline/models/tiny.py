@@ -59,7 +59,8 @@ def build_tiny(
     """Build every part of the tiny model with random weights; `FollowYourEmojiPipeline(**parts)` takes them.
 
     in_channels: 4, or 9 for a UNet that is also given the clean latents of some frames and their mask.
-    reference_hint: see `DenoisingUNet`; needs 9 channels. image_prompt: "linear" or "resampler". vae: arguments of AutoencoderKL that differ from `VAE`.
+    reference_hint: see `DenoisingUNet`; needs 9 channels. image_prompt: "linear" or "resampler".
+    vae: arguments of AutoencoderKL that differ from `VAE`.
     The same seed gives the same weights; torch's global generator is left as it was.
     """
     prompt = {"image_prompt": image_prompt, "prompt_layers": 4, "prompt_queries": 8, "prompt_heads": 4}

@@ -1,0 +1,158 @@
+"""The loop end to end on a handful of heads: what is trained, how it goes on after a kill, what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fye_pipeline.errors import UserError
+from fye_pipeline.models.tiny import build_tiny
+from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.training.config import TrainConfig, build_config
+from fye_pipeline.training.loop import export, train
+from fye_pipeline.training.portrait import Average, PortraitModel, motion_left_out
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder with random weights in float16, from which runs begin."""
+    folder = tmp_path_factory.mktemp("start") / "model"
+    export(build_tiny(1, in_channels=9, reference_hint=True), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("heads")
+
+
+def recipe(start: Path, data: Path, **options: Any) -> TrainConfig:
+    return build_config(
+        {
+            "init": str(start),
+            "data": str(data),
+            "heads": 2,
+            "phases": ["image"],
+            "image": {"steps": 4, "batch": 1, "frames": 1, "warmup": 1},
+            "video": {"steps": 2, "batch": 1, "frames": 3, "warmup": 1},
+            "checkpoint_every": 2,
+            "sample_every": 0,
+            "log_every": 1,
+            **options,
+        }
+    )
+
+
+def losses(run: Path, phase: str = "image") -> dict[int, float]:
+    lines = (run / phase / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return {entry["step"]: entry["total"] for entry in map(json.loads, lines)}
+
+
+def silent(message: str) -> None:
+    """No progress in tests."""
+
+
+def test_a_resumed_run_repeats_the_losses_exactly(
+    start: Path, data: Path, tmp_path: Path, face_landmarker_path: Path
+) -> None:
+    config = recipe(start, data)
+    options: dict[str, Any] = {"face_landmarker": face_landmarker_path, "on_progress": silent}
+    train(config, output=tmp_path / "whole", **options)
+    train(config, output=tmp_path / "cut", max_steps=2, **options)
+    with pytest.raises(UserError, match="already holds a training run"):
+        train(config, output=tmp_path / "cut", **options)
+    model = train(config, output=tmp_path / "cut", resume=True, **options)
+    whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert sorted(whole) == [1, 2, 3, 4]
+    assert whole == cut
+    pipe = FollowYourEmojiPipeline.from_pretrained(model)
+    before = FollowYourEmojiPipeline.from_pretrained(start)
+    assert not torch.equal(pipe.unet.conv_in.weight, before.unet.conv_in.weight)
+    assert torch.equal(pipe.vae.decoder.conv_in.weight, before.vae.decoder.conv_in.weight)
+
+
+def test_clips_train_the_motion_modules_and_the_input_only(
+    start: Path, data: Path, tmp_path: Path, face_landmarker_path: Path
+) -> None:
+    config = recipe(start, data, phases=["video"], gradient_checkpointing=True)
+    model = train(config, output=tmp_path, face_landmarker=face_landmarker_path, on_progress=silent)
+    after = FollowYourEmojiPipeline.from_pretrained(model)
+    before = FollowYourEmojiPipeline.from_pretrained(start)
+    changed = {
+        name
+        for name, value in after.unet.state_dict().items()
+        if not torch.equal(value, before.unet.state_dict()[name])
+    }
+    assert changed
+    assert all("motion_modules" in name or name.startswith("conv_in") for name in changed)
+    old = before.appearance_net.state_dict()
+    assert all(torch.equal(value, old[name]) for name, value in after.appearance_net.state_dict().items())
+
+
+def test_pictures_train_everything_but_the_motion_modules() -> None:
+    model = PortraitModel(build_tiny(0, in_channels=9, reference_hint=True))
+    model.choose_trainable("image")
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any("motion_modules" in name for name in trainable)
+    for part in ("image_encoder.", "appearance_net.conv_in", "landmark_encoder.conv_out", "unet.clip_fc"):
+        assert any(name.startswith(part) for name in trainable)
+
+
+def test_motion_modules_are_left_out_and_put_back() -> None:
+    model = PortraitModel(build_tiny(0, in_channels=9)).eval()
+    unet = model.unet
+    for name, parameter in unet.named_parameters():
+        if "motion_modules" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    sample, tokens = torch.randn(1, 9, 2, 16, 16), torch.randn(1, 17, unet.config["image_dim"])
+    with torch.no_grad():
+        moving = unet(sample, 5, tokens).sample
+        with motion_left_out(model):
+            both = unet(sample, 5, tokens).sample
+            alone = unet(sample[:, :, 1:], 5, tokens).sample
+        assert torch.allclose(both[:, :, 1:], alone, atol=1e-5)
+        assert not torch.allclose(both, moving, atol=1e-3)
+        assert torch.equal(unet(sample, 5, tokens).sample, moving)
+
+
+def test_the_average_follows_and_swaps_back() -> None:
+    layer = torch.nn.Linear(3, 2)
+    average = Average(layer, 0.5)
+    first = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight += 1
+    average.update(layer)  # early steps follow faster: decay (1 + 1) / (10 + 1)
+    average.swap(layer)
+    assert torch.allclose(layer.weight, first + 9 / 11)
+    average.swap(layer)
+    assert torch.allclose(layer.weight, first + 1)
+
+
+def test_two_processes_train_together(start: Path, data: Path, tmp_path: Path, face_landmarker_path: Path) -> None:
+    recipe_file = tmp_path / "recipe.json"
+    config = recipe(start, data, image={"steps": 2, "batch": 1, "frames": 1, "warmup": 1})
+    recipe_file.write_text(config.to_json(), encoding="utf-8")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, torch\nfrom pathlib import Path\n"
+        "from fye_pipeline.training.config import load_config\nfrom fye_pipeline.training.loop import train\n"
+        "torch.set_num_threads(1)\n"
+        "train(load_config(sys.argv[1]), output=Path(sys.argv[2]), face_landmarker=Path(sys.argv[3]))\n",
+        encoding="utf-8",
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, str(program), str(recipe_file), str(tmp_path / "run"), str(face_landmarker_path)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert sorted(losses(tmp_path / "run")) == [1, 2]
+    assert result.stdout.count("image 2/2") == 1  # only the main process speaks
