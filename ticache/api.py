@@ -15,8 +15,9 @@ from ticache.cache import needs_num_steps
 from ticache.config import CacheConfig
 from ticache.hooks import Attachment, attached_state
 from ticache.host import Host
+from ticache.region import Region, RegionMask
 from ticache.session import Session
-from ticache.state import Region, State
+from ticache.state import State
 
 logger = logging.getLogger("ticache")
 
@@ -69,7 +70,7 @@ def apply(
     ops.resolve_backend(config.backend, _device(unet))
     plan = cuts.plan(unet, config.cut, depth=config.depth, resnets=config.resnets)
     state = State(unet, plan, config, host)
-    state.set_region(region)
+    state.region = RegionMask(region)
     _replace(unet, host)
     state.attachment = Attachment(unet, plan.units, state)
     state.session = session = Session(state)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ticache import forecast
@@ -13,6 +12,7 @@ from ticache.call import Key
 from ticache.config import CacheConfig
 from ticache.history import History
 from ticache.schedule import FullSteps, boundary_step
+from ticache.streams import Stream
 
 
 def needs_num_steps(config: CacheConfig) -> bool:
@@ -21,11 +21,13 @@ def needs_num_steps(config: CacheConfig) -> bool:
 
 
 class StreamCache:
-    """The cache of one stream of `num_steps` steps (None: unknown)."""
+    """The cache of one stream of `num_steps` steps (None: unknown). steps: full steps, in place of the schedule's."""
 
-    def __init__(self, config: CacheConfig, num_steps: int | None):
+    def __init__(self, config: CacheConfig, num_steps: int | None, steps: tuple[int, ...] | None = None):
         self.refusal: str | None = None
-        if num_steps is None and needs_num_steps(config):
+        if steps is not None:
+            config = config.replaced(steps=steps, boundary=0)
+        elif num_steps is None and needs_num_steps(config):
             self.refusal = "the number of steps is unknown"
             config = config.replaced(N=1, schedule="uniform", boundary=0)
         self.full_steps = FullSteps(
@@ -34,9 +36,10 @@ class StreamCache:
         self.boundary = boundary_step(config.boundary, num_steps)
         self.histories: dict[Key, History] = {}
         self.nodes: list[float] = []  # coordinates of the full steps, newest first
-        self.span: tuple[float, float] | None = None
+        self.span = (0.0, 1.0)
         self.site: int | None = None
         self.control_scale: Any = None
+        self.reference_steps: frozenset[int] | None = None
         self._config = config
 
     @property
@@ -71,17 +74,37 @@ class StreamCache:
     def coefficients(self, coordinate: float, order: int) -> list[float]:
         """What to multiply each kept tensor by, for a prediction at `coordinate`."""
         if self._config.forecaster == "chebyshev":
-            assert self.span is not None
             return forecast.chebyshev_weights(self.nodes, coordinate, self.span)
         return forecast.coefficients(self._config.forecaster, self.nodes, coordinate, order)
 
     def predictor(
-        self, coefficients: list[float], weights: Callable[[torch.Size], Tensor | None]
+        self, coefficients: list[float], weights: Callable[[Tensor], Tensor] | None
     ) -> Callable[[Key], Tensor | None]:
-        """The function that predicts a feature, None for one that is not kept; `weights`: the region's, for a shape."""
+        """The function that predicts a feature, None for one that is not kept; `weights`: the region's."""
 
         def predict(key: Key) -> Tensor | None:
             history = self.histories.get(key)
-            return None if history is None else history.predict(coefficients, weights(history.tensors[0].shape))
+            if history is None:
+                return None
+            return history.predict(coefficients, weights(history.example) if weights is not None else None)
 
         return predict
+
+
+def coordinate(stream: Stream, axis: str) -> float:
+    """Where a stream's present step lies on an axis, increasing along the run."""
+    if axis == "step":
+        return float(stream.step)
+    if stream.group.timeline is None:
+        return -stream.group.value
+    return stream.group.timeline.coordinate(stream.group.position, axis)
+
+
+def span(stream: Stream, axis: str) -> tuple[float, float]:
+    """A stream's whole range on an axis. The number of its steps must be known."""
+    assert stream.num_steps is not None
+    last, timeline = stream.num_steps - 1, stream.group.timeline
+    if axis == "step" or timeline is None:
+        return 0.0, float(last)
+    end = min(stream.first + last * stream.group.stride, len(timeline) - 1)
+    return timeline.coordinate(stream.first, axis), timeline.coordinate(end, axis)

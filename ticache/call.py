@@ -20,13 +20,23 @@ class Call:
 
     shapes: of every unit's output, by unit, shared by calls whose inputs have the same shapes.
     writable: ghosts and features are written into in place (FreeU, T2I-Adapter), so they need memory of their own.
+    poison: ghosts are NaN, to show whether anything reads them.
     """
 
-    def __init__(self, *, full: bool, shapes: dict[int, Spec | None], writable: bool, site: int | None = None):
+    def __init__(
+        self,
+        *,
+        full: bool,
+        shapes: dict[int, Spec | None],
+        writable: bool,
+        site: int | None = None,
+        poison: bool = False,
+    ):
         self.full = full
         self.shapes = shapes
         self.writable = writable
         self.site = site
+        self.poison = poison
         self.passed = False
         self.take: Callable[[Key, Tensor], None] | None = None
         self.predict: Callable[[Key], Tensor | None] | None = None

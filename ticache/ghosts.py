@@ -25,12 +25,17 @@ def spec_of(output: Any) -> Spec | None:
     return None
 
 
-def ghost(spec: Spec, writable: bool = False) -> Any:
-    """An output of the right shapes that nobody reads: one element, expanded, unless somebody writes into it."""
+def ghost(spec: Spec, writable: bool = False, poison: bool = False) -> Any:
+    """An output of the right shapes that nobody reads: one element, expanded, unless somebody writes into it.
+
+    poison: filled with NaN, so that whoever does read it is found out.
+    """
     kind, keys, rest = spec
     if isinstance(kind, type):
-        items = [ghost(item, writable) for item in rest]
+        items = [ghost(item, writable, poison) for item in rest]
         return kind(items) if keys is None else kind(**dict(zip(keys, items, strict=True)))
+    if poison and keys.is_floating_point:
+        return torch.full(kind, float("nan"), dtype=keys, device=rest)
     if writable:
         return torch.empty(kind, dtype=keys, device=rest)
     return torch.empty((), dtype=keys, device=rest).expand(kind)

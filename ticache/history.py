@@ -26,17 +26,24 @@ class History:
         self._backend = backend
         self._feature_dtype = torch.float32
         self._device = torch.device("cpu")
+        self._shape = torch.Size()
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
+    @property
+    def example(self) -> Tensor:
+        """A tensor of the feature's shape, on its device."""
+        return self.tensors[0] if self._offload is None else torch.empty((), device=self._device).expand(self._shape)
+
     def update(self, feature: Tensor) -> None:
         """Take in the feature of a full step, [*shape] as at every earlier full step. Copies; never keeps `feature`."""
         feature = feature.detach()
         self._feature_dtype = feature.dtype
         self._device = feature.device
+        self._shape = feature.shape
         if self._offload is not None:
             feature = feature.to(self._offload)
         if self.forecaster == "chebyshev":

@@ -77,7 +77,7 @@ class UnitHook(ForwardOverride):
         spec = call.shapes.get(self.unit.index)
         if spec is None or call.passed:
             return self.original(*args, **kwargs)
-        return ghost(spec, call.writable)
+        return ghost(spec, call.writable, call.poison)
 
 
 class ControlNetHook(ForwardOverride):

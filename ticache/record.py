@@ -95,12 +95,18 @@ class Records:
         self.runs = 0
         self.total_full = 0
         self.total_predicted = 0
+        self.total_unattributed = 0
         self.flops = FlopsBook()
         self.held_bytes = 0
 
     def begin_run(self) -> None:
         self.run = RunRecord()
         self.runs += 1
+
+    def unattributed(self, why: str) -> None:
+        """Count a call that belongs to nothing known."""
+        self.run.unattributed[why] += 1
+        self.total_unattributed += 1
 
     def hold(self, nbytes: int) -> None:
         """Note how many bytes are held now."""

@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Region = Tensor | Callable[[int], Tensor] | None
+
+
+class RegionMask:
+    """The region in force: a mask, a callable `step -> mask`, or None; and its weights, computed once per shape."""
+
+    def __init__(self, region: Region = None):
+        self.given = region
+        self._mask = None if region is None or callable(region) else check_region(region)
+        self._memo: dict[Any, Tensor] = {}
+
+    def check(self, batch: int, frames: int) -> None:
+        """ValueError if a fixed mask does not fit a call."""
+        if self._mask is not None:
+            check_fits(self._mask, batch, frames)
+
+    def at(self, step: int, batch: int, frames: int) -> Callable[[Tensor], Tensor] | None:
+        """A function from a feature to its weights at `step`; None without a region."""
+        if self.given is None:
+            return None
+        mask, memo = self._mask, self._memo
+        if mask is None:
+            assert callable(self.given)
+            mask, memo = check_region(self.given(step)), {}
+            check_fits(mask, batch, frames)
+
+        def weights(feature: Tensor) -> Tensor:
+            key = (feature.shape, batch, frames, feature.device)
+            if key not in memo:
+                memo[key] = site_weights(mask.to(feature.device), feature.shape, batch, frames)
+            return memo[key]
+
+        return weights
 
 
 def check_region(region: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ def build_report(records: Records, config: CacheConfig, recipe: str, backend: st
             "predicted_calls": run.predicted_calls,
             "total_full_calls": records.total_full,
             "total_predicted_calls": records.total_predicted,
+            "total_unattributed": records.total_unattributed,
             "streams": [
                 {"stream": index, "num_steps": s.num_steps, "full": s.full, "predicted": s.predicted}
                 for index, s in enumerate(run.streams.values())

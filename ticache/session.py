@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ticache import ops
 from ticache.config import CacheConfig
+from ticache.region import Region, RegionMask
 from ticache.report import Report, build_report
-from ticache.state import Region, State
+from ticache.state import State
 
 
 class Session:
@@ -30,20 +30,30 @@ class Session:
     @property
     def region(self) -> Region:
         """The mask of Eq. 4, (H, W), (F, H, W) or (B, F, H, W) in [0, 1], or a callable `step -> mask`; None: all."""
-        return self._state.region
+        return self._state.region.given
 
     @region.setter
     def region(self, region: Region) -> None:
-        self._state.set_region(region)
+        self._state.region = RegionMask(region)
 
     @property
     def active(self) -> bool:
         """Is the cache in place?"""
         return self._removed is None
 
-    def report(self) -> Report:
-        """The last run in figures."""
-        return build_report(self._state.records, self.config, self._recipe(), self._backend(), self._notes())
+    def report(self, *, reference: bool = False) -> Report:
+        """The last run in figures.
+
+        reference: run some predicted steps (three per stream) again in full, and give the relative error of each site
+            there, over all and inside and outside the region.
+        """
+        state = self._state
+        report = build_report(state.records, self.config, self._recipe(), self._backend(), self._notes())
+        if reference:
+            report.values["reference"] = state.measure_drift()
+            if state.drift.refusal is not None:
+                report.values["notes"].append(f"reference: {state.drift.refusal}")
+        return report
 
     @contextmanager
     def paused(self) -> Iterator[Session]:
@@ -114,9 +124,9 @@ class Session:
             notes.append(state.exchange_note())
         if state.disabled is not None:
             notes.append(state.disabled)
-        if state.region is not None and self.config.boundary == 0:
+        if self.region is not None and self.config.boundary == 0:
             notes.append("the region serves the report only: with boundary=0 every token is predicted at every step")
-        if isinstance(state.region, Tensor) and not bool(self.config.boundary == 0):
+        if self.region is not None and self.config.boundary != 0:
             notes.append(f"before boundary={self.config.boundary} only the region is predicted")
         if state.records.run.order_capped:
             notes.append(f"the sampler adds noise, so order is capped at {self.config.noise_order}")

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from ticache import residuals
-from ticache.cache import StreamCache
-from ticache.call import Call
+from ticache.cache import StreamCache, coordinate, span
+from ticache.call import Call, Key
 from ticache.config import CacheConfig
 from ticache.cuts import Plan
+from ticache.drift import Drift
 from ticache.flops import ShapeWatch
-from ticache.host import Arguments, Host
+from ticache.host import Arguments, Host, tensors_in
 from ticache.record import Records, Timer
-from ticache.region import check_fits, check_region, site_weights
+from ticache.region import RegionMask
 from ticache.streams import Stream, Streams
-from ticache.timeline import Clock, Place
+from ticache.timeline import Clock
 
 if TYPE_CHECKING:
     from ticache.hooks import Attachment, ControlNetHook
-
-Region = Tensor | Callable[[int], Tensor] | None
 
 
 @dataclass(eq=False)
@@ -37,6 +36,7 @@ class Flight:
     stream: Stream | None
     timer: Timer
     shape_key: Any
+    inputs: dict[str, Any]
     watch: ShapeWatch | None = None
 
 
@@ -51,7 +51,7 @@ class State:
         self.arguments = Arguments(unet)
         self.attachment: Attachment | None = None
         self.session: Any = None
-        self.region: Region = None
+        self.region = RegionMask()
         self.disabled: str | None = None
         self._start()
 
@@ -65,13 +65,13 @@ class State:
         self.eta: float | None = None
         self.compiled = False
         self.control = residuals.Control()
+        self.drift = Drift(self.config)
         self._shapes: dict[Any, dict[int, Any]] = {}
-        self._weights: dict[Any, Tensor] = {}
         self._lock = threading.RLock()
         self._local = threading.local()
         self._shared: Call | None = None
         self._watch: ShapeWatch | None = None
-        self._warned = False
+        self._warned = self._probed = False
 
     def __getstate__(self) -> dict[str, Any]:
         """What a deep copy or a pickle takes along: the settings, never a run."""
@@ -97,11 +97,6 @@ class State:
         streams = [stream for group in self.streams.groups for stream in group.streams.values()]
         return sum(stream.payload.nbytes for stream in streams if stream.payload is not None)
 
-    def set_region(self, region: Region) -> None:
-        """Take a mask or a callable; checked at once where it can be."""
-        self.region = check_region(region) if region is not None and not callable(region) else region
-        self._weights = {}
-
     def reset(self) -> None:
         """Forget every run, and all that is kept."""
         with self._lock:
@@ -111,6 +106,8 @@ class State:
     @torch.compiler.disable
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before a UNet call: attribute it, decide between full and predicted, prepare the predictions."""
+        if getattr(self._local, "forced", False):
+            return None
         self._recover()
         if self.paused or self.disabled is not None:
             return None
@@ -120,20 +117,22 @@ class State:
             sample = self.arguments.sample(bound)
             timer = Timer(sample.device if sample is not None else torch.device("cpu"))
             shape_key = self._shape_key(bound)
-            stream, place, why_full = self._attribute(bound, sample)
-            if stream is None or place is None:
+            stream, why_full = self._attribute(bound, sample)
+            if stream is None:
                 call = Call(full=True, shapes={}, writable=False)
             elif why_full is not None:
-                call = self._full(stream, place, bound)
+                call = self._full(stream, bound)
             else:
-                assert sample is not None
-                call = self._predicted(stream, place, shape_key, bound, sample)
+                call = self._predicted(stream, shape_key, bound)
             if call.full:
                 bound, changed = self.control.restored(bound)
             else:
                 self.control.forget()
                 bound, changed = residuals.predicted(bound, self.plan, call), True
-            flight = Flight(call, stream, timer, shape_key, self._shape_watch(call, shape_key))
+            if stream is not None:
+                at = coordinate(stream, self.config.axis)
+                self.drift.note(stream.number, stream.step, stream.payload, call.full, bound, at)
+            flight = Flight(call, stream, timer, shape_key, bound, self._shape_watch(call, shape_key))
         self._local.flight = flight
         self._shared = call
         return ((), bound) if changed else None
@@ -142,7 +141,7 @@ class State:
     def after(self, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         """After a UNet call, also one that failed: take in what a full step computed."""
         flight: Flight | None = getattr(self._local, "flight", None)
-        if flight is None:
+        if flight is None or getattr(self._local, "forced", False):
             return
         with self._lock:
             if output is None:
@@ -150,6 +149,7 @@ class State:
                 return
             self._local.flight = self._shared = None
             call, stream = flight.call, flight.stream
+            self._probe(flight, output)
             if flight.watch is not None:
                 flight.watch.stop()
                 self.records.flops.take(flight.shape_key, flight.watch, [unit.name for unit in self.plan.units])
@@ -189,6 +189,58 @@ class State:
         name = self.host.component
         return f"pipe.{name} was replaced after ticache.apply: the cache sits on the old one; call apply again"
 
+    def run(self, call: Call, inputs: dict[str, Any]) -> Any:
+        """The UNet's output in a call of our own making, which no record counts."""
+        with self._lock, torch.no_grad():
+            before = getattr(self._local, "flight", None)
+            self._local.flight = Flight(call, None, Timer(torch.device("cpu")), None, inputs)
+            self._local.forced = True
+            try:
+                return self.unet(**inputs)
+            finally:
+                self._local.flight, self._local.forced = before, False
+
+    def measure_drift(self) -> list[dict[str, Any]]:
+        """Run some predicted steps of the last run in full, and compare."""
+
+        def features(inputs: dict[str, Any]) -> dict[Key, Tensor]:
+            call = Call(full=True, shapes={}, writable=self._writable(inputs))
+            self.run(call, inputs)
+            return call.features
+
+        def predict(cache: StreamCache, step: int, inputs: dict[str, Any], at: float) -> Any:
+            return self._predictor(cache, step, cache.boundary, inputs, at)
+
+        def weights(inputs: dict[str, Any], feature: Tensor) -> Tensor | None:
+            sample = self.arguments.sample(inputs)
+            assert sample is not None
+            at = self.region.at(0, *self.arguments.batch_and_frames(sample))
+            return None if at is None else at(feature)
+
+        def name(key: Key) -> str:
+            return self.config.cut if key[0] == "site" else self.plan.units[int(key[0])].name
+
+        return self.drift.measure(features, predict, weights, name)
+
+    def _probe(self, flight: Flight, output: Any) -> None:
+        """For a class that is not diffusers': do live modules really read nothing of what is taken for dead?
+
+        The first full call is made once more as a predicted one, with its own feature and with ghosts of NaN.
+        """
+        call, known = flight.call, type(self.unet).__module__.startswith("diffusers.")
+        feature = call.features.get(("site", 0))
+        if known or self._probed or self.compiled or feature is None or call.take is None:
+            return
+        self._probed = True
+        again = Call(full=False, shapes=call.shapes, writable=call.writable, site=call.site, poison=True)
+        again.predictions["site", 0] = feature.clone()
+        outputs = tensors_in(self.run(again, residuals.predicted(flight.inputs, self.plan, again)))
+        wanted = tensors_in(output)
+        if not all(torch.allclose(a, b, rtol=1e-2, atol=1e-3) for a, b in zip(outputs, wanted, strict=True)):
+            name = type(self.unet).__name__
+            self.disabled = f"cut={self.config.cut!r} does not fit {name}: it reads features taken for dead; not cached"
+            warnings.warn(f"ticache: {self.disabled}", UserWarning, stacklevel=3)
+
     def _recover(self) -> None:
         """Clear up after a call that never came to its end (Ctrl-C within it)."""
         flight: Flight | None = getattr(self._local, "flight", None)
@@ -211,16 +263,14 @@ class State:
             self._shapes = {}
             self.streams.clear()
 
-    def _attribute(
-        self, bound: dict[str, Any], sample: Tensor | None
-    ) -> tuple[Stream | None, Place | None, str | None]:
-        """The call's stream and place, and why it runs in full (None: it is predicted)."""
+    def _attribute(self, bound: dict[str, Any], sample: Tensor | None) -> tuple[Stream | None, str | None]:
+        """The call's stream, and why it runs in full (None: it is predicted)."""
         if sample is None:
             return self._unattributed("it has no sample tensor")
         tokens = self.arguments.tokens(bound)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (sample, *tokens)):
             return self._unattributed("gradients of its inputs are recorded")
-        self._check_region(sample)
+        self.region.check(*self.arguments.batch_and_frames(sample))
         place = self.clock.locate(self.arguments.timestep(bound), self.host.scheduler)
         if place is None:
             return self._unattributed("its samples are at several timesteps")
@@ -230,28 +280,29 @@ class State:
         stream = attribution.stream
         if attribution.new_run:
             self.records.begin_run()
+            self.drift.begin_run()
         if stream is None:
             assert attribution.note is not None
             return self._unattributed(attribution.note)
         if attribution.note is not None:
-            self.records.run.unattributed[attribution.note] += 1
+            self.records.unattributed(attribution.note)
         if stream.payload is None:
-            stream.payload = StreamCache(self.config, stream.num_steps)
-        return stream, self._placed(place, stream), self._why_full(stream, bound)
+            cache = stream.payload = StreamCache(self.config, stream.num_steps)
+            cache.refusal = cache.refusal or self.host.few_step_model(stream.num_steps)
+            if self.config.forecaster == "chebyshev" and cache.refusal is None:
+                cache.span = span(stream, self.config.axis)
+        return stream, self._why_full(stream, bound)
 
-    def _unattributed(self, note: str) -> tuple[None, None, str]:
-        self.records.run.unattributed[note] += 1
-        return None, None, note
-
-    def _placed(self, place: Place, stream: Stream) -> Place:
-        return Place(stream.group.timeline, stream.group.position, place.value)
+    def _unattributed(self, note: str) -> tuple[None, str]:
+        self.records.unattributed(note)
+        return None, note
 
     def _why_full(self, stream: Stream, bound: dict[str, Any]) -> str | None:
         """Why a stream's present step runs in full; anything but the schedule is counted as a fallback."""
         cache: StreamCache = stream.payload
         if stream.step in cache.full_steps:
             return "scheduled"
-        why = cache.refusal or self.host.few_step_model(stream.num_steps)
+        why = cache.refusal
         if why is None and not cache.nodes:
             why = "nothing is kept to predict from"
         if why is None and self._shape_key(bound) not in self._shapes:
@@ -266,31 +317,28 @@ class State:
     def _will_predict(self, stream: Stream) -> bool:
         """Will the next step of a stream be predicted, as far as can be known before the UNet is called?"""
         cache: StreamCache | None = stream.payload
-        if cache is None or not cache.nodes or cache.refusal or self.host.few_step_model(stream.num_steps):
+        if cache is None or not cache.nodes or cache.refusal is not None:
             return False
         return stream.step + 1 not in cache.full_steps
 
-    def _full(self, stream: Stream, place: Place, bound: dict[str, Any]) -> Call:
+    def _full(self, stream: Stream, bound: dict[str, Any]) -> Call:
         cache: StreamCache = stream.payload
         # A fresh dict each time: a compiled graph would notice that it has been filled.
         call = Call(full=True, shapes={}, writable=self._writable(bound))
         cache.control_scale = self.control.scale
         if cache.full_steps.any_predicted_after(stream.step) and cache.refusal is None:
-            cache.begin_full(self._coordinate(place, stream))
+            cache.begin_full(coordinate(stream, self.config.axis))
             call.take = cache.take
             residuals.take(bound, self.plan, cache)
         elif not self.config.keep:
             cache.release()
         return call
 
-    def _predicted(self, stream: Stream, place: Place, shape_key: Any, bound: dict[str, Any], sample: Tensor) -> Call:
+    def _predicted(self, stream: Stream, shape_key: Any, bound: dict[str, Any]) -> Call:
         cache: StreamCache = stream.payload
         call = Call(full=False, shapes=self._shapes[shape_key], writable=self._writable(bound), site=cache.site)
-        if self.config.forecaster == "chebyshev" and cache.span is None:
-            cache.span = self._span(stream)
-        coefficients = cache.coefficients(self._coordinate(place, stream), self._order())
-        weights = self._region_weights(stream.step, cache.boundary, sample)
-        call.predict = cache.predictor(coefficients, weights)
+        at = coordinate(stream, self.config.axis)
+        call.predict = self._predictor(cache, stream.step, cache.boundary, bound, at)
         # Prepared here where there is one, or where the call itself is a compiled graph; else where it is needed.
         for key in cache.histories:
             if key[0] == "site" or (self.compiled and isinstance(key[0], int)):
@@ -299,54 +347,23 @@ class State:
                 call.predictions[key] = prediction
         return call
 
+    def _predictor(
+        self, cache: StreamCache, step: int, boundary: int, bound: dict[str, Any], at: float
+    ) -> Callable[[Key], Tensor | None]:
+        """Eq. 4: before the boundary only the region is predicted, the rest reused."""
+        sample = self.arguments.sample(bound)
+        assert sample is not None
+        weights = None
+        if step < boundary:
+            weights = self.region.at(step, *self.arguments.batch_and_frames(sample))
+        return cache.predictor(cache.coefficients(at, self._order()), weights)
+
     def _order(self) -> int:
         cap = self.config.noise_order
         if cap is not None and cap < self.config.order and self.host.adds_noise(self.eta):
             self.records.run.order_capped = True
             return cap
         return self.config.order
-
-    def _coordinate(self, place: Place, stream: Stream) -> float:
-        if self.config.axis == "step":
-            return float(stream.step)
-        if place.timeline is None:
-            return -place.value
-        assert place.position is not None
-        return place.timeline.coordinate(place.position, self.config.axis)
-
-    def _span(self, stream: Stream) -> tuple[float, float]:
-        """The stream's whole range on the axis."""
-        timeline, axis = stream.group.timeline, self.config.axis
-        assert stream.num_steps is not None
-        last = stream.num_steps - 1
-        if axis == "step" or timeline is None:
-            return 0.0, float(last)
-        positions = stream.first, min(stream.first + last * stream.group.stride, len(timeline) - 1)
-        first, end = (timeline.coordinate(position, axis) for position in positions)
-        return first, end
-
-    def _check_region(self, sample: Tensor) -> None:
-        if isinstance(self.region, Tensor):
-            check_fits(self.region, *self.arguments.batch_and_frames(sample))
-
-    def _region_weights(self, step: int, boundary: int, sample: Tensor) -> Callable[[torch.Size], Tensor | None]:
-        """The region's weights for a feature's shape; None where prediction covers every token (Eq. 4)."""
-        region = self.region
-        if region is None or step >= boundary:
-            return lambda _shape: None
-        batch, frames = self.arguments.batch_and_frames(sample)
-        memo = self._weights
-        if not isinstance(region, Tensor):
-            region, memo = check_region(region(step)), {}
-            check_fits(region, batch, frames)
-
-        def weights(shape: torch.Size) -> Tensor:
-            key = (shape, batch, frames, sample.device)
-            if key not in memo:
-                memo[key] = site_weights(region.to(sample.device), shape, batch, frames)
-            return memo[key]
-
-        return weights
 
     def _shape_key(self, bound: dict[str, Any]) -> Any:
         tensors = [self.arguments.sample(bound), *self.arguments.tokens(bound), *self.arguments.extras(bound)]

@@ -1,0 +1,134 @@
+"""How far predictions are from the truth: some predicted steps of the last run, computed again in full.
+
+The inputs of those steps, and of the full steps that they were predicted from, are held for it: latents, which are
+small beside features. Where they are not small, nothing is held unless the cache was made with `keep=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ticache.cache import StreamCache
+from ticache.call import Key
+from ticache.config import CacheConfig
+from ticache.host import RESIDUALS, tensors_in
+
+HELD_BYTES = 16 * 2**20
+STEPS_PER_STREAM = 3
+
+
+@dataclass
+class _Held:
+    """The inputs of one call: full, or predicted from the full ones before it."""
+
+    inputs: dict[str, Any]
+    full: bool
+    coordinate: float
+    boundary: int
+    span: tuple[float, float]
+
+
+@dataclass
+class Drift:
+    """The inputs of some steps of the last run, by stream."""
+
+    config: CacheConfig
+    refusal: str | None = None
+    _steps: dict[int, dict[int, _Held]] = field(default_factory=dict)
+    _storages: dict[int, int] = field(default_factory=dict)
+
+    def begin_run(self) -> None:
+        """A new run: let go of the last one's inputs."""
+        self.refusal = None
+        self._steps, self._storages = {}, {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of inputs held."""
+        return sum(self._storages.values())
+
+    def note(self, number: int, step: int, cache: StreamCache, full: bool, bound: dict[str, Any], at: float) -> None:
+        """Hold the inputs of a step, if it is one of those to look at again."""
+        if self.refusal is not None or step not in self._wanted(cache):
+            return
+        if any(bound.get(name) is not None for name in RESIDUALS):
+            self.refusal = "not measured with a ControlNet or an adapter: its features are not kept"
+        self._storages |= {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(list(bound.values()))
+        }
+        if self.nbytes > HELD_BYTES and not self.config.keep:
+            self.refusal = "the calls' inputs are too large to hold unasked; apply with keep=True and run again"
+        if self.refusal is not None:
+            self._steps, self._storages = {}, {}
+            return
+        self._steps.setdefault(number, {})[step] = _Held(dict(bound), full, at, cache.boundary, cache.span)
+
+    def measure(
+        self,
+        features: Callable[[dict[str, Any]], dict[Key, Tensor]],
+        predict: Callable[[StreamCache, int, dict[str, Any], float], Callable[[Key], Tensor | None]],
+        weights: Callable[[dict[str, Any], Tensor], Tensor | None],
+        names: Callable[[Key], str],
+    ) -> list[dict[str, Any]]:
+        """The relative error of every site at every step held: ||prediction - truth|| / ||truth||.
+
+        features: runs a call in full and gives its sites' features. predict: the predictor of a step from a cache.
+        weights: the region's for a feature, None without a region; inside is where it is above one half.
+        """
+        entries = []
+        for number, steps in self._steps.items():
+            truth = {step: features(held.inputs) for step, held in sorted(steps.items())}
+            for step, held in sorted(steps.items()):
+                if held.full:
+                    continue
+                cache = StreamCache(self.config, None, steps=(0,))
+                cache.boundary, cache.span = held.boundary, held.span
+                for earlier, other in sorted(steps.items()):
+                    if earlier < step and other.full:
+                        cache.begin_full(other.coordinate)
+                        for key, feature in truth[earlier].items():
+                            cache.take(key, feature)
+                predicted = predict(cache, step, held.inputs, held.coordinate)
+                for key, feature in truth[step].items():
+                    prediction = predicted(key)
+                    assert prediction is not None
+                    errors = _errors(prediction, feature, weights(held.inputs, feature))
+                    entries.append({"stream": number, "step": step, "site": names(key), **errors})
+        return entries
+
+    def _wanted(self, cache: StreamCache) -> frozenset[int]:
+        """Some predicted steps, and the full steps each is predicted from."""
+        if cache.reference_steps is None:
+            cache.reference_steps = self._choose(cache)
+        return cache.reference_steps
+
+    def _choose(self, cache: StreamCache) -> frozenset[int]:
+        full = cache.full_steps.listed()
+        predicted = [step for step in range(cache.full_steps.num_steps or 0) if step not in full]
+        if not predicted:
+            return frozenset()
+        count = min(STEPS_PER_STREAM, len(predicted))
+        chosen = {predicted[(2 * i + 1) * len(predicted) // (2 * count)] for i in range(count)}
+        depth = len(full) if self.config.forecaster == "chebyshev" else self.config.order + 1
+        behind = {step for c in chosen for step in [f for f in full if f < c][-depth:]}
+        return frozenset(chosen | behind)
+
+
+def _errors(prediction: Tensor, truth: Tensor, weights: Tensor | None) -> dict[str, float | None]:
+    difference, truth = (prediction.double() - truth.double()).square(), truth.double().square()
+    result: dict[str, float | None] = {"error": _ratio(difference, truth), "inside": None, "outside": None}
+    if weights is not None:
+        inside = (weights > 0.5).expand_as(truth)
+        result["inside"] = _ratio(difference[inside], truth[inside])
+        result["outside"] = _ratio(difference[~inside], truth[~inside])
+    return result
+
+
+def _ratio(difference: Tensor, truth: Tensor) -> float | None:
+    if truth.numel() == 0:
+        return None
+    return float((difference.sum() / truth.sum().clamp_min(1e-300)).sqrt())
