@@ -29,7 +29,7 @@ class Subject:
     def run(self) -> None:
         """One denoising run's worth of UNet (and ControlNet) calls; the sample stays, only the timestep moves."""
         self.scheduler.set_timesteps(STEPS)
-        function = self.function or self.unet
+        function = self.unet if self.function is None else self.function
         with torch.no_grad():
             for timestep in self.scheduler.timesteps:
                 function(self.sample, timestep, **self.arguments, **self._control(timestep), return_dict=False)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from kernel_cases import DTYPES, INTERPRETED, assert_within_eager, values
+from test_step_path import STEPS, tiny_pipe
 from torch import Tensor
 
+import ticache
 from ticache import ops, reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason="no GPU, or TRITON_INTERPRET=1")]
@@ -121,3 +123,18 @@ def test_numbers_travel_without_a_copy() -> None:
     expected = ops.predict(kept, torch.tensor(NEWTON, device="cuda"))
     assert torch.equal(ops.predict(kept, NEWTON), expected)
     assert torch.equal(ops.predict(kept, torch.tensor(NEWTON)), expected)
+
+
+@pytest.mark.parametrize("cut", ["outer", "output", "branches"])
+def test_no_step_of_a_run_waits_for_the_device(cut: str) -> None:
+    """A run reads the scheduler's timesteps when it begins, and nothing after that."""
+    pipe = tiny_pipe()
+    pipe.unet.to("cuda", torch.float16)
+    sample = values((2, 4, 8, 8), 1).to("cuda", torch.float16)
+    tokens = values((2, 7, 8), 2).to("cuda", torch.float16)
+    with torch.no_grad(), ticache.apply(pipe, N=3, order=2, cut=cut):
+        for counted in (False, True):
+            pipe.scheduler.set_timesteps(STEPS, device="cuda")
+            for step, timestep in enumerate(pipe.scheduler.timesteps):
+                with no_synchronisation() if counted and step else contextlib.nullcontext():
+                    pipe.unet(sample, timestep, encoder_hidden_states=tokens, return_dict=False)
