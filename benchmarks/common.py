@@ -136,5 +136,8 @@ def _cell(value: Any) -> str:
 
 
 def write_json(path: Path, rows: Sequence[dict[str, Any]], conditions: dict[str, Any]) -> None:
+    """Conditions and rows, a line for each row."""
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    text = f'{{\n "conditions": {json.dumps(conditions, indent=1)},\n "rows": [\n{lines}\n ]\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"conditions": conditions, "rows": list(rows)}, indent=1) + "\n")
+    path.write_text(text)
