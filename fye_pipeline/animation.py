@@ -4,81 +4,47 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from fye_pipeline import regions
 from fye_pipeline.console import OnProgress, silent
+from fye_pipeline.control import steer
 from fye_pipeline.errors import UserError
-from fye_pipeline.files import writable_target
-from fye_pipeline.inputs import LazyDetector, OnNote, read_driver, read_reference
+from fye_pipeline.files import atomic_target, writable_target
+from fye_pipeline.generate import Job, Run
+from fye_pipeline.inputs import Driver, LazyDetector, OnNote, read_driver
 from fye_pipeline.landmarks.alignment import align
 from fye_pipeline.landmarks.drawing import DRAW_SIZE, draw_sequence
-from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace
+from fye_pipeline.machine import choose_device, choose_dtype, load_model
 from fye_pipeline.model_files import SHIPPED_MODEL
-from fye_pipeline.pictures import read_picture
-from fye_pipeline.pipeline import FollowYourEmojiPipeline, letterbox
-from fye_pipeline.video import read_comment, watermark, write_video
+from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.portraits import Portrait, read_portrait
+from fye_pipeline.settings import DEMO_DRIVING, DEMO_PORTRAIT, DEMO_PORTRAIT_LANDMARKS, AnimationSettings
+from fye_pipeline.video import VideoWriter, read_comment, watermark
 
-DEMO = Path(__file__).parent / "assets" / "demo"
-DEMO_PORTRAIT = DEMO / "portrait.png"
-DEMO_PORTRAIT_LANDMARKS = DEMO / "portrait_landmarks.npz"
-DEMO_DRIVING = DEMO / "driving.npz"
+__all__ = [
+    "DEMO_DRIVING",
+    "DEMO_PORTRAIT",
+    "DEMO_PORTRAIT_LANDMARKS",
+    "SHIPPED_MODEL",
+    "AnimationResult",
+    "AnimationSettings",
+    "Studio",
+    "animate",
+    "is_finished",
+]
+
 PANEL = 256  # pixels a side, the least in the side-by-side video
-
-
-@dataclass(frozen=True)
-class AnimationSettings:
-    """Everything that decides the result; checked once, written into the video's metadata as JSON.
-
-    reference: a picture. driving: a video, a landmark sequence (.npz) or an official template (.npy). model: a
-    pipeline folder. fps None: the driver's. size None: the model's own; pixels a side. frames None: all of them.
-    long: how more frames than one clip are joined (`generation/windows.py`).
-    cache: arguments of `ticache.apply`, None to run without it. reference_landmarks: a one-frame sequence of the
-    portrait, which then needs no detector.
-    """
-
-    reference: Path = DEMO_PORTRAIT
-    driving: Path = DEMO_DRIVING
-    model: Path = SHIPPED_MODEL
-    steps: int = 30
-    guidance: float = 3.5
-    seed: int = 0
-    frames: int | None = None
-    fps: Fraction | None = None
-    size: int | None = None
-    long: Literal["tiles", "uniform"] = "tiles"
-    cache: dict[str, Any] | None = field(default_factory=lambda: {"N": 3, "order": 2, "cut": "outer"})
-    compare: bool = False
-    watermark: bool = True
-    no_face: NoFace = "interpolate"
-    max_gap: float = DEFAULT_MAX_GAP
-    unaligned: bool = False
-    reference_landmarks: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("frames", 1), ("size", 64), ("max_gap", 0), ("guidance", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} must be >= {least}, got {value}.")
-        if self.fps is not None and not 1 <= self.fps <= 240:
-            raise UserError(f"fps must be from 1 to 240, got {self.fps}.")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must be >= 0 and < 2^63, got {self.seed}.")
-
-    def to_json(self) -> str:
-        """The settings as JSON, paths and fractions as text."""
-        return json.dumps(asdict(self), default=str)
 
 
 @dataclass(frozen=True)
@@ -86,7 +52,8 @@ class AnimationResult:
     """What was made, and what it took.
 
     seconds: encoding and denoising, without decoding. psnr: dB against the uncached run, on pixels in [0, 1].
-    frames_without_face: (first, one past the last) of each run of frames that was filled in.
+    frames_without_face: (first, one past the last) of each run of frames that was filled in. crop: the transform from
+    the animated square to the portrait, None where the whole portrait was animated. sound: whether there is any.
     """
 
     output: Path
@@ -99,6 +66,9 @@ class AnimationResult:
     uncached_seconds: float | None
     psnr: float | None
     report: Any | None
+    crop: dict[str, Any] | None
+    sound: bool
+    notes: list[str]
     settings: AnimationSettings
 
     @property
@@ -120,7 +90,10 @@ class AnimationResult:
             "time_ratio": self.time_ratio,
             "psnr": self.psnr,
             "cache": None if self.report is None else self.report.to_dict(),
-            "settings": json.loads(self.settings.to_json()),
+            "crop": self.crop,
+            "sound": self.sound,
+            "notes": self.notes,
+            "settings": self.settings.to_dict(),
         }
 
     def __str__(self) -> str:
@@ -139,61 +112,56 @@ class AnimationResult:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One pass: frames [F, H, W, 3] in [0, 1], encoding and denoising seconds, the cache's report."""
+class Studio:
+    """What many animations share: the face detector, opened when a face is first sought, and the last loaded model.
 
-    frames: NDArray[np.float32]
-    seconds: float
-    report: Any | None
+    Args:
+        face_landmarker: MediaPipe's task file; None looks in the usual places and fetches it.
+        device: auto, cpu, cuda, cuda:N or mps.
+        on_note: told one sentence where something is worth knowing.
+    """
 
+    def __init__(
+        self,
+        face_landmarker: Path | None = None,
+        *,
+        device: str = "auto",
+        on_note: OnNote = lambda text: None,
+    ) -> None:
+        self.on_note = on_note
+        self.device = choose_device(device)
+        self.detector = LazyDetector(face_landmarker, self.note)
+        self._notes: list[str] = []
+        self._loaded: tuple[tuple[Any, ...], FollowYourEmojiPipeline] | None = None
 
-@dataclass(frozen=True)
-class Job:
-    """A loaded model with everything a run needs: cached and uncached runs differ in nothing but the cache."""
+    def __enter__(self) -> Studio:
+        self.detector.__enter__()
+        return self
 
-    pipe: FollowYourEmojiPipeline
-    settings: AnimationSettings
-    portrait: NDArray[np.uint8]
-    pictures: NDArray[np.uint8]
-    region: NDArray[np.float32]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loaded = None
+        self.detector.__exit__(kind, error, trace)
 
-    def run(self, *, cached: bool, on_progress: OnProgress, stage: str = "denoising") -> Run:
-        """Denoise and decode. The cache is on the UNet for the length of this run only."""
-        settings, pipe = self.settings, self.pipe
-        session = pipe.enable_cache(**settings.cache) if cached and settings.cache is not None else None
+    def note(self, text: str) -> None:
+        """Tell the user, and keep it for the report of the animation at hand."""
+        self._notes.append(text)
+        self.on_note(text)
 
-        def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            on_progress(stage, step + 1, settings.steps)
-            return {}
+    def take_notes(self) -> list[str]:
+        """The notes since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
-        try:
-            on_progress(stage, 0, settings.steps)
-            began = time.perf_counter()
-            (latents,) = pipe(
-                Image.fromarray(self.portrait),
-                self.pictures,
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                long=settings.long,
-                region=self.region if cached else None,
-                generator=torch.Generator("cpu").manual_seed(settings.seed),
-                output_type="latent",
-                callback_on_step_end=step_done,
-                return_dict=False,
-            )
-            seconds = time.perf_counter() - began
-            report = None if session is None else session.report()
-        finally:
-            if session is not None:
-                pipe.disable_cache()
-        frames = np.empty((len(self.pictures), *self.pictures.shape[1:]), np.float32)
-        done = 0
-        for part in pipe.decode_frames(latents):
-            frames[done : done + len(part)] = part.permute(0, 2, 3, 1).cpu().numpy()
-            done += len(part)
-            on_progress("decoding", done, len(frames))
-        return Run(frames, seconds, report)
+    def model(self, settings: AnimationSettings) -> FollowYourEmojiPipeline:
+        """The model of these settings, loaded once while they stay the same. Raises `UserError` as `load_model`."""
+        dtype = choose_dtype(settings.dtype, self.device)
+        key = (settings.model, dtype)
+        if self._loaded is None or self._loaded[0] != key or self._loaded[1].unet.dtype != dtype:
+            self._loaded = None  # two models need not be held at once
+            self._loaded = (key, load_model(settings.model, self.device, dtype))
+        return self._loaded[1]
 
 
 def animate(
@@ -202,6 +170,8 @@ def animate(
     *,
     overwrite: bool = False,
     face_landmarker: Path | None = None,
+    device: str = "auto",
+    studio: Studio | None = None,
     on_progress: OnProgress = silent,
     on_note: OnNote = lambda text: None,
 ) -> AnimationResult:
@@ -209,42 +179,114 @@ def animate(
 
     Args:
         settings: what to animate, with what, and how.
-        output: the mp4 to write; `<stem>_compare.mp4` beside it with `settings.compare`.
+        output: the mp4 to write; `<stem>_compare.mp4` beside it with `settings.compare`, and `<stem>_crop.json`, the
+            transform back to the portrait, with the framing `crop`.
         overwrite: replace what is there.
-        face_landmarker: MediaPipe's task file; None looks in the usual places and fetches it.
+        face_landmarker, device, on_note: as for `Studio`; they do not count where a `studio` is given.
+        studio: detector and model of animations that were made before.
         on_progress: told of detection, denoising and decoding as they advance.
-        on_note: told one sentence where something is worth knowing.
 
     Raises:
         UserError: bad input, in one sentence.
     """
+    if studio is None:
+        with Studio(face_landmarker, device=device, on_note=on_note) as own:
+            return animate(settings, output, overwrite=overwrite, studio=own, on_progress=on_progress)
     output = writable_target(output, overwrite=overwrite)
     comparison = output.with_name(f"{output.stem}_compare{output.suffix}") if settings.compare else None
+    transform = output.with_name(f"{output.stem}_crop.json") if settings.resolved_framing == "crop" else None
+    for beside in (comparison, transform):
+        if beside is not None:
+            writable_target(beside, overwrite=overwrite)
+    studio.take_notes()
+    portrait, driver, job = prepare(settings, studio, on_progress)
+    run = job.run(cached=settings.cache is not None, on_progress=on_progress, on_note=studio.note)
+    plain = None
     if comparison is not None:
-        writable_target(comparison, overwrite=overwrite)
-    job, fps, gaps = prepare(settings, face_landmarker, on_progress, on_note)
-    run = job.run(cached=settings.cache is not None, on_progress=on_progress)
-    plain = job.run(cached=False, on_progress=on_progress, stage="uncached") if settings.compare else None
+        plain = job.run(cached=False, on_progress=on_progress, on_note=studio.note, stage="uncached")
 
-    comment = json.dumps({"note": "AI-generated", "settings": json.loads(settings.to_json())})
-    mark = watermark if settings.watermark else np.ascontiguousarray
-    write_video(output, map(mark, to_uint8(run.frames)), fps, comment=comment)
-    if comparison is not None and plain is not None:
-        panels = side_by_side(job.portrait, job.pictures, to_uint8(run.frames), to_uint8(plain.frames))
-        write_video(comparison, map(mark, panels), fps, comment=comment)
+    written = _Written(settings, portrait, driver, job, overwrite, studio.note)
+    size, error = written.write(output, comparison, run, plain, on_progress)
+    crop = written.transform
+    if transform is not None and crop is not None:
+        with atomic_target(transform) as temporary:
+            temporary.write_text(json.dumps(crop, indent=2) + "\n")
     return AnimationResult(
         output=output,
         comparison=comparison,
-        frames=len(run.frames),
-        fps=fps,
-        size=(run.frames.shape[2], run.frames.shape[1]),
-        frames_without_face=gaps,
+        frames=len(job.pictures),
+        fps=driver.fps,
+        size=size,
+        frames_without_face=driver.sequence.gaps(),
         seconds=run.seconds,
         uncached_seconds=None if plain is None else plain.seconds,
-        psnr=None if plain is None else peak_signal_to_noise(run.frames, plain.frames),
+        psnr=None if plain is None else decibels(error),
         report=run.report,
+        crop=crop,
+        sound=written.sound is not None,
+        notes=studio.take_notes(),
         settings=settings,
     )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Turns runs into files, frame by frame."""
+
+    settings: AnimationSettings
+    portrait: Portrait
+    driver: Driver
+    job: Job
+    overwrite: bool
+    on_note: OnNote
+
+    @property
+    def sound(self) -> Path | None:
+        return self.driver.sound if self.settings.audio else None
+
+    @property
+    def transform(self) -> dict[str, Any] | None:
+        crop = self.portrait.crop
+        return None if crop is None else crop.to_dict(self.job.pictures.shape[1])
+
+    def write(
+        self, output: Path, comparison: Path | None, run: Run, plain: Run | None, on_progress: OnProgress
+    ) -> tuple[tuple[int, int], float]:
+        """Decode and write. -> (width, height) of the frames, mean squared error against the plain run."""
+        mark = watermark if self.settings.watermark else np.ascontiguousarray
+        squares = self.job.frames(run, on_progress, self.on_note)
+        others = None if plain is None else self.job.frames(plain, on_progress, self.on_note)
+        size, error = (0, 0), 0.0
+        with ExitStack() as stack:
+            video = stack.enter_context(self._writer(output))
+            pairs = None if comparison is None else stack.enter_context(self._writer(comparison))
+            for landmarks, square in zip(self.job.pictures, squares, strict=True):
+                frame = self.place(to_uint8(square))
+                size = frame.shape[1], frame.shape[0]
+                video.write(mark(frame))
+                if pairs is not None and others is not None:
+                    other = next(others)
+                    error += float(np.mean((square.astype(np.float64) - other) ** 2)) / len(self.job.pictures)
+                    panels = (self.portrait.square, landmarks, to_uint8(square), to_uint8(other))
+                    pairs.write(mark(side_by_side(*panels)))
+        return size, error
+
+    def place(self, square: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """An animated square as a frame of the result: pasted into the portrait, or as it is."""
+        if self.portrait.crop is None or self.settings.resolved_framing != "paste":
+            return square
+        return self.portrait.crop.paste(square, self.portrait.picture)
+
+    def _writer(self, path: Path) -> VideoWriter:
+        note = {"note": "AI-generated", "settings": self.settings.to_dict(), "crop": self.transform}
+        return VideoWriter(
+            path,
+            self.driver.fps,
+            comment=json.dumps(note),
+            sound=self.sound,
+            overwrite=self.overwrite,
+            on_note=self.on_note,
+        )
 
 
 def is_finished(output: Path, settings: AnimationSettings) -> bool:
@@ -259,40 +301,45 @@ def is_finished(output: Path, settings: AnimationSettings) -> bool:
         made_with = json.loads(read_comment(output))["settings"]
     except (ValueError, KeyError, TypeError):
         made_with = None
-    if made_with != json.loads(settings.to_json()):
+    if made_with != settings.to_dict():
         raise UserError(f"{output} was made with other settings; pass --overwrite to replace it.")
     return True
 
 
-def prepare(
-    settings: AnimationSettings, face_landmarker: Path | None, on_progress: OnProgress, on_note: OnNote
-) -> tuple[Job, Fraction, list[tuple[int, int]]]:
-    """Read and detect everything, load the model. -> the job, the frame rate, the runs of frames without a face."""
-    picture = read_picture(settings.reference, what="the reference")
-    portrait = np.asarray(letterbox(Image.fromarray(picture), DRAW_SIZE, DRAW_SIZE))
-    with LazyDetector(face_landmarker, on_note) as detector:
-        reference = None
-        if not settings.unaligned:
-            name = str(settings.reference)
-            reference = read_reference(portrait, detector, landmarks=settings.reference_landmarks, name=name)
-        driver = read_driver(
-            settings.driving,
-            detector,
-            frames=settings.frames,
-            no_face=settings.no_face,
-            max_gap=settings.max_gap,
-            on_progress=on_progress,
-            on_note=on_note,
+def prepare(settings: AnimationSettings, studio: Studio, on_progress: OnProgress) -> tuple[Portrait, Driver, Job]:
+    """Read and detect everything, load the model."""
+    portrait = read_portrait(settings, studio.detector, studio.note)
+    driver = read_driver(
+        settings.driving,
+        studio.detector,
+        frames=settings.frames,
+        fps=settings.fps,
+        no_face=settings.no_face,
+        max_gap=settings.max_gap,
+        max_pixels=settings.max_pixels,
+        background=settings.background,
+        allow_partial=settings.allow_partial,
+        on_progress=on_progress,
+        on_note=studio.note,
+    )
+    sequence, neutral = driver.sequence, settings.neutral_frame
+    if neutral is not None and neutral >= len(sequence):
+        raise UserError(f"neutral_frame must be below the driver's {len(sequence)} frames, got {neutral}.")
+    landmarks = sequence.landmarks
+    if portrait.face is not None:
+        steered = steer(
+            portrait.face,
+            sequence,
+            regions=settings.regions,
+            intensity=settings.intensity,
+            pose=settings.pose,
+            neutral_frame=neutral,
         )
-    sequence = driver.sequence
-    landmarks = sequence.landmarks if reference is None else align(reference, sequence, DRAW_SIZE, DRAW_SIZE)
-    pipe = FollowYourEmojiPipeline.from_pretrained(settings.model)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+        landmarks = align(portrait.face, steered, DRAW_SIZE, DRAW_SIZE, neutral_frame=neutral)
+    pipe = studio.model(settings)
     size = settings.size or native_size(pipe)
     region = np.maximum(regions.expression_mask(landmarks, size, size), regions.facial_mask(landmarks, size, size))
-    job = Job(pipe, settings, portrait, draw_sequence(landmarks, size), region)
-    return job, settings.fps or driver.fps, sequence.gaps()
+    return portrait, driver, Job(pipe, settings, portrait.square, draw_sequence(landmarks, size), region)
 
 
 def native_size(pipe: FollowYourEmojiPipeline) -> int:
@@ -301,23 +348,22 @@ def native_size(pipe: FollowYourEmojiPipeline) -> int:
 
 
 def to_uint8(frames: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """[F, H, W, 3] in [0, 1] -> 0..255, rounded."""
+    """[..., H, W, 3] in [0, 1] -> 0..255, rounded."""
     return (frames * 255 + 0.5).astype(np.uint8)
 
 
-def peak_signal_to_noise(frames: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """PSNR in dB of pixels in [0, 1] against peak 1; infinite where nothing differs."""
-    error = float(np.mean((frames.astype(np.float64) - reference) ** 2))
+def decibels(error: float) -> float:
+    """PSNR in dB of a mean squared error of pixels in [0, 1]; infinite where nothing differs."""
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
-def side_by_side(portrait: NDArray[np.uint8], *videos: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """The still portrait and frames of each video in one row, every panel at least 256 pixels a side."""
-    side = max(PANEL, *(video.shape[1] for video in videos))
+def side_by_side(*pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Square pictures in one row, every panel as large as the largest after the first, at least 256 pixels a side."""
+    side = max(PANEL, *(picture.shape[0] for picture in pictures[1:]))
+    return np.concatenate(list(_panels(pictures, side)), axis=1)
 
-    def panel(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+
+def _panels(pictures: tuple[NDArray[np.uint8], ...], side: int) -> Iterator[NDArray[np.uint8]]:
+    for picture in pictures:
         way = cv2.INTER_AREA if picture.shape[0] > side else cv2.INTER_CUBIC
-        return np.asarray(cv2.resize(picture, (side, side), interpolation=way), np.uint8)
-
-    for frames in zip(*videos, strict=True):
-        yield np.concatenate([panel(portrait), *map(panel, frames)], axis=1)
+        yield np.asarray(cv2.resize(picture, (side, side), interpolation=way), np.uint8)

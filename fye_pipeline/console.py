@@ -62,3 +62,13 @@ class Reporter:
                 bars.update(tasks[stage], completed=done, total=total)
 
             yield advance
+
+
+def hush_libraries() -> None:
+    """No bars and notes of diffusers and transformers between ours."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()

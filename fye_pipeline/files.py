@@ -1,14 +1,20 @@
-"""Checks on the files a user names, made before any long work begins."""
+"""Checks on the files a user names, made before any long work begins; and outputs that appear only when complete."""
 
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fye_pipeline.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, the largest file allowed, the user's quota
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # file systems that know no hard links
+_ISO_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 def existing_file(path: str | Path, what: str) -> Path:
@@ -55,11 +61,62 @@ def writable_target(path: str | Path, *, overwrite: bool = False) -> Path:
 
 
 @contextmanager
-def atomic_target(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name on success and vanishes on any error or Ctrl-C."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+def atomic_target(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name on success and vanishes on any error or Ctrl-C.
+
+    Two programs that write the same output never mix: each has its own temporary file. Without `overwrite` the first to
+    finish wins.
+
+    Raises:
+        UserError: the disk is full, or, without `overwrite`, `path` has come into being meanwhile.
+    """
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.part{path.suffix}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        _publish(temporary, path, overwrite=overwrite)
+    except Exception as error:
+        if getattr(error, "errno", None) in _FULL:
+            raise UserError(
+                f"{path} cannot be written: the disk is full (or the file too large); free space."
+            ) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)  # unlike a rename, this fails where the name is taken
+    except FileExistsError as error:
+        raise UserError(f"{path} was written by another program meanwhile; pass --overwrite to replace it.") from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.replace(temporary, path)
+
+
+def is_iso_media(path: Path) -> bool:
+    """Whether a file begins as mp4, mov and their relatives do (ISO/IEC 14496-12)."""
+    with open(path, "rb") as file:
+        return file.read(8)[4:] in _ISO_FIRST_BOXES
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether an mp4 or mov ends before its last top-level box does: a copy or a recording that broke off."""
+    if not is_iso_media(path):
+        return False
+    size, at = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:  # the true length follows in 64 bits
+                length = int.from_bytes(head[8:16], "big")
+            if length < 8:  # 0: the box reaches to the end of the file
+                return False
+            at += length
+    return at > size

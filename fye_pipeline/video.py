@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import av
 import cv2
@@ -15,10 +18,17 @@ import numpy as np
 from av.error import FFmpegError
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.files import atomic_target, existing_file
+from fye_pipeline.files import atomic_target, existing_file, is_cut_off, is_iso_media
+from fye_pipeline.sound import Sound
 
 WATERMARK = "AI-generated"
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273, transfer characteristics
+_BT709 = 1  # ITU-T H.273, the same number for primaries, transfer and matrix
+_LARGEST_CLOCK = 1_000_000  # ticks a second; a stranger rate is rounded to a common one
+_HALF = Fraction(1, 2)
+
+OnNote = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,16 @@ class VideoInfo:
     fps: Fraction
     frame_count: int | None
     has_audio: bool
+    width: int
+    height: int
 
 
-def probe(path: str | Path, *, what: str = "the driving video") -> VideoInfo:
+def probe(path: str | Path, *, what: str = "the driving video", max_pixels: int | None = None) -> VideoInfo:
     """Open a video and read its header.
 
     Raises:
-        UserError: absent, a folder, empty, not a video or cut off, or without a picture stream.
+        UserError: absent, a folder, empty, not a video or cut off, without a picture stream, or with more than
+            `max_pixels` a frame.
     """
     path = existing_file(path, what)
     try:
@@ -45,42 +58,105 @@ def probe(path: str | Path, *, what: str = "the driving video") -> VideoInfo:
             if not container.streams.video:
                 raise UserError(f"{path} has no picture ({what} must be a video).")
             stream = container.streams.video[0]
-            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-            return VideoInfo(path, Fraction(rate), stream.frames or None, bool(container.streams.audio))
+            if max_pixels is not None and stream.width * stream.height > max_pixels:
+                raise UserError(
+                    f"{path} has {stream.width} x {stream.height} pixels, more than {max_pixels:,}; "
+                    "reduce it or raise --max-pixels."
+                )
+            rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+            if rate.numerator > _LARGEST_CLOCK:
+                rate = rate.limit_denominator(1001)
+            sound = bool(container.streams.audio)
+            return VideoInfo(path, rate, stream.frames or None, sound, stream.width, stream.height)
     except FFmpegError as error:
-        raise UserError(f"{path} cannot be read as a video (incomplete, or not a video): copy it again.") from error
+        if is_iso_media(path):
+            raise UserError(f"{path} cannot be read as a video (incomplete file?): copy it again.") from error
+        raise UserError(f"{path} cannot be read as a video: it is not a video, or it is damaged.") from error
 
 
-def read_frames(path: str | Path, *, limit: int | None = None, what: str = "the driving video") -> Iterator[np.ndarray]:
-    """Decode a video frame by frame to uint8 RGB [H, W, 3], turned upright as its rotation flag says.
+def read_frames(
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    what: str = "the driving video",
+    fps: Fraction | None = None,
+    allow_partial: bool = False,
+    on_note: OnNote = lambda text: None,
+) -> Iterator[np.ndarray]:
+    """Decode a video to uint8 RGB [H, W, 3] at a constant rate, turned upright as its rotation flag says.
+
+    Frames stand where their timestamps put them: with a variable rate some are repeated or left out, so that the length
+    stays the same to within a frame; with a constant rate every frame comes once. `fps` None is the video's own rate.
+    With `allow_partial` a video that is damaged ends where the damage begins.
 
     Raises:
         UserError: as `probe`, and where the decoder fails (with the second at which it did) or finds no frame.
     """
     info = probe(path, what=what)
-    count = 0
+    timed = _decode(info, what, allow_partial, on_note)
+    yield from islice(at_constant_rate(timed, fps or info.fps), limit)
+
+
+def _decode(
+    info: VideoInfo, what: str, allow_partial: bool, on_note: OnNote
+) -> Iterator[tuple[Fraction, Fraction, np.ndarray]]:
+    """(begin, duration, frame) of every frame, seconds counted from the first."""
+    count, origin, end = 0, None, Fraction(0)
+    failure: FFmpegError | None = None
     try:
         with av.open(str(info.path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
-                yield np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+                base = Fraction(frame.time_base or 1 / info.fps)
+                time = end if frame.pts is None else frame.pts * base
+                origin = time if origin is None else origin
+                duration = (frame.duration or 0) * base or 1 / info.fps
+                end = time - origin + duration
+                turned = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+                yield time - origin, duration, turned
                 count += 1
-                if count == limit:
-                    return
     except FFmpegError as error:
-        second = float(count / info.fps)
-        raise UserError(f"{info.path} is damaged after frame {count} ({second:.2f} s): cut it before that.") from error
+        failure = error
     if count == 0:
-        raise UserError(f"{info.path} holds no frame that can be decoded ({what}).")
+        raise UserError(f"{info.path} holds no frame that can be decoded ({what}).") from failure
+    if failure is not None or is_cut_off(info.path):
+        text = f"{info.path} is damaged or cut off after frame {count} ({float(end):.2f} s)"
+        if not allow_partial:
+            raise UserError(f"{text}: pass --allow-partial to use the part before it.") from failure
+        on_note(f"{text}; the part before it is used.")
 
 
-def dynamic_range_note(path: str | Path) -> str | None:
-    """One sentence where the first frame is coded for HDR (its colours will look flat in 8 bits), else None."""
-    with av.open(str(path)) as container:
-        for frame in container.decode(container.streams.video[0]):
-            kind = _HDR_TRANSFERS.get(int(frame.color_trc))
-            return f"{path} is {kind} HDR; its colours are read as if it were SDR." if kind else None
+def at_constant_rate(timed: Iterable[tuple[Fraction, Fraction, T]], fps: Fraction) -> Iterator[T]:
+    """Put items with times (begin, duration in seconds, from 0 on) on a clock of `fps`, each until the next begins.
+
+    An item begins at the tick nearest to its time; of several at one tick the last is kept; the last item ends when its
+    duration does, and at least one tick is given.
+    """
+    held: tuple[T] | None = None
+    tick, end = 0, Fraction(0)
+    for begin, duration, item in timed:
+        place = math.floor(begin * fps + _HALF)
+        while held is not None and tick < place:
+            yield held[0]
+            tick += 1
+        held, end = (item,), begin + duration
+    if held is not None:
+        for _ in range(max(math.floor(end * fps + _HALF) - tick, 1 if tick == 0 else 0)):
+            yield held[0]
+
+
+def depth_note(path: str | Path) -> str | None:
+    """One sentence where the first frame holds more than 8 bits a colour or is coded for HDR, else None."""
+    try:
+        with av.open(str(path)) as container:
+            for frame in container.decode(container.streams.video[0]):
+                if kind := _HDR_TRANSFERS.get(int(frame.color_trc)):
+                    return f"{path} is {kind} HDR; its colours are read as if it were SDR and may look flat."
+                bits = max(component.bits for component in frame.format.components)
+                return f"{path} has {bits} bits a colour; it is read with 8." if bits > 8 else None
+    except FFmpegError:
+        pass  # the decoder will say so with the second at which it fails
     return None
 
 
@@ -91,17 +167,31 @@ class VideoWriter:
         path: the mp4 to write.
         fps: frames a second, kept as a fraction.
         comment: what goes into the container's comment.
+        sound: a video whose sound is carried over, cut to the picture.
+        overwrite: replace a file that has come into being meanwhile.
+        on_note: told one sentence where the sound is encoded anew or breaks off.
     """
 
-    def __init__(self, path: Path, fps: Fraction, *, comment: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        fps: Fraction,
+        *,
+        comment: str = "",
+        sound: Path | None = None,
+        overwrite: bool = True,
+        on_note: OnNote = lambda text: None,
+    ) -> None:
         self._path, self._fps, self._comment = path, fps, comment
+        self._sound_path, self._overwrite, self._on_note = sound, overwrite, on_note
         self._stack = ExitStack()
         self._stream: av.VideoStream | None = None
+        self._sound: Sound | None = None
         self._count = 0
 
     def __enter__(self) -> VideoWriter:
         with ExitStack() as stack:
-            temporary = stack.enter_context(atomic_target(self._path))
+            temporary = stack.enter_context(atomic_target(self._path, overwrite=self._overwrite))
             self._container = stack.enter_context(av.open(str(temporary), "w"))
             self._container.metadata["comment"] = self._comment
             self._stack = stack.pop_all()
@@ -113,25 +203,52 @@ class VideoWriter:
         if height % 2 or width % 2:
             frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": "16"})
-            self._stream.height, self._stream.width = frame.shape[:2]
-            self._stream.pix_fmt = "yuv420p"
+            self._stream = self._open(*frame.shape[:2])
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709")
         picture.pts, picture.time_base = self._count, 1 / self._fps
         self._container.mux(self._stream.encode(picture))
         self._count += 1
+        if self._sound is not None:
+            self._sound.advance(self._count / self._fps)
+
+    def _open(self, height: int, width: int) -> av.VideoStream:
+        stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": "16"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = 1  # limited, "TV"
+        if self._sound_path is not None:
+            self._sound = Sound(self._sound_path, self._container, self._on_note)
+            self._stack.callback(self._sound.close)
+            if not self._sound.copied:
+                self._on_note(f"{self._sound_path}: mp4 cannot hold its sound as it is; it is encoded as AAC.")
+        return stream
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._stream is not None:
-            self._container.mux(self._stream.encode(None))
-        self._stack.__exit__(kind, error, trace)
+        with self._stack:
+            if kind is None and self._stream is not None:
+                self._container.mux(self._stream.encode(None))
+                if self._sound is not None:
+                    self._sound.finish(self._count / self._fps)
+            elif error is not None:
+                raise error
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: Fraction, *, comment: str = "") -> None:
-    """Write uint8 RGB frames [H, W, 3] as H.264 in mp4."""
-    with VideoWriter(path, fps, comment=comment) as writer:
+def write_video(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: Fraction,
+    *,
+    comment: str = "",
+    sound: Path | None = None,
+    overwrite: bool = True,
+    on_note: OnNote = lambda text: None,
+) -> None:
+    """Write uint8 RGB frames [H, W, 3] as H.264 in mp4; the arguments are those of `VideoWriter`."""
+    with VideoWriter(path, fps, comment=comment, sound=sound, overwrite=overwrite, on_note=on_note) as writer:
         for frame in frames:
             writer.write(frame)
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from fye_command import Fye
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,3 +61,19 @@ def face_landmarker_path() -> Path:
         return find_face_landmarker()
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model, its weights random."""
+    from fye_command import save_model
+
+    return save_model(tmp_path_factory.mktemp("random_model"))
+
+
+@pytest.fixture
+def fye(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Fye:
+    """The command line, run in this process."""
+    from fye_command import Fye
+
+    return Fye(monkeypatch, capfd)

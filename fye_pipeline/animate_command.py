@@ -1,0 +1,260 @@
+"""`fye animate`: its flags, and what they mean together with a settings file or a result made before."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fye_pipeline.console import Reporter, hush_libraries
+from fye_pipeline.errors import UserError
+from fye_pipeline.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Overwrite, Quiet, TaskFile, Verbose
+
+if TYPE_CHECKING:
+    from fye_pipeline.settings import AnimationSettings
+
+OUTPUT = Path("animated.mp4")
+
+
+class Long(StrEnum):
+    """How a video is made that is longer than one clip of the model."""
+
+    TILES = "tiles"
+    UNIFORM = "uniform"
+
+
+class Cut(StrEnum):
+    """Where the UNet is cut at a predicted step."""
+
+    OUTPUT = "output"
+    OUTER = "outer"
+    BRANCHES = "branches"
+
+
+class Preset(StrEnum):
+    """Recipes of the cache."""
+
+    PAPER = "paper"
+    FAST = "fast"
+    BALANCED = "balanced"
+    FAITHFUL = "faithful"
+
+
+class Pose(StrEnum):
+    """How the driver's head moves the portrait's."""
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+
+
+class DType(StrEnum):
+    """The numbers that the networks compute in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"{text!r} is no frame rate such as 25 or 30000/1001.") from None
+
+
+FILES, CROP, MOTION, CACHE, RUN = "Files", "Crop", "Motion", "Cache", "Run"
+
+
+def animate(
+    context: typer.Context,
+    reference: Annotated[
+        Path | None, typer.Option(help="The portrait: a picture or a video. Default: a rendered one that ships.")
+    ] = None,
+    driving: Annotated[
+        Path | None,
+        typer.Option(help="A video, GIF, folder of pictures or landmark sequence (.npz, .npy). Default: one ships."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write.")] = OUTPUT,
+    model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 3.5,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    frames: Annotated[int | None, typer.Option(help="Use the first frames of the driver only.")] = None,
+    fps: Annotated[
+        Fraction | None, typer.Option(parser=_fraction, help="Resample the driver to this rate; its length stays.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels a side that the model makes. Default: the model's.")] = None,
+    long: Annotated[Long, typer.Option(help="More frames than a clip: overlapping tiles, or windows.")] = Long.TILES,
+    crop_only: Annotated[
+        bool, typer.Option("--crop-only", help="Write the animated crop alone, and <output>_crop.json.")
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="No crop: the whole portrait, letterboxed to the model's size.")
+    ] = False,
+    crop_scale: Annotated[float, typer.Option(help="Side of the crop over the face's longer side.")] = 2.0,
+    crop_shift: Annotated[str, typer.Option(help="Move the crop: x,y in shares of its side.")] = "0,-0.08",
+    face: Annotated[
+        str, typer.Option(help="Which face: largest, a number (from 1, left to right) or x,y.")
+    ] = "largest",
+    min_face: Annotated[int, typer.Option(help="Refuse a face with fewer pixels.")] = 48,
+    reference_frame: Annotated[
+        int | None, typer.Option(help="Frame of a portrait that is a video. Default: the calmest.")
+    ] = None,
+    background: Annotated[str, typer.Option(help="Laid under transparent pictures: a name or #rrggbb.")] = "white",
+    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.")] = 100_000_000,
+    regions: Annotated[
+        str, typer.Option(help="What the driver moves: some of eyes,lips,brows,pose.")
+    ] = "eyes,lips,brows,pose",
+    intensity: Annotated[float, typer.Option(help="How much it moves them: 0 to 2.")] = 1.0,
+    pose: Annotated[
+        Pose, typer.Option(help="The head turns as the driver's, or from its own pose as the driver's does.")
+    ] = Pose.ABSOLUTE,
+    neutral_frame: Annotated[
+        int | None, typer.Option(help="The driver's frame without expression. Default: the one with the least.")
+    ] = None,
+    interval: Annotated[int | None, typer.Option("--N", help="Cache: one full step in N [default: 3].")] = None,
+    order: Annotated[int | None, typer.Option(help="Cache: highest difference used [default: 2].")] = None,
+    cut: Annotated[Cut | None, typer.Option(help="Cache: where the UNet is cut [default: outer].")] = None,
+    preset: Annotated[Preset | None, typer.Option(help="Cache: a recipe for what is left out.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step in full.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Also run uncached: PSNR, side-by-side video.")] = False,
+    no_face: NoFaceRule = NoFace.INTERPOLATE,
+    max_gap: MaxGap = 0.5,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Use a damaged driver up to the damage.")
+    ] = False,
+    unaligned: Annotated[
+        bool, typer.Option("--unaligned", help="Draw the driver's own landmarks; no face is sought in the portrait.")
+    ] = False,
+    reference_landmarks: Annotated[
+        Path | None, typer.Option(help="The portrait's landmarks (.npz of one frame), so that none are detected.")
+    ] = None,
+    no_audio: Annotated[bool, typer.Option("--no-audio", help="Leave the driver's sound out.")] = False,
+    face_landmarker: TaskFile = None,
+    no_watermark: Annotated[
+        bool, typer.Option("--no-watermark", help="Leave out the visible mark; see USAGE.md.")
+    ] = False,
+    i_accept_the_terms: Annotated[
+        bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings: JSON, or an mp4 made before. Flags beside it win.")
+    ] = None,
+    save_config: Annotated[Path | None, typer.Option(help="Write the settings as JSON.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[DType, typer.Option(help="Numbers of the networks; auto is float16 on CUDA.")] = DType.AUTO,
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep an output made with the same settings.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Animate a portrait with a driving face video; without arguments, the demo that ships."""
+    reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
+    reporter.detail("loading torch and diffusers")
+    from fye_pipeline import animation
+
+    if not debug:
+        hush_libraries()
+    settings = _settings(context, config)
+    if not settings.watermark and not i_accept_the_terms:
+        raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
+    if save_config is not None:
+        _save(save_config, settings, overwrite=overwrite or resume)
+    if resume and not overwrite and animation.is_finished(output, settings):
+        text = f"{output} was made with the same settings; nothing to do."
+        reporter.result(text, {"output": str(output), "resumed": True})
+        return
+    with reporter.progress() as on_progress:
+        result = animation.animate(
+            settings,
+            output,
+            overwrite=overwrite,
+            face_landmarker=face_landmarker,
+            device=device,
+            on_progress=on_progress,
+            on_note=reporter.note,
+        )
+    reporter.result(str(result), result.to_dict())
+
+
+# Flags that are settings under the same name; the others are translated in `_changes`.
+_SAME = (
+    *("reference", "driving", "model", "steps", "guidance", "seed", "frames", "fps", "size", "long", "crop_scale"),
+    *("crop_shift", "face", "min_face", "reference_frame", "background", "max_pixels", "regions", "intensity", "pose"),
+    *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
+)
+
+
+def _settings(context: typer.Context, config: Path | None) -> AnimationSettings:
+    """The settings of a file, if any, changed by the flags; `AnimationSettings` has the defaults."""
+    from fye_pipeline.settings import DEMO_PORTRAIT_LANDMARKS, AnimationSettings, read_settings
+
+    values = read_settings(config) if config is not None else {}
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    }
+    values |= _changes(given, values.get("cache"))
+    if "reference" in given and "reference_landmarks" not in given:
+        values.pop("reference_landmarks", None)  # those in the file belong to the portrait in the file
+    elif "reference" not in values and values.get("framing") in (None, "whole"):
+        values.setdefault("reference_landmarks", str(DEMO_PORTRAIT_LANDMARKS))
+    return AnimationSettings.from_dict(values, source=str(config) if config else "The flags")
+
+
+def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings that flags change, as plain values."""
+    values = {name: _plain(given[name]) for name in _SAME if name in given}
+    if given.get("crop_only") and given.get("whole"):
+        raise UserError("--crop-only and --whole exclude each other.")
+    for flag, name, value in (
+        ("crop_only", "framing", "crop"),
+        ("whole", "framing", "whole"),
+        ("no_audio", "audio", False),
+        ("no_watermark", "watermark", False),
+        ("no_cache", "cache", None),
+    ):
+        if given.get(flag):
+            values[name] = value
+    asked = {name: _plain(given[flag]) for flag, name in _CACHE.items() if given.get(flag) is not None}
+    if asked and not given.get("no_cache"):
+        values["cache"] = _cache_options(asked, cache)
+    return values
+
+
+_CACHE = {"interval": "N", "order": "order", "cut": "cut", "preset": "preset"}
+
+
+def _cache_options(asked: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any]:
+    """What `ticache.apply` is given: what was asked for, over the saved options, or the defaults without a preset."""
+    import ticache
+
+    defaults = {"N": 3, "order": 2, "cut": "outer"} if asked.get("preset") in (None, "paper") else {}
+    options = (saved or defaults) | asked if "preset" not in asked else defaults | asked
+    try:
+        ticache.CacheConfig(**{name: value for name, value in options.items() if name != "preset"})
+    except ValueError as error:
+        raise UserError(f"Cache: {error}.") from error
+    return options
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return value.value
+    return str(value) if isinstance(value, Path | Fraction) else value
+
+
+def _save(path: Path, settings: AnimationSettings, *, overwrite: bool) -> None:
+    from fye_pipeline.files import atomic_target, writable_target
+
+    path = writable_target(path, overwrite=overwrite)
+    with atomic_target(path) as temporary:
+        temporary.write_text(json.dumps(settings.to_dict(), indent=2) + "\n")

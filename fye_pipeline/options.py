@@ -1,0 +1,27 @@
+"""Command-line options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class NoFace(StrEnum):
+    """What to do with driving frames that show no face."""
+
+    INTERPOLATE = "interpolate"
+    HOLD = "hold"
+    ERROR = "error"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more on the way.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and library warnings.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+TaskFile = Annotated[Path | None, typer.Option("--face-landmarker", help="MediaPipe's face_landmarker.task.")]
+NoFaceRule = Annotated[NoFace, typer.Option("--no-face", help="What to do with frames that show no face.")]
+MaxGap = Annotated[float, typer.Option("--max-gap", help="Longest gap without a face, in seconds.")]
