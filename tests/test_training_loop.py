@@ -16,7 +16,8 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.training.config import TrainConfig, build_config
-from fye_pipeline.training.loop import export, train
+from fye_pipeline.training.loop import train
+from fye_pipeline.training.outputs import export
 from fye_pipeline.training.portrait import Average, PortraitModel, motion_left_out
 
 

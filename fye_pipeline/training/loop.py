@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,27 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from PIL import Image
 from torch import Tensor
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.model_file import find_face_landmarker
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.training.batches import Batches, encode_heads
 from fye_pipeline.training.config import PhaseConfig, TrainConfig
-from fye_pipeline.training.data import PORTRAITS, HeadData, render_heads
+from fye_pipeline.training.data import HeadData, render_heads
 from fye_pipeline.training.losses import LossParts, add_noise, noise_levels, training_loss
 from fye_pipeline.training.masking import draw_given_frames, with_given_frames
+from fye_pipeline.training.outputs import LAST, export, sample, save_checkpoint
 from fye_pipeline.training.portrait import Average, PortraitModel, motion_left_out
 from fye_pipeline.training.vae import VaeConfig, normalise_latents, start_as_thumbnail, train_vae
 from fye_pipeline.world import World
 
 Report = Callable[[str], None]
-LAST = "last.json"
-SAMPLE_STEPS = 10
 
 
 @dataclass
@@ -131,19 +127,6 @@ def load_parts(config: TrainConfig) -> dict[str, Any]:
     return dict(FollowYourEmojiPipeline.from_pretrained(config.init).components)
 
 
-def export(parts: dict[str, Any], folder: Path) -> None:
-    """Write a pipeline folder with float16 weights; the parts themselves stay as they are."""
-    pipe = FollowYourEmojiPipeline(**parts)
-    models = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
-    kept = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
-    for model in models:
-        model.half()
-    pipe.save_pretrained(folder, safe_serialization=True)
-    for model, state in zip(models, kept, strict=True):
-        model.float()
-        model.load_state_dict(state)
-
-
 def _train_phase(
     phase: str,
     config: TrainConfig,
@@ -175,8 +158,7 @@ def _train_phase(
     end = min(settings.steps, max_steps if max_steps is not None else settings.steps)
     clips = phase == "video"
     trainer = _Stepper(config, settings, accelerator, prepared, optimizer, parts["scheduler"], batches, clips)
-    log = (folder / "log.jsonl").open("a", encoding="utf-8") if accelerator.is_main_process else None
-    recent: list[float] = []
+    log = _Log(phase, settings, folder, accelerator, report)
     while progress.step < end:
         begun = time.monotonic()
         with nullcontext() if clips else motion_left_out(model):
@@ -185,18 +167,7 @@ def _train_phase(
             average.update(model)
         progress.step += 1
         progress.seconds += time.monotonic() - begun
-        values = {n: float(getattr(loss, n).detach()) for n in ("total", "ldm", "ffg")} | {"lr": rate}
-        if not np.isfinite(values["total"]):
-            raise FloatingPointError(f"{phase}: the loss is {values['total']} at step {progress.step}; lower the rate")
-        recent = [*recent[-199:], values["total"]]
-        if log is not None and (progress.step % config.log_every == 0 or progress.step == end):
-            log.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds, 1), **values}) + "\n")
-            log.flush()
-            accelerator.log({f"{phase}/{name}": value for name, value in values.items()}, step=progress.step)
-            report(
-                f"{phase} {progress.step}/{settings.steps}  loss {values['total']:.4f}  mean {np.mean(recent):.4f}  "
-                f"ldm {values['ldm']:.4f}  lr {rate:.1e}  {progress.seconds / progress.step:.2f} s/step"
-            )
+        log.add(progress, loss, rate, now=progress.step % config.log_every == 0 or progress.step == end)
         if progress.step % config.checkpoint_every == 0 or progress.step == end:
             save_checkpoint(accelerator, folder, progress.step, config.keep_checkpoints)
         if config.sample_every and accelerator.is_main_process and progress.step % config.sample_every == 0:
@@ -205,11 +176,37 @@ def _train_phase(
             sample(parts, batches, folder / "samples" / f"{progress.step:06d}.png")
             model.train()
             average.swap(model)
-    if log is not None:
-        log.close()
     average.swap(model)
     model.eval()
     accelerator.free_memory()
+
+
+class _Log:
+    """The losses as lines of JSON, as TensorBoard scalars and as progress, from the main process."""
+
+    def __init__(
+        self, phase: str, settings: PhaseConfig, folder: Path, accelerator: Accelerator, report: Report
+    ) -> None:
+        self.phase, self.settings, self.accelerator, self.report = phase, settings, accelerator, report
+        self.path = folder / "log.jsonl"
+        self.recent: list[float] = []
+
+    def add(self, progress: Progress, loss: LossParts, rate: float, *, now: bool) -> None:
+        """Note a step; write it if `now`. Raises FloatingPointError once the loss is not finite."""
+        values = {name: float(getattr(loss, name).detach()) for name in ("total", "ldm", "ffg")} | {"lr": rate}
+        total, step = values["total"], progress.step
+        if not np.isfinite(total):
+            raise FloatingPointError(f"{self.phase}: the loss is {total} at step {step}; lower the rate")
+        self.recent = [*self.recent[-199:], total]
+        if not (now and self.accelerator.is_main_process):
+            return
+        with self.path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": step, "seconds": round(progress.seconds, 1), **values}) + "\n")
+        self.accelerator.log({f"{self.phase}/{name}": value for name, value in values.items()}, step=step)
+        self.report(
+            f"{self.phase} {step}/{self.settings.steps}  loss {total:.4f}  mean {np.mean(self.recent):.4f}  "
+            f"ldm {values['ldm']:.4f}  lr {rate:.1e}  {progress.seconds / step:.2f} s/step"
+        )
 
 
 class _Stepper:
@@ -276,47 +273,3 @@ class _Stepper:
             facial_mask=batch.face if self.config.facial_loss else None,
             ffg_weight=self.config.ffg_weight,
         )
-
-
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
-    """Write everything that a resumed run needs; a kill at any moment leaves the former checkpoint valid."""
-    name = f"step-{step:07d}"
-    partial = folder / f"{name}.partial"
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        return
-    target = folder / name
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-    pointer = folder / f"{LAST}.partial"
-    pointer.write_text(json.dumps({"folder": name, "step": step}), encoding="utf-8")
-    pointer.replace(folder / LAST)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
-
-
-@torch.no_grad()
-def sample(parts: dict[str, Any], batches: Batches, path: Path, *, shown: int = 4, heads: int = 4) -> None:
-    """Write a sheet: for each head its reference, a few true frames, and what the model makes of their landmarks."""
-    pipe = FollowYourEmojiPipeline(**parts)
-    pipe.set_progress_bar_config(disable=True)
-    data, rows = batches.data, []
-    for head in range(min(heads, len(data))):
-        part = slice(PORTRAITS, PORTRAITS + shown)
-        portrait = np.ascontiguousarray(data.frames[head, 0])
-        result = pipe(
-            portrait,
-            draw_sequence(data.landmarks[head, part], data.meta.size),
-            num_inference_steps=SAMPLE_STEPS,
-            guidance_scale=1.5,
-            generator=torch.Generator().manual_seed(head),
-            output_type="np",
-        )
-        assert not isinstance(result, tuple)
-        made = np.asarray(result.frames[0] * 255, np.uint8)
-        rows.append(np.concatenate([portrait, *data.frames[head, part], *made], axis=1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path)

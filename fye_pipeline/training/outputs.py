@@ -1,0 +1,78 @@
+"""What a run leaves behind: checkpoints, sample sheets, and the pipeline folder of the trained model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.training.batches import Batches
+from fye_pipeline.training.data import PORTRAITS
+
+LAST = "last.json"
+SAMPLE_STEPS = 10
+
+
+def export(parts: dict[str, Any], folder: Path) -> None:
+    """Write a pipeline folder with float16 weights; the parts themselves stay as they are."""
+    pipe = FollowYourEmojiPipeline(**parts)
+    models = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
+    kept = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    for model in models:
+        model.half()
+    pipe.save_pretrained(folder, safe_serialization=True)
+    for model, state in zip(models, kept, strict=True):
+        model.float()
+        model.load_state_dict(state)
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
+    """Write everything that a resumed run needs; a kill at any moment leaves the former checkpoint valid."""
+    name = f"step-{step:07d}"
+    partial = folder / f"{name}.partial"
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return
+    target = folder / name
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    pointer = folder / f"{LAST}.partial"
+    pointer.write_text(json.dumps({"folder": name, "step": step}), encoding="utf-8")
+    pointer.replace(folder / LAST)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+@torch.no_grad()
+def sample(parts: dict[str, Any], batches: Batches, path: Path, *, shown: int = 4, heads: int = 4) -> None:
+    """Write a sheet: for each head its reference, a few true frames, and what the model makes of their landmarks."""
+    pipe = FollowYourEmojiPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    data, rows = batches.data, []
+    for head in range(min(heads, len(data))):
+        part = slice(PORTRAITS, PORTRAITS + shown)
+        portrait = np.ascontiguousarray(data.frames[head, 0])
+        result = pipe(
+            portrait,
+            draw_sequence(data.landmarks[head, part], data.meta.size),
+            num_inference_steps=SAMPLE_STEPS,
+            guidance_scale=1.5,
+            generator=torch.Generator().manual_seed(head),
+            output_type="np",
+        )
+        assert not isinstance(result, tuple)
+        made = np.asarray(result.frames[0] * 255, np.uint8)
+        rows.append(np.concatenate([portrait, *data.frames[head, part], *made], axis=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path)
