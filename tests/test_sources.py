@@ -30,7 +30,7 @@ def test_row_01_a_video_without_its_index_is_incomplete_and_one_with_it_at_the_e
     assert levels(open_source(whole)) == list(range(8))
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(data[: data.index(b"moov") - 40])
-    with pytest.raises(UserError, match="cannot be read.*incomplete"):
+    with pytest.raises(UserError, match=r"cannot be read.*incomplete"):
         open_source(cut)
 
 
