@@ -92,19 +92,39 @@ def test_no_step_reads_a_tensor_from_the_device(cut: str) -> None:
     assert [launches.read for launches in watch] == [[]] * STEPS
 
 
-def test_compiled_it_is_one_graph_for_full_and_one_for_predicted_steps() -> None:
-    graphs: list[torch.fx.GraphModule] = []
+class Graphs(list[torch.fx.GraphModule]):
+    """A backend of `torch.compile` that lists the graphs and runs them as they are."""
 
-    def count(graph: torch.fx.GraphModule, _: list[Tensor]):
-        graphs.append(graph)
+    def __call__(self, graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        self.append(graph)
         return graph.forward
 
-    pipe = tiny_pipe()
-    compiled = torch.compile(pipe.unet, backend=count)
-    with ticache.apply(pipe, N=3, order=2, cut="outer"):
+
+@pytest.mark.parametrize("how", ["apply", "torch.compile before", "torch.compile after"])
+def test_compiled_it_is_one_graph_for_full_and_one_for_predicted_steps(how: str) -> None:
+    torch.compiler.reset()
+    graphs, pipe = Graphs(), tiny_pipe()
+    plain = run(pipe)
+    with ticache.apply(pipe, N=3, order=2):
         expected = run(pipe)
+    function = torch.compile(pipe.unet, backend=graphs) if how == "torch.compile before" else None
+    with ticache.apply(pipe, N=3, order=2, compile={"backend": graphs} if how == "apply" else False):
+        function = torch.compile(pipe.unet, backend=graphs) if how == "torch.compile after" else function
         for _ in range(2):
-            actual = run(pipe, compiled)
-            assert all(torch.equal(ours, theirs) for ours, theirs in zip(actual, expected, strict=True))
+            assert all(map(torch.equal, run(pipe, function), expected))
     full, predicted = graphs
     assert len(predicted.graph.nodes) < len(full.graph.nodes) / 2
+    assert all(map(torch.equal, run(pipe), plain))
+    assert len(graphs) == 2
+
+
+def test_removed_nothing_is_compiled_but_what_was_before() -> None:
+    pipe, attributes = tiny_pipe(), set(tiny_pipe().unet.__dict__)
+    ticache.apply(pipe, compile=True).remove()
+    assert set(pipe.unet.__dict__) == attributes
+    pipe.unet.compile(backend="eager")
+    compiled = pipe.unet._compiled_call_impl
+    ticache.apply(pipe, compile=True).remove()
+    assert pipe.unet._compiled_call_impl is compiled
+    with pytest.raises(TypeError, match=r"compile must be a bool or options of torch.compile, got 'max'"):
+        ticache.apply(pipe, compile="max")  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ in closures that a deep copy shares with the original, so it does not serve here
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -124,6 +124,7 @@ class Attachment:
         self.units = [UnitHook(unit, state) for unit in units]
         self.controlnet: ControlNetHook | None = None
         self.watch: SchedulerWatch | None = None
+        self._compiled: Any = None
         self._owners = [_owner(unet, hook.unit.name) for hook in self.units]
         before: Any = state.before  # pyright: ignore[reportAttributeAccessIssue]
         after: Any = state.after  # pyright: ignore[reportAttributeAccessIssue]
@@ -163,8 +164,17 @@ class Attachment:
             self.controlnet.detach()
         self.controlnet = ControlNetHook(controlnet, state) if controlnet is not None else None
 
+    def compile(self, options: Mapping[str, Any]) -> None:
+        """Compile the UNet's calls in place, unless they are already."""
+        if getattr(self.unet, "_compiled_call_impl", None) is None:
+            self.unet.compile(**options)
+            self._compiled = self.unet.__dict__.get("_compiled_call_impl")
+
     def detach(self) -> None:
         """Take everything off."""
+        # PyTorch compiles a module in place but has no way back; another's compilation stays.
+        if self._compiled is not None and self.unet.__dict__.get("_compiled_call_impl") is self._compiled:
+            del self.unet.__dict__["_compiled_call_impl"]
         for handle in self._handles:
             handle.remove()
         for hook in (*self.units, *([self.controlnet] if self.controlnet else [])):
