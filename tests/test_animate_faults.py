@@ -1,0 +1,395 @@
+"""What goes wrong with people's files and machines, each as one sentence. Numbers name rows of the table of inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fye_command import Fye, grey_frames, make_video
+from PIL import Image, ImageCms
+
+from fye_pipeline import generate
+from fye_pipeline.animation import DEMO_DRIVING, DEMO_PORTRAIT, AnimationSettings, animate
+from fye_pipeline.errors import UserError
+from fye_pipeline.files import atomic_target
+from fye_pipeline.landmarks.detector import FaceLandmarkDetector
+from fye_pipeline.pictures import read_picture
+from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.video import VideoWriter, read_frames, write_video
+
+FAST = ("--steps", 2, "--frames", 2, "--quiet")
+
+
+@pytest.fixture(scope="module")
+def face() -> np.ndarray:
+    return np.asarray(Image.open(DEMO_PORTRAIT).convert("RGB").resize((256, 256)))
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that announces a size and holds one byte of pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_row_14_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png(60_000, 60_000))
+    with pytest.raises(UserError, match=r"60000 x 60000 pixels, more than 100,000,000.*--max-pixels"):
+        read_picture(tmp_path / "bomb.png")
+
+
+def test_row_15_a_small_face_is_refused_with_its_size(
+    fye: Fye, tmp_path: Path, face_landmarker_path: Path, random_model: Path
+) -> None:
+    detector = ("--face-landmarker", face_landmarker_path, "--model", random_model)
+    arguments = ("--reference", DEMO_PORTRAIT, "--min-face", 1000, "--output", tmp_path / "a.mp4")
+    sentence = fye.refused("animate", *arguments, *detector, *FAST)
+    assert "at least 1000" in sentence
+    Image.new("RGB", (20, 80)).save(tmp_path / "tiny.png")
+    with pytest.raises(UserError, match="20 x 80"):
+        read_picture(tmp_path / "tiny.png")
+
+
+def test_row_16_a_turned_picture_is_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    pixels[:, :40] = (200, 30, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to show
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    turned = read_picture(tmp_path / "turned.png")
+    assert turned.shape == (80, 60, 3)
+    assert (turned[:40] == (200, 30, 30)).all()
+
+
+def test_row_17_transparency_lies_over_the_chosen_background(tmp_path: Path) -> None:
+    layered = Image.new("RGBA", (60, 60), (200, 30, 30, 0))
+    layered.paste((200, 30, 30, 255), (0, 0, 30, 60))
+    layered.save(tmp_path / "alpha.png")
+    assert (read_picture(tmp_path / "alpha.png")[:, 30:] == 255).all()
+    shown = read_picture(tmp_path / "alpha.png", background="#204060")
+    assert (shown[:, 30:] == (0x20, 0x40, 0x60)).all()
+    assert (shown[:, :30] == (200, 30, 30)).all()
+
+
+def test_row_18_print_colours_palettes_and_profiles_become_srgb(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (60, 60), (200, 30, 30))
+    picture.convert("CMYK").save(tmp_path / "print.jpg", quality=95)
+    assert np.abs(read_picture(tmp_path / "print.jpg")[30, 10].astype(int) - (200, 30, 30)).max() < 12
+    picture.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
+    assert np.abs(read_picture(tmp_path / "palette.png")[30, 10].astype(int) - (200, 30, 30)).max() < 4
+    linear = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    picture.save(tmp_path / "profile.png", icc_profile=linear)
+    assert read_picture(tmp_path / "profile.png").shape == (60, 60, 3)
+    picture.save(tmp_path / "damaged.png", icc_profile=b"no profile")
+    assert (read_picture(tmp_path / "damaged.png") == (200, 30, 30)).all()
+
+
+def test_row_19_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+    for level, shown in ((32768, 128), (200, 1), (65535, 255)):
+        Image.fromarray(np.full((60, 60), level, np.uint16)).save(tmp_path / "deep.png")
+        assert abs(int(read_picture(tmp_path / "deep.png")[0, 0, 0]) - shown) <= 1
+
+
+def test_row_20_of_an_animation_the_first_frame_is_the_portrait_and_this_is_said(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (60, 60), colour) for colour in ("red", "blue", "green")]
+    for kind in ("gif", "webp"):
+        path = tmp_path / f"moving.{kind}"
+        frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+        notes: list[str] = []
+        assert read_picture(path, on_note=notes.append)[0, 0, 0] > 200
+        assert "3 frames; the first" in notes[0]
+
+
+def test_row_21_heic_names_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    with pytest.raises(UserError, match=r"pillow-heif|cannot be decoded"):
+        read_picture(tmp_path / "phone.heic")
+
+
+def test_row_22_a_portrait_without_a_face_names_the_best_score(
+    fye: Fye, tmp_path: Path, face_landmarker_path: Path, random_model: Path
+) -> None:
+    Image.effect_noise((256, 256), 60).convert("RGB").save(tmp_path / "noise.png")
+    arguments = ("--reference", tmp_path / "noise.png", "--output", tmp_path / "a.mp4", "--model", random_model)
+    sentence = fye.refused("animate", *arguments, "--face-landmarker", face_landmarker_path, *FAST)
+    assert "No face" in sentence
+    assert "score" in sentence
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_rows_23_and_24_a_driver_without_a_face_is_refused_and_with_gaps_is_filled(
+    fye: Fye, tmp_path: Path, face: np.ndarray, face_landmarker_path: Path, random_model: Path
+) -> None:
+    blank = np.zeros_like(face)
+    write_video(tmp_path / "none.mp4", [blank] * 4, Fraction(10))
+    write_video(tmp_path / "first.mp4", [blank] + [face] * 3, Fraction(10))
+    options = ("--face-landmarker", face_landmarker_path, "--model", random_model, "--steps", 2)
+    arguments = ("--driving", tmp_path / "none.mp4", "--output", tmp_path / "a.mp4")
+    assert "No face" in fye.refused("animate", *arguments, *options)
+    arguments = ("--driving", tmp_path / "first.mp4", "--output", tmp_path / "b.mp4", "--json")
+    code, out, err = fye("animate", *arguments, *options)
+    assert code == 0, err
+    assert json.loads(out)["frames_without_face"] == [[0, 1]]
+    assert json.loads(out)["frames"] == 4
+    assert any("no sound" in note for note in json.loads(out)["notes"])
+
+
+def test_rows_6_25_and_26_a_group_picture_with_a_strange_name_driven_by_a_picture(
+    fye: Fye,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    face: np.ndarray,
+    face_landmarker_path: Path,
+    random_model: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    group = np.full((300, 600, 3), 128, np.uint8)
+    group[20:276, :256] = face
+    group[60:252, 360:552] = np.asarray(Image.fromarray(face).resize((192, 192)))
+    Image.fromarray(group).save('it\'s a "group" 画 .png')
+    options = ("--face-landmarker", face_landmarker_path, "--model", random_model, "--steps", 2, "--json")
+    files = ("--reference", 'it\'s a "group" 画 .png', "--driving", DEMO_PORTRAIT, "--output", '-it\'s "画".mp4')
+    code, out, err = fye("animate", *files, *options)
+    assert code == 0, err
+    assert "2 faces" in err
+    assert "single picture" in err
+    result = json.loads(out)
+    assert result["frames"] == 1
+    assert result["size"] == [600, 300], "pasted back into the whole picture"
+    left = result["crop"]["left"]
+    frame = next(read_frames('-it\'s "画".mp4'))
+    assert np.abs(frame[:250, 400:].astype(int) - group[:250, 400:]).mean() < 5, "the other face is left alone"
+
+    code, out, err = fye("animate", *files, *options, "--face", 2, "--crop-only", "--overwrite")
+    assert code == 0, err
+    assert "2 faces" not in err
+    crop = json.loads(Path('-it\'s "画"_crop.json').read_text())
+    assert crop == json.loads(out)["crop"]
+    assert crop["left"] > left + 200
+    assert json.loads(out)["size"] == [128, 128]
+
+
+def test_row_27_the_detector_is_given_bytes_so_that_no_path_can_hurt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, face: np.ndarray, face_landmarker_path: Path
+) -> None:
+    from mediapipe.tasks.python.core import base_options
+
+    given: list[dict[str, Any]] = []
+    original = base_options.BaseOptions
+
+    def record(**options: Any) -> Any:
+        given.append(options)
+        return original(**options)
+
+    monkeypatch.setattr(base_options, "BaseOptions", record)
+    strange = tmp_path / "Modèle 顔"
+    strange.mkdir()
+    path = Path(shutil.copy(face_landmarker_path, strange))
+    with FaceLandmarkDetector(path) as detector:
+        assert detector.detect(face) is not None
+    assert set(given[0]) == {"model_asset_buffer"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_row_29_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from fye_pipeline.errors import UserError
+from fye_pipeline.video import write_video
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+noise = [np.random.default_rng(i).integers(0, 255, (128, 128, 3)).astype(np.uint8) for i in range(12)]
+try:
+    write_video(Path(sys.argv[1]), noise, Fraction(25))
+except UserError as error:
+    print(error)
+"""
+    arguments = [sys.executable, "-c", program, str(tmp_path / "out.mp4")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert "disk is full" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for this user")
+def test_row_29_a_read_only_folder_is_refused_at_once(fye: Fye, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    assert "read-only" in fye.refused("animate", "--output", locked / "a.mp4", *FAST)
+
+
+def test_row_30_two_runs_with_one_output_never_mix(tmp_path: Path) -> None:
+    target, ready = tmp_path / "out.mp4", threading.Barrier(2)
+    outcome: list[str] = []
+
+    def write(level: int) -> None:
+        try:
+            with VideoWriter(target, Fraction(25), overwrite=False) as writer:
+                writer.write(np.full((64, 64, 3), level, np.uint8))
+                ready.wait(60)
+                writer.write(np.full((64, 64, 3), level, np.uint8))
+            outcome.append("written")
+        except UserError as error:
+            outcome.append(str(error))
+
+    threads = [threading.Thread(target=write, args=(level,)) for level in (50, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcome.count("written") == 1
+    assert any("another program" in text for text in outcome)
+    assert len({round(float(frame.mean()), -1) for frame in read_frames(target)}) == 1
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def demo(model: Path, **changes: Any) -> AnimationSettings:
+    return AnimationSettings.from_dict(
+        {"reference_landmarks": "shipped:demo/portrait_landmarks.npz", "model": str(model), "steps": 2, "frames": 2}
+        | changes
+    )
+
+
+def test_row_32_out_of_memory_is_tried_once_more_and_then_names_the_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_model: Path
+) -> None:
+    original, failures = generate.Job._denoise, [1, 2]
+
+    def scarce(self: generate.Job, *arguments: Any) -> generate.Run:
+        if failures:
+            failures.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(generate.Job, "_denoise", scarce)
+    with pytest.raises(UserError, match="--size"):
+        animate(demo(random_model), tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
+    failures.append(1)
+    notes: list[str] = []
+    animate(demo(random_model), tmp_path / "a.mp4", on_note=notes.append)
+    assert "once more" in notes[0]
+
+
+def test_row_33_half_precision_that_overflows_is_done_again_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_model: Path
+) -> None:
+    original = FollowYourEmojiPipeline.__call__
+
+    def overflowing(self: FollowYourEmojiPipeline, *arguments: Any, **options: Any) -> Any:
+        (latents,) = original(self, *arguments, **options)
+        return (latents * torch.inf if self.unet.dtype != torch.float32 else latents,)
+
+    plain = animate(demo(random_model), tmp_path / "plain.mp4")
+    monkeypatch.setattr(FollowYourEmojiPipeline, "__call__", overflowing)
+    result = animate(demo(random_model, dtype="bfloat16"), tmp_path / "half.mp4")
+    assert any("float32" in note for note in result.notes)
+    assert plain.notes == []
+    frames = np.stack(list(read_frames(tmp_path / "half.mp4"))).astype(int)
+    assert np.abs(frames - np.stack(list(read_frames(tmp_path / "plain.mp4")))).mean() < 4
+
+
+def test_row_34_a_device_that_is_not_there_names_those_that_are(fye: Fye, tmp_path: Path) -> None:
+    for name in ("cuda:99", "quantum"):
+        sentence = fye.refused("animate", "--device", name, "--output", tmp_path / "a.mp4", *FAST)
+        assert f"--device {name} is not there" in sentence
+        assert "cpu" in sentence
+
+
+def test_rows_35_to_37_a_model_that_is_absent_a_pointer_or_another_kind(
+    fye: Fye, tmp_path: Path, random_model: Path
+) -> None:
+    def sentence(folder: Path) -> str:
+        return fye.refused("animate", "--model", folder, "--output", tmp_path / "a.mp4", *FAST)
+
+    assert "the model that ships" in sentence(tmp_path / "absent")
+    cut = Path(shutil.copytree(random_model, tmp_path / "cut"))
+    weights = next((cut / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "cannot be loaded" in sentence(cut)
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    assert "Git-LFS pointer" in sentence(cut)
+    other = tmp_path / "sd"
+    other.mkdir()
+    (other / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert "holds a StableDiffusionPipeline" in sentence(other)
+
+
+class Trap:
+    """Unpickling it would make a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("trapped",)
+
+
+def test_rows_38_and_39_templates_with_code_or_of_another_version_are_refused(
+    fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("trap.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    Path("bare.npy").write_bytes(pickle.dumps(Trap()))
+    for name in ("trap.npy", "bare.npy"):
+        assert name in fye.refused("animate", "--driving", name, "--output", "a.mp4", *FAST)
+    assert not Path("trapped").exists()
+    with np.load(DEMO_DRIVING) as archive:
+        content = {name: archive[name] for name in archive.files}
+    header = json.loads(str(content["header"]))
+    for change, reason in (({"version": 9}, "version 9"), ({"points": 68}, "68 landmarks")):
+        np.savez("other.npz", **(content | {"header": np.array(json.dumps(header | change))}))
+        assert reason in fye.refused("animate", "--driving", "other.npz", "--output", "a.mp4", *FAST)
+
+
+def test_sound_is_carried_over_unless_it_is_not_wanted(
+    fye: Fye, tmp_path: Path, face: np.ndarray, face_landmarker_path: Path, random_model: Path
+) -> None:
+    driver = make_video(tmp_path / "driver.mp4", [face] * 5, sound="aac", seconds=1)
+    options = ("--model", random_model, "--face-landmarker", face_landmarker_path, "--steps", 2, "--json")
+    for flags, sound in (((), True), (("--no-audio",), False)):
+        output = tmp_path / f"{len(flags)}.mp4"
+        code, out, err = fye("animate", "--driving", driver, "--output", output, *flags, *options)
+        assert code == 0, err
+        assert json.loads(out)["sound"] is sound
+
+
+def test_a_portrait_may_be_a_video_and_a_result_repeats_itself(
+    fye: Fye, tmp_path: Path, face: np.ndarray, face_landmarker_path: Path, random_model: Path
+) -> None:
+    write_video(tmp_path / "me.mp4", [np.zeros_like(face), face, face], Fraction(10))
+    options = ("--face-landmarker", face_landmarker_path, "--json")
+    first, second, saved = tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "a.json"
+    flags = ("--model", random_model, "--steps", 2, "--frames", 2, "--regions", "lips,pose", "--save-config", saved)
+    code, out, err = fye("animate", "--reference", tmp_path / "me.mp4", "--output", first, *flags, *options)
+    assert code == 0, err
+    assert "frame 1 (0.10 s) is the portrait" in err
+    for config in (first, saved):
+        code, _, err = fye("animate", "--config", config, "--output", second, "--overwrite", *options)
+        assert code == 0, err
+        assert second.read_bytes() == first.read_bytes()
+    assert json.loads(out)["settings"] == json.loads(saved.read_text())
+    arguments = ("--config", first, "--output", second, "--overwrite", "--reference-frame", 7)
+    assert "has no frame 7" in fye.refused("animate", *arguments, *options)
+
+
+def test_an_error_without_a_code_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), atomic_target(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    assert grey_frames(1)[0].shape == (64, 80, 3)
