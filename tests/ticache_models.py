@@ -114,7 +114,7 @@ def make_inputs(family: str = "condition", *, batch: int = 2, frames: int = 3, s
 
 def ddim() -> DDIMScheduler:
     """A deterministic scheduler that does not clip, so that features move smoothly."""
-    return DDIMScheduler(clip_sample=False)
+    return DDIMScheduler(clip_sample=False, steps_offset=1)
 
 
 @torch.no_grad()
