@@ -16,9 +16,9 @@ def head(face_landmarker_path: Path) -> Head:
     return Head(CanonicalFace.from_task(face_landmarker_path).vertices, sample_identity(5, 6))
 
 
-def posed(head: Head, gaze: tuple[float, float] = (0, 0), **strengths: float) -> Array:
+def posed(head: Head, *, gaze: tuple[float, float] = (0, 0), strengths: dict[str, float] | None = None) -> Array:
     expression = np.zeros(len(EXPRESSIONS))
-    for name, value in strengths.items():
+    for name, value in (strengths or {}).items():
         expression[EXPRESSIONS.index(name)] = value
     return head.pose(expression, np.asarray(gaze, float))
 
@@ -40,13 +40,13 @@ def test_neutral_face_has_open_eyes_and_a_closed_mouth(head: Head) -> None:
 def test_a_blink_closes_one_eye_only(
     head: Head, name: str, closing: tuple[int, int], open_eye: tuple[int, int]
 ) -> None:
-    rest, blink = posed(head), posed(head, **{"eyeBlink" + name: 1.0})
+    rest, blink = posed(head), posed(head, strengths={"eyeBlink" + name: 1.0})
     assert distance(blink, *closing) < 0.2 * distance(rest, *closing)
     assert distance(blink, *open_eye) == pytest.approx(distance(rest, *open_eye))
 
 
 def test_the_jaw_opens_the_mouth_and_leaves_the_upper_lip(head: Head) -> None:
-    rest, opened = posed(head), posed(head, jawOpen=1.0)
+    rest, opened = posed(head), posed(head, strengths={"jawOpen": 1.0})
     assert distance(opened, 13, 14) > 1.5
     assert np.abs(opened[13] - rest[13]).max() < 0.15
     assert opened[152, 1] < rest[152, 1] - 1.0
@@ -54,8 +54,8 @@ def test_the_jaw_opens_the_mouth_and_leaves_the_upper_lip(head: Head) -> None:
 
 def test_a_smile_widens_and_a_pucker_narrows_the_mouth(head: Head) -> None:
     rest = distance(posed(head), 61, 291)
-    assert distance(posed(head, mouthSmileLeft=1.0, mouthSmileRight=1.0), 61, 291) > 1.15 * rest
-    assert distance(posed(head, mouthPucker=1.0), 61, 291) < 0.92 * rest
+    assert distance(posed(head, strengths={"mouthSmileLeft": 1.0, "mouthSmileRight": 1.0}), 61, 291) > 1.15 * rest
+    assert distance(posed(head, strengths={"mouthPucker": 1.0}), 61, 291) < 0.92 * rest
 
 
 def test_gaze_moves_the_irises_and_nothing_else(head: Head) -> None:
@@ -66,7 +66,10 @@ def test_gaze_moves_the_irises_and_nothing_else(head: Head) -> None:
 
 
 def test_brows_rise(head: Head) -> None:
-    rest, raised = posed(head), posed(head, browInnerUp=1.0, browOuterUpLeft=1.0, browOuterUpRight=1.0)
+    rest, raised = (
+        posed(head),
+        posed(head, strengths={"browInnerUp": 1.0, "browOuterUpLeft": 1.0, "browOuterUpRight": 1.0}),
+    )
     assert np.all(raised[[107, 336, 105, 334], 1] > rest[[107, 336, 105, 334], 1] + 0.4)
 
 

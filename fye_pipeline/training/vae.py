@@ -38,6 +38,8 @@ class VaeConfig:
     gradient_weight: float = 0.7
     expression_weight: float = 3.0
     ema: float = 0.998
+    decoder_only: bool = False  # latents stay what they are: for a decoder that goes on learning after the UNet
+    latent_noise: float = 0.0  # added to the latents before decoding, in standard deviations
     seed: int = 0
 
 
@@ -93,7 +95,11 @@ def train_vae(
     rng = np.random.default_rng([5, config.seed])
     torch.manual_seed(config.seed)
     vae = vae.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()] if config.decoder_only else None
+    vae.requires_grad_(trained is None)
+    for parameter in trained or []:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained or vae.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
     average = {name: value.clone() for name, value in vae.state_dict().items()}
     spent, step, saved, running = 0.0, 0, 0.0, 0.0
     checkpoint = output / "last.pt"
@@ -112,7 +118,8 @@ def train_vae(
         crop = config.crop if share < config.whole_from else data.meta.size
         pictures, weight = draw_batch(data, config, rng, crop)
         posterior = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
+        latents = posterior.mean if config.decoder_only else posterior.sample()
+        decoded = vae.decode(latents + config.latent_noise * torch.randn_like(latents)).sample
         kl = -0.5 * (1 + posterior.logvar - posterior.mean**2 - posterior.var).mean()
         loss = reconstruction_loss(decoded, pictures, weight, config.gradient_weight) + config.kl_weight * kl
         optimizer.zero_grad()
