@@ -363,7 +363,7 @@ def test_offloading_hooks_come_and_go(first: bool, sequential: bool, name: str) 
 
     build, call, steps = PIPELINES[name]
     pipe = build()
-    models = [pipe.unet, *([pipe.controlnet] if name == "control" else [])]
+    models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
     def offload() -> None:
         for model in models:

@@ -85,7 +85,7 @@ def _plan_output(model: nn.Module) -> Plan:
         if name in ("down_blocks", "up_blocks"):
             for index, block in _blocks(child):
                 site = name == "up_blocks" and index == last
-                named.append((f"{name}.{index}", block, "site" if site else "dead"))
+                named += _whole(f"{name}.{index}", block, "site" if site else "dead")
         elif name not in HEAD:
             named.append((name, child, "dead"))
     return Plan(_units(named), live_skips=0, live_mid=False, live_down_blocks=0)
@@ -105,7 +105,7 @@ def _plan_outer(model: nn.Module, depth: int) -> Plan:
     for b, block in _blocks(model.up_blocks):
         if b < first_block:
             before = b == first_block - 1 and first_layer == 0
-            named.append((f"up_blocks.{b}", block, "site" if before else "dead"))
+            named += _whole(f"up_blocks.{b}", block, "site" if before else "dead")
         elif b == first_block:
             for j, layer in enumerate(_layers(block)[:first_layer]):
                 role = "site" if j == first_layer - 1 else "dead"
@@ -123,7 +123,7 @@ def _dead_down(model: nn.Module, live_skips: int) -> tuple[list[tuple[str, nn.Mo
         of_block = [w for w in writers if w[0] == index]
         dead_here = [w for w in dead if w[0] == index]
         if len(dead_here) == len(of_block):
-            named.append((f"down_blocks.{index}", block, "dead"))
+            named += _whole(f"down_blocks.{index}", block, "dead")
             continue
         whole += not dead_here
         for _, modules in dead_here:
@@ -150,6 +150,28 @@ def _chain(parent: str, module: nn.Module, parts: tuple[str, ...]) -> list[tuple
     """The parts of a residual branch: the last is predicted, the others are dead."""
     present = [part for part in parts if isinstance(getattr(module, part, None), nn.Module)]
     return [(f"{parent}.{p}", getattr(module, p), "branch" if p == present[-1] else "dead") for p in present]
+
+
+def _whole(name: str, block: nn.Module, role: str) -> list[tuple[str, nn.Module, str]]:
+    """A block and all that is in it: some UNets call their blocks' layers and never the block.
+
+    The last to run is the site: the block, or where that is not called what runs last in it.
+    """
+    layers = _layers(block)
+    samplers = _samplers(block)
+    inner = [(module, "dead" if j < len(layers) - 1 else role) for j, layer in enumerate(layers) for module in layer]
+    inner += [(module, role) for module in samplers]
+    return [(name, block, role), *((f"{name}.{child}", module, part) for (child, module), part in inner)]
+
+
+def _samplers(block: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The downsamplers or upsamplers of a block, with their names in it."""
+    lists = [(n, c) for n, c in block.named_children() if "sampler" in n]
+    return [
+        (f"{name}.{j}", item)
+        for name, child in lists
+        for j, item in enumerate(child if isinstance(child, nn.ModuleList) else [])
+    ]
 
 
 def _units(named: list[tuple[str, nn.Module, str]]) -> tuple[Unit, ...]:
@@ -182,7 +204,7 @@ def _skip_writers(model: nn.Module) -> list[tuple[int, list[tuple[str, nn.Module
     writers: list[tuple[int, list[tuple[str, nn.Module]]]] = [(-1, [])]
     for index, block in _blocks(model.down_blocks):
         writers += [(index, layer) for layer in _layers(block)]
-        samplers = [(n, c) for n, c in block.named_children() if "downsampler" in n and isinstance(c, nn.Module)]
+        samplers = _samplers(block)
         if samplers:
             writers.append((index, samplers))
     return writers

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ticache import ops
 from ticache.config import CacheConfig
@@ -73,6 +74,14 @@ class Session:
             yield self
         finally:
             self._state.stream_name = before
+
+    def kept(self) -> dict[int, dict[str, list[Tensor]]]:
+        """With `keep=True`: what the last run kept, by stream and site; the differences D_0, D_1, ... of each."""
+        state = self._state
+        return {
+            number: {state.site_name(key): list(history.tensors) for key, history in histories.items()}
+            for number, histories in state.kept.items()
+        }
 
     def reset(self) -> None:
         """Forget every run and free what is kept. Never needed between runs."""

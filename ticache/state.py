@@ -18,6 +18,7 @@ from ticache.config import CacheConfig
 from ticache.cuts import Plan
 from ticache.drift import Drift
 from ticache.flops import ShapeWatch
+from ticache.history import History
 from ticache.host import Arguments, Host, tensors_in
 from ticache.record import Records, Timer
 from ticache.region import RegionMask
@@ -58,7 +59,8 @@ class State:
     def _start(self) -> None:
         """Everything that calls leave behind, and a copy does not take over."""
         self.records = Records()
-        self.streams = Streams(_release)
+        self.streams = Streams(_release, self._finish)
+        self.kept: dict[int, dict[Key, History]] = {}
         self.clock = Clock()
         self.stream_name: Any = None
         self.paused = 0
@@ -95,12 +97,15 @@ class State:
     def held_bytes(self) -> int:
         """Bytes of cached tensors held now."""
         streams = [stream for group in self.streams.groups for stream in group.streams.values()]
-        return sum(stream.payload.nbytes for stream in streams if stream.payload is not None)
+        kept = sum(history.nbytes for histories in self.kept.values() for history in histories.values())
+        return kept + sum(stream.payload.nbytes for stream in streams if stream.payload is not None)
 
     def reset(self) -> None:
         """Forget every run, and all that is kept."""
         with self._lock:
             self.streams.clear()
+            self.drift.begin_run()
+            self.kept = {}
             self.records.hold(0)
 
     @torch.compiler.disable
@@ -217,10 +222,24 @@ class State:
             at = self.region.at(0, *self.arguments.batch_and_frames(sample))
             return None if at is None else at(feature)
 
-        def name(key: Key) -> str:
-            return self.config.cut if key[0] == "site" else self.plan.units[int(key[0])].name
+        return self.drift.measure(features, predict, weights, self.site_name)
 
-        return self.drift.measure(features, predict, weights, name)
+    def site_name(self, key: Key) -> str:
+        """What a kept feature is called in reports."""
+        what, index = key
+        if isinstance(what, int):
+            return self.plan.units[what].name
+        return self.config.cut if what == "site" else f"ControlNet {what} {index}"
+
+    def _finish(self, stream: Stream) -> None:
+        """A stream has ended: free what it kept, unless it was asked for."""
+        if self.config.keep:
+            self.kept[stream.number] = stream.payload.histories
+        stream.payload.release()
+
+    def _disable(self, why: str) -> None:
+        self.disabled = f"cut={self.config.cut!r} does not fit {type(self.unet).__name__}: {why}; not cached"
+        warnings.warn(f"ticache: {self.disabled}", UserWarning, stacklevel=4)
 
     def _probe(self, flight: Flight, output: Any) -> None:
         """For a class that is not diffusers': do live modules really read nothing of what is taken for dead?
@@ -229,6 +248,8 @@ class State:
         """
         call, known = flight.call, type(self.unet).__module__.startswith("diffusers.")
         feature = call.features.get(("site", 0))
+        if call.take is not None and call.site is None and any(unit.role == "site" for unit in self.plan.units):
+            self._disable("the module whose output is predicted never ran")
         if known or self._probed or self.compiled or feature is None or call.take is None:
             return
         self._probed = True
@@ -237,9 +258,7 @@ class State:
         outputs = tensors_in(self.run(again, residuals.predicted(flight.inputs, self.plan, again)))
         wanted = tensors_in(output)
         if not all(torch.allclose(a, b, rtol=1e-2, atol=1e-3) for a, b in zip(outputs, wanted, strict=True)):
-            name = type(self.unet).__name__
-            self.disabled = f"cut={self.config.cut!r} does not fit {name}: it reads features taken for dead; not cached"
-            warnings.warn(f"ticache: {self.disabled}", UserWarning, stacklevel=3)
+            self._disable("it reads features taken for dead")
 
     def _recover(self) -> None:
         """Clear up after a call that never came to its end (Ctrl-C within it)."""
@@ -281,6 +300,7 @@ class State:
         if attribution.new_run:
             self.records.begin_run()
             self.drift.begin_run()
+            self.kept = {}
         if stream is None:
             assert attribution.note is not None
             return self._unattributed(attribution.note)

@@ -161,11 +161,12 @@ class Attribution:
 
 
 class Streams:
-    """All groups of one UNet. `release(stream)` is called for each stream that ends or is dropped."""
+    """All groups of one UNet. `finish(stream)` is called where a stream ends, `release(stream)` where it is dropped."""
 
-    def __init__(self, release: Callable[[Stream], None]):
+    def __init__(self, release: Callable[[Stream], None], finish: Callable[[Stream], None]):
         self.groups: list[Group] = []
         self._release = release
+        self._finish = finish
         self._serial = itertools.count()
         self._numbers = itertools.count()
 
@@ -221,7 +222,7 @@ class Streams:
         """Call when a stream's call has ended; ends the stream, and the run, after the last step."""
         if not stream.done:
             return
-        self._release(stream)
+        self._finish(stream)
         group = stream.group
         if all(other.done for other in group.streams.values()):
             # Groups that have not moved since this one began were abandoned.

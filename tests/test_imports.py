@@ -1,0 +1,104 @@
+"""Who may import whom, and that our `kernels/` folder never stands in for Hugging Face's package of that name."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STANDARD = set(sys.stdlib_module_names)
+# package -> what its modules may import at all, beyond the standard library and itself
+ALLOWED = {
+    "kernels/ticache_kernels": {"torch", "triton", "numpy"},
+    "ticache": {"torch", "diffusers", "numpy", "ticache_kernels"},
+}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(top-level package, is it imported when the module is) of every import in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+            names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        for name in names:
+            yield name.split(".")[0], id(node) not in lazy
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_packages_import_only_what_they_may(folder: str) -> None:
+    own = Path(folder).name
+    for path in sources(folder):
+        foreign = {name for name, _ in imports(path)} - STANDARD - {own, "__future__"}
+        assert foreign <= ALLOWED[folder], f"{path.relative_to(ROOT)} imports {sorted(foreign - ALLOWED[folder])}"
+
+
+def test_kernels_are_reached_from_ops_only_and_lazily() -> None:
+    for path in sources("ticache"):
+        for name, at_import in imports(path):
+            if name == "ticache_kernels":
+                assert path.name == "ops.py"
+                assert not at_import
+
+
+def test_diffusers_is_known_to_the_attaching_modules_only() -> None:
+    for path in sources("ticache"):
+        if path.name not in ("api.py", "cuts.py", "hooks.py"):
+            assert "diffusers" not in {name for name, _ in imports(path)}, path.name
+
+
+def test_the_portrait_model_reaches_the_cache_at_two_doors() -> None:
+    for path in sources("fye_pipeline"):
+        names = {name for name, _ in imports(path)}
+        if "ticache" in names:
+            door = path.relative_to(ROOT / "fye_pipeline").as_posix()
+            assert door in ("pipeline.py", "cli.py") or door.endswith("_command.py"), door
+
+
+def test_nobody_imports_benchmarks_or_tests() -> None:
+    for folder in ("ticache", "fye_pipeline", "kernels"):
+        for path in sources(folder):
+            assert not {"benchmarks", "tests"} & {name for name, _ in imports(path)}, path.name
+
+
+def test_no_package_is_named_kernels() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not (ROOT / "tests" / "kernels").exists()
+    for folder in ("ticache", "fye_pipeline", "kernels", "benchmarks", "tests"):
+        for path in sources(folder):
+            assert "kernels" not in {name for name, _ in imports(path)}, path
+
+
+def answer(folder: Path, question: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", question], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip().splitlines()[-1]
+
+
+def test_diffusers_answer_for_kernels_is_the_same_inside_and_outside_the_checkout(tmp_path: Path) -> None:
+    question = "from diffusers.utils import import_utils as u; print(u._kernels_available, u._kernels_version)"
+    assert answer(ROOT, question) == answer(tmp_path, question)
+
+
+def test_importing_ticache_needs_little(tmp_path: Path) -> None:
+    """Only torch and numpy; diffusers comes with the pipeline."""
+    question = (
+        "import sys, ticache; "
+        "print([n for n in ('diffusers', 'transformers', 'ticache_kernels', 'scipy', 'cv2') if n in sys.modules])"
+    )
+    assert answer(tmp_path, question) == "[]"
