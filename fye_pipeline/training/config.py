@@ -50,9 +50,15 @@ class TrainConfig:
     reference_hint: bool = True  # the reference's latents in the clean-latent channels of frames that are not given
     vae_seconds: float = 1150.0
     phases: tuple[str, ...] = ("image", "video")
-    image: PhaseConfig = field(default_factory=lambda: PhaseConfig(steps=6000, batch=4, frames=3, lr=5e-4))
+    image: PhaseConfig = field(
+        default_factory=lambda: PhaseConfig(
+            steps=3700, batch=4, frames=3, lr=6e-4, warmup=150, decay_from=0.65, ema=0.998
+        )
+    )
     video: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(steps=1500, batch=1, frames=16, lr=5e-4, none_given=0.5, warmup=100)
+        default_factory=lambda: PhaseConfig(
+            steps=1150, batch=1, frames=16, lr=5e-4, warmup=60, decay_from=0.5, none_given=0.5, ema=0.995
+        )
     )
     expression_loss: bool = True
     facial_loss: bool = True
@@ -60,10 +66,10 @@ class TrainConfig:
     mixed_precision: str = "no"
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
-    checkpoint_every: int = 500
+    checkpoint_every: int = 250
     keep_checkpoints: int = 2
-    sample_every: int = 1000
-    log_every: int = 20
+    sample_every: int = 500
+    log_every: int = 25
 
     def to_json(self) -> str:
         """Every resolved option."""
