@@ -21,9 +21,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.generation import progressive
 from fye_pipeline.generation.clips import Clip, Conditions, cut_clip, predict
 from fye_pipeline.generation.inputs import as_picture, check_landmarks, check_region, letterbox
-from fye_pipeline.generation.windows import plan_windows
+from fye_pipeline.generation.windows import MODES, Window, plan_windows
 from fye_pipeline.models.appearance_net import AppearanceNet
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.folder import check_folder, load_part
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 PARTS = ("vae", "image_encoder", "feature_extractor", "appearance_net", "unet", "landmark_encoder", "scheduler")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+LONG = (*MODES, "progressive")
 
 
 @dataclass
@@ -155,6 +157,11 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         ticache.remove(self)
         self._session, self._lent_region = None, None
 
+    @property
+    def session(self) -> "Session | None":
+        """The cache that `enable_cache` has put on the UNet; None where there is none."""
+        return self._session
+
     # Running
 
     @property
@@ -190,34 +197,57 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         image: the portrait, PIL or uint8 [H, W, 3]; letterboxed to the size of the landmark pictures.
         landmarks: drawn landmark pictures, uint8 [F, H, W, 3], H and W multiples of the smallest latent cell.
         guidance_scale: classifier-free guidance, off at 1 or below.
-        long: what to do with more than `window` frames: "uniform" (windows side by side, the last one wraps around) or
-            "tiles" (Gaussian tiles that share `overlap` frames).
-        window: frames that the UNet sees together; 24 for "uniform" and 16 for "tiles" by default.
+        long: what to do with more than `window` frames: "uniform" (windows side by side, the last one wraps around),
+            "tiles" (Gaussian tiles that share `overlap` frames) or "progressive" (keyframes first, then the gaps, for a
+            UNet of 9 input channels; `generation.progressive.generate` does the same to disk, in flat memory).
+        window: frames that the UNet sees together; 24 for "uniform" and 16 for the others by default.
         region: [F, H, W] in [0, 1], the landmark region of every frame, for an enabled cache.
-        latents: initial noise [1, 4, F, h, w]. image_tokens: vision tokens [1, L, D] in place of the image encoder's.
+        latents: initial noise [1, 4, F, h, w], which progressive clips draw for themselves.
+        image_tokens: vision tokens [1, L, D] in place of the image encoder's.
         output_type: "pil", "np", "pt" or "latent"; `FollowYourEmojiOutput` has the shapes.
-        callback_on_step_end(pipe, step, timestep, tensors) may return new `latents`.
+        callback_on_step_end(pipe, step, timestep, tensors) may return new `latents`; of the clip, if progressive.
         Raises UserError on inputs that do not fit.
         """
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        if long not in LONG:
+            raise UserError(f"long must be one of {LONG}, got {long!r}")
         pictures = check_landmarks(landmarks, self.vae_scale_factor)
+        region = check_region(region, len(pictures))
         frames, height, width = pictures.shape[:3]
-        limit = self.unet.config["motion_max_seq_length"]
-        length = window or min(24 if long == "uniform" else 16, limit)
-        windows = plan_windows(frames, long, length=length, overlap=overlap, limit=limit)
-        region = check_region(region, frames)
+        portrait = letterbox(as_picture(image), width, height)
         self._interrupt = False
 
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        latents = self._prepare_latents(frames, height, width, generator, latents)
-        portrait = letterbox(as_picture(image), width, height)
-        features = self.encode_landmarks(pictures).to(self.unet.dtype)
-        clips = [cut_clip(each, features, region) for each in windows]
-        conditions = self._prepare_conditions(portrait, image_tokens, clips, guided=guidance_scale > 1)
+        def after_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
+            if callback_on_step_end is None:
+                return latents
+            tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
+            return (callback_on_step_end(self, step, timestep, tensors) or {}).get("latents", latents)
 
-        after_step = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        latents = self._denoise(latents, conditions, guidance_scale, generator, *after_step)
+        if long == "progressive":
+            if latents is not None:
+                raise UserError("latents must be None with long='progressive': every clip draws its own noise")
+            video = progressive.Video(
+                portrait=portrait,
+                image_tokens=image_tokens,
+                landmarks=pictures.__getitem__,
+                region=None if region is None else region.__getitem__,
+                plan=progressive.plan_video(self, frames, window),
+                seed=progressive.draw_seed(generator),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+            )
+            with self._bar(frames, "frames") as bar:
+                latents = progressive.denoise_video(self, video, after_step, bar.update)
+        else:
+            windows = self._plan_windows(frames, long, window, overlap)
+            self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+            noise = self._prepare_latents(frames, height, width, generator, latents)
+            features = self.encode_landmarks(pictures).to(self.unet.dtype)
+            clips = [cut_clip(each, features, region) for each in windows]
+            conditions = self.prepare_conditions(portrait, image_tokens, clips, guided=guidance_scale > 1)
+            with self._bar(len(self.scheduler.timesteps), "denoising") as bar:
+                latents = self.denoise(noise, conditions, guidance_scale, generator, after_step, bar.update)
         output = latents if output_type == "latent" else self._decode(latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return FollowYourEmojiOutput(frames=output) if return_dict else (output,)
@@ -248,8 +278,9 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         """Decode latents [1, 4, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1]."""
         scaled = latents[0].transpose(0, 1) / self.vae.config["scaling_factor"]
         for part in scaled.to(self._execution_device, self.vae.dtype).split(chunk):
-            with torch.no_grad():
-                yield (self.vae.decode(part, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+            with torch.no_grad():  # not around the yield: what the caller does between two parts is the caller's
+                decoded = self.vae.decode(part, return_dict=False)[0]
+            yield (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     def _decode(self, latents: Tensor, output_type: str, chunk: int) -> Any:
         """Decode with a progress bar and bring the frames into the form that was asked for."""
@@ -263,6 +294,12 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             return video[None]
         array = VaeImageProcessor.pt_to_numpy(video)
         return array[None] if output_type == "np" else [VaeImageProcessor.numpy_to_pil(array)]
+
+    def _plan_windows(self, frames: int, long: str, window: int | None, overlap: int) -> list[Window]:
+        """Plan windows of the length that was asked for, or of the mode's own as far as the UNet takes it."""
+        limit = self.unet.config["motion_max_seq_length"]
+        length = window or min(24 if long == "uniform" else 16, limit)
+        return plan_windows(frames, long, length=length, overlap=overlap, limit=limit)
 
     def _prepare_latents(
         self,
@@ -281,7 +318,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             raise UserError(f"latents must be {list(shape)} for these landmark pictures, got {list(latents.shape)}")
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
-    def _prepare_conditions(
+    def prepare_conditions(
         self, portrait: Image.Image, image_tokens: Tensor | None, clips: list[Clip], *, guided: bool
     ) -> Conditions:
         """Encode the reference, once per run and on the conditional row only."""
@@ -297,32 +334,29 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             hint=reference.to(self.unet.dtype) if self.unet.config["reference_hint"] else None,
         )
 
-    def _denoise(
+    def denoise(
         self,
         latents: Tensor,
         conditions: Conditions,
         guidance_scale: float,
         generator: Generator | list[Generator] | None,
-        callback: Callable[..., dict[str, Any] | None] | None,
-        callback_inputs: Sequence[str],
+        after_step: Callable[[int, Tensor, Tensor], Tensor],
+        on_step: Callable[[], Any] = lambda: None,
     ) -> Tensor:
-        """Run the scheduler's loop. [1, 4, F, h, w] -> the same."""
+        """Run the scheduler's loop; `after_step(step, timestep, latents)` may change them. [1, 4, F, h, w] -> same."""
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
-        with self._bar(len(self.scheduler.timesteps), "denoising") as bar:
-            for step, timestep in enumerate(self.scheduler.timesteps):
-                if self.interrupt:
-                    continue
-                scaled = self.scheduler.scale_model_input(latents, timestep)
-                prediction = predict(self.unet, scaled, timestep, conditions, self._tell_region)
-                if len(prediction) == 2:
-                    unconditional, conditional = prediction.chunk(2)
-                    prediction = unconditional + guidance_scale * (conditional - unconditional)
-                latents = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
-                if callback is not None:
-                    tensors = {"latents": latents} if "latents" in callback_inputs else {}
-                    latents = (callback(self, step, timestep, tensors) or {}).get("latents", latents)
-                bar.update()
+        for step, timestep in enumerate(self.scheduler.timesteps):
+            if self.interrupt:
+                continue
+            scaled = self.scheduler.scale_model_input(latents, timestep)
+            prediction = predict(self.unet, scaled, timestep, conditions, self._tell_region)
+            if len(prediction) == 2:
+                unconditional, conditional = prediction.chunk(2)
+                prediction = unconditional + guidance_scale * (conditional - unconditional)
+            latents = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+            latents = after_step(step, timestep, latents)
+            on_step()
         return latents
 
     def _bar(self, total: int, what: str) -> Any:

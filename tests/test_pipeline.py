@@ -261,7 +261,8 @@ def test_interrupt_leaves_the_rest_out(pipe: FollowYourEmojiPipeline) -> None:
         ({"region": np.zeros((FRAMES - 1, 8, 8))}, r"region must be \[5, height, width\]"),
         ({"latents": torch.zeros(1, 4, 2, 8, 8)}, r"latents must be \[1, 4, 5, 4, 4\]"),
         ({"output_type": "gif"}, "output_type must be one of"),
-        ({"long": "progressive"}, "long must be one of"),
+        ({"long": "halves"}, r"long must be one of \('uniform', 'tiles', 'progressive'\), got 'halves'"),
+        ({"long": "progressive"}, "progressive .* 9 input channels, .* this one has 4: use uniform or tiles"),
         ({"window": 33}, "1 to 32 frames, got 33"),
     ],
 )

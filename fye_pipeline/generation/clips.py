@@ -13,6 +13,22 @@ from fye_pipeline.generation.windows import Window
 
 
 @dataclass(frozen=True)
+class Given:
+    """Frames of a clip that are known beforehand. What stands in the other frames is never read."""
+
+    latents: Tensor  # [1, 4, f, h, w], clean
+    noise: Tensor  # [1, 4, f, h, w], of variance 1
+    mask: Tensor  # [f] bool
+
+    def hold(self, latents: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
+        """Put given frames back, noised to `timestep` as in training, or clean (None). [1, 4, f, h, w] -> the same."""
+        known = self.latents
+        if timestep is not None:
+            known = scheduler.add_noise(known, self.noise, timestep.reshape(1)).to(latents.dtype)
+        return torch.where(self.mask[:, None, None], known, latents)
+
+
+@dataclass(frozen=True)
 class Clip:
     """One window's share of a run: its frames, their weights, and what the UNet is given for them at every step."""
 
@@ -20,6 +36,7 @@ class Clip:
     weights: Tensor  # [f] float32
     landmark_features: Tensor  # [1, C, f, h, w]
     region: Tensor | None  # [f, H, W]
+    given: Given | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ def predict(
     for clip in conditions.clips:
         before_clip(clip)
         prediction = unet(
-            with_given_frames(batch[:, :, clip.index], unet.config["in_channels"], conditions.hint),
+            with_given_frames(batch[:, :, clip.index], unet.config["in_channels"], conditions.hint, clip.given),
             timestep,
             encoder_hidden_states=conditions.image_tokens,
             reference_tokens=conditions.reference_tokens,
@@ -71,10 +88,10 @@ def predict(
     return (total / weight[:, None, None]).to(latents.dtype)
 
 
-def with_given_frames(latents: Tensor, channels: int, hint: Tensor | None = None) -> Tensor:
-    """Fill up to the UNet's input channels: no frame is given. [B, 4, F, h, w] -> [B, channels, F, h, w].
+def with_given_frames(latents: Tensor, channels: int, hint: Tensor | None = None, given: Given | None = None) -> Tensor:
+    """Fill up to the UNet's input channels, as in training. [B, 4, F, h, w] -> [B, channels, F, h, w].
 
-    The clean latents are `hint` [1 or B, 4, h, w] in every frame, or zeros; the mask is zero.
+    The clean latents of frames that are not given are `hint` [1 or B, 4, h, w], or zeros; their mask is zero.
     """
     missing = channels - latents.shape[1]
     if not missing:
@@ -82,4 +99,8 @@ def with_given_frames(latents: Tensor, channels: int, hint: Tensor | None = None
     known = latents.new_zeros(len(latents), missing, *latents.shape[2:])
     if hint is not None:
         known[:, : hint.shape[1]] = hint[:, :, None]
+    if given is not None:
+        mask = given.mask[:, None, None]
+        known[:, :-1] = torch.where(mask, given.latents, known[:, :-1])
+        known[:, -1] = mask.to(known.dtype)
     return torch.cat([latents, known], dim=1)
