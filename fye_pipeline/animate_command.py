@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -117,6 +119,7 @@ def animate(
     neutral_frame: Annotated[
         int | None, typer.Option(help="The driver's frame without expression. Default: the one with the least.")
     ] = None,
+    chunk: Annotated[int, typer.Option(help="Frames made at once; longer videos are made in parts.")] = 240,
     interval: Annotated[int | None, typer.Option("--N", help="Cache: one full step in N [default: 3].")] = None,
     order: Annotated[int | None, typer.Option(help="Cache: highest difference used [default: 2].")] = None,
     cut: Annotated[Cut | None, typer.Option(help="Cache: where the UNet is cut [default: outer].")] = None,
@@ -142,6 +145,9 @@ def animate(
     i_accept_the_terms: Annotated[
         bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")
     ] = False,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Many at once: a .csv or .jsonl whose columns are settings and output.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings: JSON, or an mp4 made before. Flags beside it win.")
     ] = None,
@@ -162,9 +168,19 @@ def animate(
 
     if not debug:
         hush_libraries()
-    settings = _settings(context, config)
-    if not settings.watermark and not i_accept_the_terms:
-        raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
+    base = _base(context, config)
+    source = str(config) if config else "The flags"
+
+    def settings_of(row: Mapping[str, Any], name: str) -> AnimationSettings:
+        settings = _settings(base, row, name)
+        if not settings.watermark and not i_accept_the_terms:
+            raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
+        return settings
+
+    if manifest is not None:
+        _run_manifest(context, manifest, settings_of, reporter)
+        return
+    settings = settings_of({}, source)
     if save_config is not None:
         _save(save_config, settings, overwrite=overwrite or resume)
     if resume and not overwrite and animation.is_finished(output, settings):
@@ -189,12 +205,13 @@ _SAME = (
     *("reference", "driving", "model", "steps", "guidance", "seed", "frames", "fps", "size", "long", "crop_scale"),
     *("crop_shift", "face", "min_face", "reference_frame", "background", "max_pixels", "regions", "intensity", "pose"),
     *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
+    "chunk",
 )
 
 
-def _settings(context: typer.Context, config: Path | None) -> AnimationSettings:
-    """The settings of a file, if any, changed by the flags; `AnimationSettings` has the defaults."""
-    from fye_pipeline.settings import DEMO_PORTRAIT_LANDMARKS, AnimationSettings, read_settings
+def _base(context: typer.Context, config: Path | None) -> dict[str, Any]:
+    """The settings of a file, if any, changed by the flags that were given, as plain values."""
+    from fye_pipeline.settings import read_settings
 
     values = read_settings(config) if config is not None else {}
     given = {
@@ -202,12 +219,64 @@ def _settings(context: typer.Context, config: Path | None) -> AnimationSettings:
         for name, value in context.params.items()
         if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
     }
-    values |= _changes(given, values.get("cache"))
-    if "reference" in given and "reference_landmarks" not in given:
+    if "reference" in given:
         values.pop("reference_landmarks", None)  # those in the file belong to the portrait in the file
+    return values | _changes(given, values.get("cache"))
+
+
+def _settings(base: dict[str, Any], row: Mapping[str, Any], name: str) -> AnimationSettings:
+    """The settings of one animation: a manifest's row, if any, over what all have in common."""
+    from fye_pipeline.settings import DEMO_PORTRAIT_LANDMARKS, AnimationSettings
+
+    values = base | {key: value for key, value in row.items() if key not in _CACHE.values()}
+    if "reference" in row and "reference_landmarks" not in row:
+        values.pop("reference_landmarks", None)
     elif "reference" not in values and values.get("framing") in (None, "whole"):
         values.setdefault("reference_landmarks", str(DEMO_PORTRAIT_LANDMARKS))
-    return AnimationSettings.from_dict(values, source=str(config) if config else "The flags")
+    if asked := {key: row[key] for key in _CACHE.values() if key in row}:
+        try:
+            numbers = {key: int(asked[key]) for key in ("N", "order") if key in asked}
+        except (TypeError, ValueError):
+            raise UserError(f"{name}: N and order are whole numbers, got {asked}.") from None
+        values["cache"] = _cache_options(asked | numbers, values.get("cache"))
+    return AnimationSettings.from_dict(values, source=name)
+
+
+def _run_manifest(
+    context: typer.Context,
+    manifest: Path,
+    settings_of: Callable[[Mapping[str, Any], str], AnimationSettings],
+    reporter: Reporter,
+) -> None:
+    """Animate the rows; ends the command with code 1 where some failed."""
+    from fye_pipeline.animation import Studio
+    from fye_pipeline.manifest import own_share, run_manifest
+
+    flags = context.params
+    with reporter.progress() as on_progress:
+        note = reporter.note
+        with Studio(flags["face_landmarker"], device=_own_device(flags["device"]), on_note=note) as studio:
+            summary = run_manifest(
+                manifest,
+                settings_of,
+                studio=studio,
+                overwrite=flags["overwrite"],
+                resume=flags["resume"],
+                share=own_share(),
+                on_progress=on_progress,
+                on_note=note,
+            )
+    reporter.result(str(summary), summary.to_dict())
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _own_device(name: str) -> str:
+    """Under `accelerate launch` each process on a machine takes the GPU of its own number."""
+    import torch
+
+    local = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{local}" if name == "auto" and local.isdigit() and torch.cuda.is_available() else name
 
 
 def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,15 +17,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline import regions
 from fye_pipeline.console import OnProgress, silent
 from fye_pipeline.control import steer
 from fye_pipeline.errors import UserError
 from fye_pipeline.files import atomic_target, writable_target
-from fye_pipeline.generate import Job, Run
+from fye_pipeline.generate import Job, Take
 from fye_pipeline.inputs import Driver, LazyDetector, OnNote, read_driver
 from fye_pipeline.landmarks.alignment import align
-from fye_pipeline.landmarks.drawing import DRAW_SIZE, draw_sequence
+from fye_pipeline.landmarks.drawing import DRAW_SIZE
 from fye_pipeline.machine import choose_device, choose_dtype, load_model
 from fye_pipeline.model_files import SHIPPED_MODEL
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
@@ -44,6 +44,7 @@ __all__ = [
     "is_finished",
 ]
 
+BYTES_A_PIXEL = 0.15  # of a busy picture at the quality that is written
 PANEL = 256  # pixels a side, the least in the side-by-side video
 
 
@@ -200,13 +201,12 @@ def animate(
             writable_target(beside, overwrite=overwrite)
     studio.take_notes()
     portrait, driver, job = prepare(settings, studio, on_progress)
-    run = job.run(cached=settings.cache is not None, on_progress=on_progress, on_note=studio.note)
-    plain = None
-    if comparison is not None:
-        plain = job.run(cached=False, on_progress=on_progress, on_note=studio.note, stage="uncached")
+    run = Take(job, cached=settings.cache is not None)
+    plain = None if comparison is None else Take(job, cached=False, stage="uncached")
 
     written = _Written(settings, portrait, driver, job, overwrite, studio.note)
-    size, error = written.write(output, comparison, run, plain, on_progress)
+    check_room(output, len(job), written.size)
+    error = written.write(output, comparison, run, plain)
     crop = written.transform
     if transform is not None and crop is not None:
         with atomic_target(transform) as temporary:
@@ -214,9 +214,9 @@ def animate(
     return AnimationResult(
         output=output,
         comparison=comparison,
-        frames=len(job.pictures),
+        frames=len(job),
         fps=driver.fps,
-        size=size,
+        size=written.size,
         frames_without_face=driver.sequence.gaps(),
         seconds=run.seconds,
         uncached_seconds=None if plain is None else plain.seconds,
@@ -247,29 +247,32 @@ class _Written:
     @property
     def transform(self) -> dict[str, Any] | None:
         crop = self.portrait.crop
-        return None if crop is None else crop.to_dict(self.job.pictures.shape[1])
+        return None if crop is None else crop.to_dict(self.job.size)
 
-    def write(
-        self, output: Path, comparison: Path | None, run: Run, plain: Run | None, on_progress: OnProgress
-    ) -> tuple[tuple[int, int], float]:
-        """Decode and write. -> (width, height) of the frames, mean squared error against the plain run."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the frames."""
+        if self.portrait.crop is None or self.settings.resolved_framing != "paste":
+            return self.job.size, self.job.size
+        return self.portrait.crop.width, self.portrait.crop.height
+
+    def write(self, output: Path, comparison: Path | None, run: Take, plain: Take | None) -> float:
+        """Make the frames and write them. -> mean squared error against the plain run."""
         mark = watermark if self.settings.watermark else np.ascontiguousarray
-        squares = self.job.frames(run, on_progress, self.on_note)
-        others = None if plain is None else self.job.frames(plain, on_progress, self.on_note)
-        size, error = (0, 0), 0.0
+        others = None if plain is None else plain.frames()
+        error = 0.0
         with ExitStack() as stack:
             video = stack.enter_context(self._writer(output))
             pairs = None if comparison is None else stack.enter_context(self._writer(comparison))
-            for landmarks, square in zip(self.job.pictures, squares, strict=True):
-                frame = self.place(to_uint8(square))
-                size = frame.shape[1], frame.shape[0]
-                video.write(mark(frame))
+            for index, square in enumerate(run.frames()):
+                video.write(mark(self.place(to_uint8(square))))
                 if pairs is not None and others is not None:
                     other = next(others)
-                    error += float(np.mean((square.astype(np.float64) - other) ** 2)) / len(self.job.pictures)
+                    error += float(np.mean((square.astype(np.float64) - other) ** 2)) / len(self.job)
+                    (landmarks,) = self.job.pictures(index, index + 1)
                     panels = (self.portrait.square, landmarks, to_uint8(square), to_uint8(other))
                     pairs.write(mark(side_by_side(*panels)))
-        return size, error
+        return error
 
     def place(self, square: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """An animated square as a frame of the result: pasted into the portrait, or as it is."""
@@ -338,8 +341,17 @@ def prepare(settings: AnimationSettings, studio: Studio, on_progress: OnProgress
         landmarks = align(portrait.face, steered, DRAW_SIZE, DRAW_SIZE, neutral_frame=neutral)
     pipe = studio.model(settings)
     size = settings.size or native_size(pipe)
-    region = np.maximum(regions.expression_mask(landmarks, size, size), regions.facial_mask(landmarks, size, size))
-    return portrait, driver, Job(pipe, settings, portrait.square, draw_sequence(landmarks, size), region)
+    return portrait, driver, Job(pipe, settings, portrait.square, landmarks, size, on_progress, studio.note)
+
+
+def check_room(output: Path, frames: int, size: tuple[int, int]) -> None:
+    """Raise `UserError` where the disk has not the room that a video of this length and size may take."""
+    needed = round(frames * size[0] * size[1] * BYTES_A_PIXEL)
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise UserError(
+            f"{output} may take {needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB left: free space."
+        )
 
 
 def native_size(pipe: FollowYourEmojiPipeline) -> int:

@@ -48,6 +48,7 @@ class AnimationSettings:
     face: which face of the portrait: largest, a number from 1 (left to right), or x,y in pixels.
     reference_frame: which frame of a portrait that is a video; None: the calmest one that looks ahead.
     neutral_frame: the driver's frame without expression; None: the one with the least.
+    chunk: frames that are made at once; a longer video is made in such parts, which fade into each other.
     """
 
     reference: Path = DEMO_PORTRAIT
@@ -82,9 +83,19 @@ class AnimationSettings:
     intensity: float = 1.0
     pose: HeadPose = "absolute"
     dtype: DType = "auto"
+    chunk: int = 240
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "frames": 1, "size": 64, "max_gap": 0, "guidance": 0, "max_pixels": 1, "min_face": 1}
+        least = {
+            "steps": 1,
+            "frames": 1,
+            "size": 64,
+            "max_gap": 0,
+            "guidance": 0,
+            "max_pixels": 1,
+            "min_face": 1,
+            "chunk": 24,
+        }
         for name, lowest in (least | {"reference_frame": 0, "neutral_frame": 0}).items():
             value = getattr(self, name)
             if value is not None and not value >= lowest:

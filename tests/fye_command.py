@@ -78,7 +78,7 @@ def make_video(
             stream.codec_context.color_trc = transfer
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        voice = container.add_stream(sound, rate=48000, layout="mono") if sound else None
+        voice: Any = container.add_stream(sound, rate=48000, layout="mono") if sound else None
         for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts = index if times is None else times[index]

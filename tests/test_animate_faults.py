@@ -228,11 +228,12 @@ except UserError as error:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for this user")
-def test_row_29_a_read_only_folder_is_refused_at_once(fye: Fye, tmp_path: Path) -> None:
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o555)
-    assert "read-only" in fye.refused("animate", "--output", locked / "a.mp4", *FAST)
+def test_row_29_a_read_only_folder_is_refused_at_once(
+    fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and original(path, mode))
+    assert "read-only" in fye.refused("animate", "--output", tmp_path / "a.mp4", *FAST)
 
 
 def test_row_30_two_runs_with_one_output_never_mix(tmp_path: Path) -> None:
@@ -352,7 +353,8 @@ def test_rows_38_and_39_templates_with_code_or_of_another_version_are_refused(
         content = {name: archive[name] for name in archive.files}
     header = json.loads(str(content["header"]))
     for change, reason in (({"version": 9}, "version 9"), ({"points": 68}, "68 landmarks")):
-        np.savez("other.npz", **(content | {"header": np.array(json.dumps(header | change))}))
+        arrays: dict[str, Any] = content | {"header": np.array(json.dumps(header | change))}
+        np.savez("other.npz", **arrays)
         assert reason in fye.refused("animate", "--driving", "other.npz", "--output", "a.mp4", *FAST)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fye_command import Fye
 from PIL import Image
 
-from fye_pipeline import cli
 from fye_pipeline.animation import DEMO_DRIVING, DEMO_PORTRAIT, DEMO_PORTRAIT_LANDMARKS
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.video import probe, read_comment, read_frames, write_video
@@ -20,37 +19,6 @@ from fye_pipeline.video import probe, read_comment, read_frames, write_video
 FAST = ["--steps", "3", "--frames", "4", "--quiet"]
 PORTRAITS = ("s0.jpg", "s6.jpg", "s7.jpg", "s9.jpg", "s30.jpg")
 DRIVERS = ("d12.mp4", "d18.mp4", "temple_video.mp4")
-
-
-class Fye:
-    """Runs the command in this process and keeps what it printed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capfd = monkeypatch, capfd
-
-    def __call__(self, *arguments: Any) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["fye", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        printed = self._capfd.readouterr()
-        return code, printed.out, printed.err
-
-    def refused(self, *arguments: Any) -> str:
-        """The sentence on bad input; asserts exit code 2, one line and no traceback."""
-        code, _, err = self(*arguments)
-        assert code == 2, err
-        assert "Traceback" not in err
-        sentences = [line for line in err.splitlines() if line.startswith("fye: ")]
-        assert len(sentences) == 1, err
-        return sentences[0]
-
-
-@pytest.fixture
-def fye(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Fye:
-    return Fye(monkeypatch, capfd)
 
 
 def test_the_demo_needs_no_arguments_and_reports_what_the_cache_saved(fye: Fye, tmp_path: Path) -> None:
@@ -226,4 +194,5 @@ def test_models_are_listed(fye: Fye) -> None:
 def test_demo_files_ship() -> None:
     assert len(LandmarkSequence.load(DEMO_PORTRAIT_LANDMARKS)) == 1
     assert len(LandmarkSequence.load(DEMO_DRIVING)) >= 16
-    assert Image.open(DEMO_PORTRAIT).size >= (256, 256)
+    with Image.open(DEMO_PORTRAIT) as portrait:
+        assert portrait.size >= (256, 256)
