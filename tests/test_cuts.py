@@ -59,7 +59,7 @@ def test_a_predicted_step_of_a_real_model_costs_what_is_said(model: str) -> None
     kind, config, shapes = MODELS[model]
     with torch.device("meta"):
         unet = kind(**config)
-        inputs = {name: torch.empty(shape) for name, shape in shapes.items()}
+        inputs: dict[str, Any] = {name: torch.empty(shape) for name, shape in shapes.items()}
         if model == "SDXL":
             inputs["added_cond_kwargs"] = {"text_embeds": torch.empty(2, 1280), "time_ids": torch.empty(2, 6)}
     for (name, cut), share in SHARES.items():

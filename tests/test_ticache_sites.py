@@ -72,7 +72,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 def test_predicted_features_equal_the_formula(unet: nn.Module, family: str, cut: str, recipe: str) -> None:
     sample, conditions = make_inputs(family, batch=1)
     recorder = Recorder(site_module(unet, cut))
-    preset = {"preset": "paper"} if recipe == "paper" else {}
+    preset: dict[str, Any] = {"preset": "paper"} if recipe == "paper" else {}
     scheduler = ddim()
     with ticache.apply(unet, N=3, order=2, cut=cut, scheduler=scheduler, **preset):
         denoise(unet, scheduler, sample, conditions, steps=STEPS)

@@ -112,7 +112,7 @@ def make_inputs(family: str = "condition", *, batch: int = 2, frames: int = 3, s
     return randn(batch, 4, size, size), {}
 
 
-def ddim() -> DDIMScheduler:
+def ddim() -> Any:
     """A deterministic scheduler that does not clip, so that features move smoothly."""
     return DDIMScheduler(clip_sample=False, steps_offset=1)
 
