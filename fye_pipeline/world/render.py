@@ -21,9 +21,19 @@ from fye_pipeline.world.anatomy import (
     Array,
     Head,
 )
+from fye_pipeline.world.shapes import (
+    CIRCLE,
+    SUBPIXEL,
+    Picture,
+    background_gradient,
+    blend,
+    blush,
+    ellipsoid,
+    hair_shell,
+    polygon_mask,
+    to_bytes,
+)
 
-Picture = NDArray[np.uint8]
-SUBPIXEL = 4  # fractional bits of the polygon coordinates
 OVERSAMPLE = 2
 
 OUTER_LIPS = [61, *OUTER_UPPER, 291, *OUTER_LOWER[::-1]]
@@ -56,16 +66,16 @@ class Painter:
         self.wide = size * OVERSAMPLE
         identity = head.identity
         self.cartoon = identity.style == "cartoon"
-        self.background = _background(identity.background, identity.style, self.wide)
+        self.background = background_gradient(identity.background, identity.style, self.wide)
         light = np.asarray(identity.light)
         self.light = light / np.linalg.norm(light)
-        self.blush = _blush(head.neutral) * identity.blush
+        self.blush = blush(head.neutral) * identity.blush
         skin = np.asarray(identity.skin)
         red = skin * np.array([0.98, 0.66, 0.62]) if identity.style != "statue" else skin * 0.95
         self.tint = skin + (red - skin) * self.blush[:, None]  # [468, 3]
-        self.skull = _ellipsoid((0, 1.2, -3.2), (7.9, 9.6, 9.0))
+        self.skull = ellipsoid((0, 1.2, -3.2), (7.9, 9.6, 9.0))
         volume = identity.hair_volume
-        self.hair_shell = _hair_shell(identity.hair_style, volume)
+        self.hair_shell = hair_shell(identity.hair_style, volume)
         self.outline_color = tuple(float(c) * 0.25 for c in identity.skin)
 
     def paint(self, points: Array, rotation: Array, translation: Array) -> tuple[Picture, Array]:
@@ -84,7 +94,7 @@ class Painter:
         if identity.hair_style != "bald":
             self._hull(image, self.hair_shell[self.hair_shell[:, 1] > 3.0], identity.hair, 0.95)
         for side in (-1, 1):
-            ear = _ellipsoid((side * 7.9, 0.4, -2.6), (0.9, 2.2, 1.3))
+            ear = ellipsoid((side * 7.9, 0.4, -2.6), (0.9, 2.2, 1.3))
             if identity.hair_style not in ("medium", "long"):
                 self._hull(image, ear, identity.skin, 0.8)
         self._skin(image, camera, xy)
@@ -117,12 +127,12 @@ class Painter:
 
     def _fill(self, image: Picture, xy: Array, color: tuple[float, ...] | Array) -> None:
         fixed = np.round(xy * (1 << SUBPIXEL)).astype(np.int32)
-        cv2.fillPoly(image, [fixed], _bytes(color), cv2.LINE_AA, SUBPIXEL)
+        cv2.fillPoly(image, [fixed], to_bytes(color), cv2.LINE_AA, SUBPIXEL)
 
     def _line(self, image: Picture, xy: Array, color: tuple[float, ...] | Array, width: float) -> None:
         fixed = np.round(xy * (1 << SUBPIXEL)).astype(np.int32)
         thickness = max(1, round(width * self._unit))
-        cv2.polylines(image, [fixed], False, _bytes(color), thickness, cv2.LINE_AA, SUBPIXEL)
+        cv2.polylines(image, [fixed], False, to_bytes(color), thickness, cv2.LINE_AA, SUBPIXEL)
 
     def _hull(self, image: Picture, points: Array, color: tuple[float, ...], shade: float) -> None:
         hull = cv2.convexHull(self._flat(points).astype(np.float32))[:, 0].astype(np.float64)
@@ -205,7 +215,7 @@ class Painter:
 
     def _inside(self, image: Picture, xy: Array, inner: Array, statue: bool) -> None:
         """Upper teeth and tongue, clipped to the opening."""
-        region = _region(inner, self.wide)
+        region = polygon_mask(inner, self.wide)
         if region is None:
             return
         (x0, y0, x1, y1), mask = region
@@ -215,18 +225,18 @@ class Painter:
         if not statue:
             tongue = xy[[14]] + (xy[[14]] - xy[[13]]) * 0.1
             span = np.linalg.norm(xy[308] - xy[78]) * 0.3
-            oval = tongue + np.stack([np.cos(_CIRCLE) * span, np.sin(_CIRCLE) * span * 0.55], 1)
+            oval = tongue + np.stack([np.cos(CIRCLE) * span, np.sin(CIRCLE) * span * 0.55], 1)
             self._fill(patch, oval - corner, (0.72, 0.30, 0.32))
         down = (xy[152] - xy[10]) / np.linalg.norm(xy[152] - xy[10])
         reach = 0.9 * self.wide / 42  # about 9 mm of teeth show
         upper = np.concatenate([xy[[78]], xy[list(INNER_UPPER)], xy[[308]]])
         edge = upper + down * reach * np.sin(np.linspace(0.12, np.pi - 0.12, len(upper)))[:, None] ** 0.4
         self._fill(patch, np.concatenate([upper, edge[::-1]]) - corner, teeth)
-        _blend(image[y0:y1, x0:x1], patch, mask)
+        blend(image[y0:y1, x0:x1], patch, mask)
 
     def _eye(self, image: Picture, xy: Array, eye: list[int], iris: int) -> None:
         identity = self.head.identity
-        region = _region(xy[eye], self.wide)
+        region = polygon_mask(xy[eye], self.wide)
         if region is None:
             return
         (x0, y0, x1, y1), mask = region
@@ -234,13 +244,13 @@ class Painter:
         statue = identity.style == "statue"
         sclera = np.asarray(identity.skin) * 0.95 if statue else np.array([0.96, 0.95, 0.94])
         patch = np.empty_like(image[y0:y1, x0:x1])
-        patch[:] = _bytes(sclera)[:3]
+        patch[:] = to_bytes(sclera)[:3]
         centre = xy[iris] - corner
         ring = xy[iris + 1 : iris + 5] - corner
         axes = (ring[0] - ring[2]) / 2, (ring[1] - ring[3]) / 2
 
         def disc(scale: float, shift: Array | float = 0.0) -> Array:
-            around = np.cos(_CIRCLE)[:, None] * axes[0] + np.sin(_CIRCLE)[:, None] * axes[1]
+            around = np.cos(CIRCLE)[:, None] * axes[0] + np.sin(CIRCLE)[:, None] * axes[1]
             return centre + around * scale + shift
 
         color = np.asarray(identity.iris)
@@ -249,7 +259,7 @@ class Painter:
         self._fill(patch, disc(0.45), color * 0.3 if statue else (0.03, 0.03, 0.04))
         if not statue:
             self._fill(patch, disc(0.2, (axes[1] - axes[0]) * 0.35), (1.0, 1.0, 1.0))
-        _blend(image[y0:y1, x0:x1], patch, mask)
+        blend(image[y0:y1, x0:x1], patch, mask)
 
     def _lid(self, image: Picture, xy: Array, side: int) -> None:
         skin = np.asarray(self.head.identity.skin)
@@ -289,7 +299,7 @@ class Painter:
         assert color is not None
         rims = []
         for side in (-1, 1):
-            angle = np.concatenate([_CIRCLE, _CIRCLE[:1]])
+            angle = np.concatenate([CIRCLE, CIRCLE[:1]])
             shape = np.stack(
                 [
                     side * 3.3 + 2.35 * np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.7,
@@ -301,66 +311,3 @@ class Painter:
             rims.append(shape)
             self._line(image, self._flat(shape), color, 1.0)
         self._line(image, self._flat(np.array([[-1.0, 2.8, 5.3], [1.0, 2.8, 5.3]])), color, 1.0)
-
-
-_CIRCLE = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-
-
-def _bytes(color: tuple[float, ...] | Array) -> tuple[float, ...]:
-    return tuple(float(v) for v in np.clip(np.round(np.asarray(color, np.float64) * 255), 0, 255))
-
-
-def _ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Array:
-    """Points on an ellipsoid. -> [P, 3]."""
-    theta, phi = np.meshgrid(np.linspace(0, np.pi, 10), np.linspace(0, 2 * np.pi, 18, endpoint=False))
-    unit = np.stack([np.sin(theta) * np.cos(phi), np.cos(theta), np.sin(theta) * np.sin(phi)], -1).reshape(-1, 3)
-    return np.asarray(centre) + unit * np.asarray(radii)
-
-
-def _hair_shell(style: str, volume: float) -> Array:
-    shell = _ellipsoid((0, 2.0, -3.4), (8.4 + 0.9 * volume, 9.7 + 1.2 * volume, 9.2 + 0.5 * volume))
-    if style == "short":
-        return shell[shell[:, 1] > 0.5]
-    if style == "medium":
-        return np.concatenate([shell, shell[:, :] * np.array([1.0, 0.5, 0.7]) + np.array([0, -6.0, 0])])
-    if style == "long":
-        low = shell * np.array([1.05 + 0.1 * volume, 0.4, 0.5])
-        return np.concatenate([shell, low + np.array([0, -14.0, -2.0])])
-    return shell
-
-
-def _blush(vertices: Array) -> Array:
-    """Redder cheeks and nose. [468, 3] -> [468]."""
-    weight = np.zeros(len(vertices))
-    for centre, radius in (((-4.6, -1.2, 3.5), 1.7), ((4.6, -1.2, 3.5), 1.7), ((0, -0.8, 6.8), 1.1)):
-        weight += np.exp(-((vertices - np.asarray(centre)) ** 2).sum(-1) / (2 * radius**2))
-    return np.clip(weight, 0, 1)
-
-
-def _background(colors: tuple[tuple[float, float, float], ...], style: str, size: int) -> Picture:
-    """A soft gradient of three colours. -> uint8 [size, size, 3]."""
-    top, bottom, side = (np.asarray(c) for c in colors)
-    y, x = np.mgrid[0:16, 0:16][..., None] / 15
-    small = top * (1 - y) + bottom * y
-    small = small + (side - small) * 0.5 * np.clip(x * 1.2 - 0.4, 0, 1)
-    if style == "cartoon":
-        small = np.broadcast_to(np.asarray(top), small.shape)
-    pixels = np.clip(small * 255, 0, 255).astype(np.uint8)
-    return np.asarray(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def _region(xy: Array, wide: int) -> tuple[tuple[int, int, int, int], Array] | None:
-    """A polygon's bounding box within the canvas and its soft mask [h, w, 1], or None where nothing of it shows."""
-    low, high = np.floor(xy.min(0)).astype(int) - 1, np.ceil(xy.max(0)).astype(int) + 2
-    x0, y0 = np.clip(low, 0, wide)
-    x1, y1 = np.clip(high, 0, wide)
-    if x1 <= x0 or y1 <= y0:
-        return None
-    mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    fixed = np.round((xy - np.array([x0, y0])) * (1 << SUBPIXEL)).astype(np.int32)
-    cv2.fillPoly(mask, [fixed], (255.0,), cv2.LINE_AA, SUBPIXEL)
-    return (int(x0), int(y0), int(x1), int(y1)), mask[..., None] / 255.0
-
-
-def _blend(target: Picture, patch: Picture, mask: Array) -> None:
-    target[:] = np.uint8(np.round(target + (patch.astype(np.float64) - target) * mask))
