@@ -274,7 +274,8 @@ def _clip_inputs(video: Video, clip: PlannedClip) -> tuple[np.ndarray, Tensor | 
             )
     if video.region is None:
         return np.stack(pictures), None
-    return np.stack(pictures), torch.stack([torch.as_tensor(video.region(frame)) for frame in clip.frames])
+    masks = [torch.as_tensor(video.region(frame)).to("cpu", torch.float32) for frame in clip.frames]
+    return np.stack(pictures), torch.stack(masks)
 
 
 def _by_index(source: Any) -> Callable[[int], Any]:
@@ -288,6 +289,8 @@ def _count_frames(landmarks: Any, frames: int | None) -> int:
             raise UserError("frames must be set where landmarks is a function: how long is the video?")
         return frames
     count = len(landmarks)
-    if not 1 <= (frames or count) <= count:
+    if not count:
+        raise UserError("landmarks must have at least one picture, got none")
+    if frames is not None and not 1 <= frames <= count:
         raise UserError(f"frames must be 1 to {count}, the landmark pictures at hand, got {frames}")
-    return frames or count
+    return count if frames is None else frames
