@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from fractions import Fraction
@@ -164,15 +165,15 @@ def animate(
     """Animate a portrait with a driving face video; without arguments, the demo that ships."""
     reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
     reporter.detail("loading torch and diffusers")
-    from fye_pipeline import animation
+    from fye_pipeline import animation, flags
 
     if not debug:
         hush_libraries()
-    base = _base(context, config)
+    base = flags.common_settings(context, config)
     source = str(config) if config else "The flags"
 
     def settings_of(row: Mapping[str, Any], name: str) -> AnimationSettings:
-        settings = _settings(base, row, name)
+        settings = flags.row_settings(base, row, name, context.obj)
         if not settings.watermark and not i_accept_the_terms:
             raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
         return settings
@@ -200,48 +201,6 @@ def animate(
     reporter.result(str(result), result.to_dict())
 
 
-# Flags that are settings under the same name; the others are translated in `_changes`.
-_SAME = (
-    *("reference", "driving", "model", "steps", "guidance", "seed", "frames", "fps", "size", "long", "crop_scale"),
-    *("crop_shift", "face", "min_face", "reference_frame", "background", "max_pixels", "regions", "intensity", "pose"),
-    *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
-    "chunk",
-)
-
-
-def _base(context: typer.Context, config: Path | None) -> dict[str, Any]:
-    """The settings of a file, if any, changed by the flags that were given, as plain values."""
-    from fye_pipeline.settings import read_settings
-
-    values = read_settings(config) if config is not None else {}
-    given = {
-        name: value
-        for name, value in context.params.items()
-        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
-    }
-    if "reference" in given:
-        values.pop("reference_landmarks", None)  # those in the file belong to the portrait in the file
-    return values | _changes(given, values.get("cache"))
-
-
-def _settings(base: dict[str, Any], row: Mapping[str, Any], name: str) -> AnimationSettings:
-    """The settings of one animation: a manifest's row, if any, over what all have in common."""
-    from fye_pipeline.settings import DEMO_PORTRAIT_LANDMARKS, AnimationSettings
-
-    values = base | {key: value for key, value in row.items() if key not in _CACHE.values()}
-    if "reference" in row and "reference_landmarks" not in row:
-        values.pop("reference_landmarks", None)
-    elif "reference" not in values and values.get("framing") in (None, "whole"):
-        values.setdefault("reference_landmarks", str(DEMO_PORTRAIT_LANDMARKS))
-    if asked := {key: row[key] for key in _CACHE.values() if key in row}:
-        try:
-            numbers = {key: int(asked[key]) for key in ("N", "order") if key in asked}
-        except (TypeError, ValueError):
-            raise UserError(f"{name}: N and order are whole numbers, got {asked}.") from None
-        values["cache"] = _cache_options(asked | numbers, values.get("cache"))
-    return AnimationSettings.from_dict(values, source=name)
-
-
 def _run_manifest(
     context: typer.Context,
     manifest: Path,
@@ -252,22 +211,25 @@ def _run_manifest(
     from fye_pipeline.animation import Studio
     from fye_pipeline.manifest import own_share, run_manifest
 
-    flags = context.params
+    given = context.params
     with reporter.progress() as on_progress:
         note = reporter.note
-        with Studio(flags["face_landmarker"], device=_own_device(flags["device"]), on_note=note) as studio:
+        with Studio(given["face_landmarker"], device=_own_device(given["device"]), on_note=note) as studio:
             summary = run_manifest(
                 manifest,
                 settings_of,
                 studio=studio,
-                overwrite=flags["overwrite"],
-                resume=flags["resume"],
+                overwrite=given["overwrite"],
+                resume=given["resume"],
                 share=own_share(),
                 on_progress=on_progress,
                 on_note=note,
             )
     reporter.result(str(summary), summary.to_dict())
     if summary.failed:
+        if reporter.quiet:
+            for number, reason in summary.failed.items():
+                print(f"fye: row {number}: {reason}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -277,48 +239,6 @@ def _own_device(name: str) -> str:
 
     local = os.environ.get("LOCAL_RANK", "")
     return f"cuda:{local}" if name == "auto" and local.isdigit() and torch.cuda.is_available() else name
-
-
-def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:
-    """The settings that flags change, as plain values."""
-    values = {name: _plain(given[name]) for name in _SAME if name in given}
-    if given.get("crop_only") and given.get("whole"):
-        raise UserError("--crop-only and --whole exclude each other.")
-    for flag, name, value in (
-        ("crop_only", "framing", "crop"),
-        ("whole", "framing", "whole"),
-        ("no_audio", "audio", False),
-        ("no_watermark", "watermark", False),
-        ("no_cache", "cache", None),
-    ):
-        if given.get(flag):
-            values[name] = value
-    asked = {name: _plain(given[flag]) for flag, name in _CACHE.items() if given.get(flag) is not None}
-    if asked and not given.get("no_cache"):
-        values["cache"] = _cache_options(asked, cache)
-    return values
-
-
-_CACHE = {"interval": "N", "order": "order", "cut": "cut", "preset": "preset"}
-
-
-def _cache_options(asked: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any]:
-    """What `ticache.apply` is given: what was asked for, over the saved options, or the defaults without a preset."""
-    import ticache
-
-    defaults = {"N": 3, "order": 2, "cut": "outer"} if asked.get("preset") in (None, "paper") else {}
-    options = (saved or defaults) | asked if "preset" not in asked else defaults | asked
-    try:
-        ticache.CacheConfig(**{name: value for name, value in options.items() if name != "preset"})
-    except ValueError as error:
-        raise UserError(f"Cache: {error}.") from error
-    return options
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, StrEnum):
-        return value.value
-    return str(value) if isinstance(value, Path | Fraction) else value
 
 
 def _save(path: Path, settings: AnimationSettings, *, overwrite: bool) -> None:

@@ -281,7 +281,12 @@ class _Written:
         return self.portrait.crop.paste(square, self.portrait.picture)
 
     def _writer(self, path: Path) -> VideoWriter:
-        note = {"note": "AI-generated", "settings": self.settings.to_dict(), "crop": self.transform}
+        note = {
+            "note": "AI-generated",
+            "settings": self.settings.to_dict(),
+            "crop": self.transform,
+            "picture": list(self.size),  # an odd side is stored with one more pixel
+        }
         return VideoWriter(
             path,
             self.driver.fps,

@@ -11,7 +11,7 @@ import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -191,6 +191,16 @@ def models_check(debug: Debug = False) -> None:
         print(f"{row['name']}: ok")
 
 
+def check_cache(options: dict[str, Any]) -> None:
+    """Raise `UserError` where `ticache.apply` would not take these options."""
+    import ticache
+
+    try:
+        ticache.CacheConfig(**{name: value for name, value in options.items() if name != "preset"})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"Cache: {error}.") from error
+
+
 def main() -> None:
     """Run `fye`; no traceback reaches the user unless `--debug` is given."""
     debug = "--debug" in sys.argv
@@ -198,7 +208,7 @@ def main() -> None:
     if not debug:
         warnings.simplefilter("ignore")
     try:
-        app()
+        app(obj=check_cache)
     except Exception as error:
         if debug:
             raise

@@ -138,6 +138,11 @@ def test_a_video_that_loses_the_face_is_interpolated_or_refused(
         (["--N", "0"], "N must be >= 1"),
         (["--order", "-1"], "order"),
         (["--no-watermark"], "--i-accept-the-terms"),
+        (["--crop-only", "--whole"], "exclude each other"),
+        (["--regions", "nose"], "'nose'"),
+        (["--intensity", "3"], "intensity"),
+        (["--config", "gap.npz"], "holds no settings"),
+        (["--manifest", "text.png"], ".csv or .jsonl"),
         (["--driving", "gap.npz"], "gap.npz"),
     ],
 )

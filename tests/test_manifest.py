@@ -117,6 +117,7 @@ def test_row_31_a_manifest_that_is_killed_twice_ends_as_an_unbroken_one(
     assert len(summary["made"]) == 7
     assert len(summary["failed"]) == 5
     assert "Traceback" not in err
+    assert err.count("fye: row ") == 5
     assert [len(ledger(whole)), len(results(whole))] == [12, 7]
 
     broken = jobs(tmp_path / "broken", random_model)
