@@ -90,7 +90,8 @@ class Call:
 
     def _capture(self, key: Key, feature: Tensor) -> None:
         # A compiled graph only hands the feature out; eagerly it is taken in at once and need not be held.
-        if self.take is None or torch.compiler.is_compiling():
+        # (Asked first, so that the graph does not depend on whether this step's features are kept.)
+        if torch.compiler.is_compiling() or self.take is None:
             self.features[key] = feature
         else:
             self.take(key, feature)
