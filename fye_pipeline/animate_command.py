@@ -85,7 +85,9 @@ def animate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write.")] = OUTPUT,
     model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 3.5,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; 1 is none. Default: the model's own, else 3.5.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     frames: Annotated[int | None, typer.Option(help="Use the first frames of the driver only.")] = None,
     fps: Annotated[

@@ -18,6 +18,7 @@ import typer
 from fye_pipeline.animate_command import animate
 from fye_pipeline.console import Reporter, hush_libraries
 from fye_pipeline.errors import UserError
+from fye_pipeline.evaluate_command import app as evaluate_app
 from fye_pipeline.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Overwrite, Quiet, TaskFile
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="Model files: list, fetch, check.", no_args_is_help=True)
 app.command()(animate)
 app.add_typer(models_app, name="models")
+app.add_typer(evaluate_app, name="evaluate")
 
 
 class Split(StrEnum):

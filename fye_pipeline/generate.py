@@ -18,6 +18,7 @@ from fye_pipeline.console import OnProgress
 from fye_pipeline.errors import UserError
 from fye_pipeline.inputs import OnNote
 from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.models.recipe import recommended_guidance
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.settings import AnimationSettings
 
@@ -93,6 +94,7 @@ class Job:
     def _denoise(self, start: int, stop: int, cached: bool, stage: str) -> Run:
         """One pass; the cache is on the UNet for its length only."""
         settings, pipe, landmarks = self.settings, self.pipe, self.landmarks[start:stop]
+        guidance = recommended_guidance(settings.model) if settings.guidance is None else settings.guidance
         session = pipe.enable_cache(**settings.cache) if cached and settings.cache is not None else None
         region = None
         if cached:
@@ -112,7 +114,7 @@ class Job:
                 Image.fromarray(self.square),
                 self.pictures(start, stop),
                 num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
+                guidance_scale=guidance,
                 long=settings.long,
                 region=region,
                 generator=torch.Generator("cpu").manual_seed(settings.seed),

@@ -48,6 +48,7 @@ class AnimationSettings:
     face: which face of the portrait: largest, a number from 1 (left to right), or x,y in pixels.
     reference_frame: which frame of a portrait that is a video; None: the calmest one that looks ahead.
     neutral_frame: the driver's frame without expression; None: the one with the least.
+    guidance: classifier-free guidance; None: what the model's recipe recommends, else 3.5.
     chunk: frames that are made at once; a longer video is made in such parts, which fade into each other.
     """
 
@@ -55,7 +56,7 @@ class AnimationSettings:
     driving: Path = DEMO_DRIVING
     model: Path = SHIPPED_MODEL
     steps: int = 30
-    guidance: float = 3.5
+    guidance: float | None = None
     seed: int = 0
     frames: int | None = None
     fps: Fraction | None = None
