@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ticache_models import Recorder, ddim, make_unet
+from ticache_models import Recorder, ddim, make_inputs, make_unet
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -292,6 +292,11 @@ def test_free_u_writes_in_place_and_harms_nothing(settings: dict[str, Any]) -> N
         assert session.report().to_dict()["predicted_calls"] == 4
     assert float((cached - plain).norm() / plain.norm()) < 0.25
     assert torch.equal(run(pipe, **PROMPT), plain)
+    sample, conditions = make_inputs()
+    with ticache.apply(pipe.unet, N=2, schedule="uniform", forecaster="reuse", **settings), torch.no_grad():
+        # Two timesteps that are all but the same: the predicted call must repeat the full one.
+        full, predicted = (pipe.unet(sample, torch.tensor(t), **conditions).sample for t in (900.0, 900 - 1e-4))
+    assert torch.allclose(full, predicted, atol=1e-3, rtol=1e-3)
 
 
 def lora(pipe: Any) -> None:
@@ -423,8 +428,11 @@ def test_exchanged_modules_are_hooked_again() -> None:
     with ticache.apply(pipe, N=3) as session:
         run(pipe, **PROMPT, num_frames=3)
         block = pipe.unet.up_blocks[-1]
-        block.motion_modules[0] = copy.deepcopy(block.motion_modules[0])
+        fresh: Any = make_unet("motion")
+        block.motion_modules[0] = fresh.up_blocks[-1].motion_modules[0]
+        recorder = Recorder(block.motion_modules[0].proj_out)
         run(pipe, **PROMPT, num_frames=3)
+        assert len(recorder.outputs) == 3
         report = session.report().to_dict()
         assert report["predicted_calls"] == STEPS - 3
         assert report["flops_ratio"] > 1.5

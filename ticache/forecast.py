@@ -98,8 +98,8 @@ def coefficients(forecaster: str, nodes: Sequence[float], x: float, order: int) 
     """
     limit = 0 if forecaster == "reuse" else order
     kept: list[int] = []
-    for index, node in enumerate(nodes):
-        if len(kept) <= limit and all(node != nodes[other] for other in kept):
+    for index, node in enumerate(nodes[: limit + 1]):
+        if all(node != nodes[other] for other in kept):
             kept.append(index)
     distinct = [nodes[index] for index in kept]
     weights = (taylor_weights if forecaster == "taylor" else newton_weights)(distinct, x)

@@ -49,6 +49,7 @@ class Session:
             there, over all and inside and outside the region.
         """
         state = self._state
+        state.records.held_bytes = state.held_bytes
         report = build_report(state.records, self.config, self._recipe(), self._backend(), self._notes())
         if reference:
             report.values["reference"] = state.measure_drift()
