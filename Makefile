@@ -30,9 +30,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.latency --quick
 
 gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m benchmarks.kernels
-	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m pytest tests/test_ops.py tests/test_step_path.py tests/test_kernels_*.py
+	$(BIN)/python -m benchmarks.kernels --json benchmarks/results/kernels.json
+	$(BIN)/python -m benchmarks.latency --json benchmarks/results/latency.json
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
