@@ -288,7 +288,8 @@ def test_an_image_to_image_tail_has_its_own_length(unet: nn.Module) -> None:
 def test_another_size_batch_or_dtype_begins_anew(unet: nn.Module) -> None:
     scheduler = ddim()
     with ticache.apply(unet, N=3, scheduler=scheduler) as session:
-        for changes in ({}, {"size": 16}, {"batch": 1}, {}):
+        sizes: list[dict[str, Any]] = [{}, {"size": 16}, {"batch": 1}, {}]
+        for changes in sizes:
             denoise(unet, scheduler, *make_inputs(**changes), steps=6)
             assert streams(session) == [late(6)]
             assert clean(session)
