@@ -110,3 +110,16 @@ def test_a_run_without_region_neither_keeps_the_last_nor_takes_the_users(pipe: F
 def test_disabling_what_is_not_enabled_does_nothing(pipe: FollowYourEmojiPipeline) -> None:
     pipe.disable_cache()
     pipe.disable_cache()
+
+
+def test_an_uncached_run_costs_the_same_whatever_the_cut(pipe: FollowYourEmojiPipeline) -> None:
+    """The one probing call that a class outside of diffusers gets counts for nothing."""
+    counted = set()
+    for cut in ("outer", "output", "branches"):
+        session = pipe.enable_cache(N=3, order=2, cut=cut)
+        try:
+            run(pipe, num_inference_steps=STEPS)
+            counted.add(session.report().to_dict()["flops_full"])
+        finally:
+            pipe.disable_cache()
+    assert len(counted) == 1

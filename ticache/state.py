@@ -152,7 +152,6 @@ class State:
                 return
             self._local.flight = self._shared = None
             call, stream = flight.call, flight.stream
-            self._probe(flight, output)
             if flight.watch is not None:
                 flight.watch.stop()
                 self.records.flops.take(flight.shape_key, flight.watch, [unit.name for unit in self.plan.units])
@@ -168,6 +167,7 @@ class State:
                 self.streams.complete(stream)
                 self.records.held_bytes = self.held_bytes
             self.records.add(full=call.full, timer=flight.timer, flops_key=flight.shape_key)
+            self._probe(flight, output)  # last, so that neither its time nor its operations count as the call's
 
     def run_controlnet(self, hook: ControlNetHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In place of a ControlNet's forward: leave it out where the UNet's call will be predicted."""
