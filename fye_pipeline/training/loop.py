@@ -146,7 +146,9 @@ def _train_phase(
         parts["unet"].enable_gradient_checkpointing()
         parts["appearance_net"].enable_gradient_checkpointing()
     trainable = model.choose_trainable(phase)
-    optimizer = torch.optim.AdamW(trainable, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trainable, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
+    )
     average, progress = Average(model, settings.ema), Progress()
     prepared, optimizer = accelerator.prepare(model, optimizer)
     accelerator._custom_objects.clear()  # a phase registers its own objects only
