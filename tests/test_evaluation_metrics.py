@@ -45,6 +45,35 @@ def test_videos_of_two_shapes_are_refused(video: np.ndarray) -> None:
         l1(video, video[:2])
 
 
+def test_a_mask_says_which_pixels_count() -> None:
+    truth = np.full((2, 16, 16, 3), 0.5)
+    video = truth.copy()
+    video[:, :8] += 0.1
+    face = np.zeros((2, 16, 16), bool)
+    face[:, :4] = True
+    assert l1(video, truth) == pytest.approx(0.05)
+    assert l1(video, truth, face) == pytest.approx(0.1)
+    assert psnr(video, truth, face) == pytest.approx(20)
+    assert psnr(video, truth, ~face) == pytest.approx(-10 * np.log10(0.01 * 4 / 12))
+    # Weights: the spoilt rows count a quarter as much as the others.
+    weights = np.where(np.arange(16) < 8, 0.25, 1.0)[:, None] * np.ones(16)
+    assert l1(video, truth, weights) == pytest.approx(0.1 * 0.25 / 1.25)
+
+
+def test_similarity_within_a_mask_is_that_of_its_pixels(video: np.ndarray) -> None:
+    spoilt = video.copy()
+    spoilt[:, :, :12] = 1 - spoilt[:, :, :12]
+    far = np.arange(48) >= 12 + 6  # no window of 11 pixels reaches from here into the spoilt part
+    assert ssim(spoilt, video, np.broadcast_to(far, (32, 48))) == pytest.approx(1, abs=1e-5)
+    assert ssim(spoilt, video, np.broadcast_to(~far, (32, 48))) < ssim(spoilt, video) < 1
+
+
+@pytest.mark.parametrize("mask", [np.zeros((32, 48)), np.full((32, 48), -1.0)])
+def test_a_mask_without_pixels_is_refused(video: np.ndarray, mask: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="mask must have weights >= 0 and at least one pixel above 0"):
+        psnr(video, video, mask)
+
+
 def test_landmark_error_is_in_picture_widths_and_counts_missing_faces(video: np.ndarray) -> None:
     truth = np.full((478, 3), 0.5)
     found = [truth + np.array([0.03, 0, 0]), None, truth + np.array([0, 0.06, 0])]
