@@ -14,6 +14,7 @@ from fye_pipeline.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, the largest file allowed, the user's quota
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # file systems that know no hard links
+_POINTER = b"version https://git-lfs"  # the first bytes of a Git-LFS pointer file
 _ISO_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
@@ -96,6 +97,12 @@ def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
         if error.errno not in _NO_LINKS:
             raise
         os.replace(temporary, path)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is a Git-LFS pointer, which stands where a large file was not fetched."""
+    with open(path, "rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def is_iso_media(path: Path) -> bool:

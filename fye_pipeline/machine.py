@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.files import is_pointer
+from fye_pipeline.models.layouts import is_published_folder
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.settings import DType
 
-_POINTER = b"version https://git-lfs"  # the first bytes of a Git-LFS pointer file
+Offload = Literal["none", "model", "sequential"]
 _WEIGHTS = (".safetensors", ".bin", ".pth")
 
 
@@ -38,27 +41,57 @@ def choose_dtype(name: DType, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
-def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> FollowYourEmojiPipeline:
-    """Load a pipeline folder onto a device.
+def load_model(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    offload: Offload = "none",
+    vae_tiling: bool = False,
+) -> FollowYourEmojiPipeline:
+    """Load a pipeline folder, or a folder with the published weights, onto a device.
+
+    offload: `model` keeps one network at a time on the GPU, `sequential` one layer; both by accelerate, through
+    diffusers. vae_tiling: the VAE works on overlapping tiles of large pictures.
 
     Raises:
-        UserError: absent, another kind of model, incomplete, or with Git-LFS pointers in place of the weights.
+        UserError: absent, another kind of model, incomplete, with Git-LFS pointers in place of the weights; or
+            offloading that this device cannot do.
     """
+    check_offload(offload, device)
     if not folder.is_dir():
         raise UserError(f"The model folder {folder} does not exist; leave out --model for the model that ships.")
     _check_kind(folder)
     for file in folder.rglob("*"):
         if file.suffix in _WEIGHTS and file.is_file() and is_pointer(file):
             raise UserError(f"{file} is a Git-LFS pointer file, not the weights: run `git lfs pull` in that folder.")
-    pipe = FollowYourEmojiPipeline.from_pretrained(folder, dtype=dtype)
+    if not (folder / "model_index.json").is_file() and is_published_folder(folder):
+        pipe = FollowYourEmojiPipeline.from_official(folder, dtype=dtype)
+    else:
+        pipe = FollowYourEmojiPipeline.from_pretrained(folder, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    if vae_tiling:
+        tile_vae(pipe)
+    if offload == "none":
+        return pipe.to(device)
+    move = pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload
+    move(device=device)
+    return pipe
 
 
-def is_pointer(file: Path) -> bool:
-    """Whether a file is a Git-LFS pointer, which stands where a large file was not fetched."""
-    with open(file, "rb") as opened:
-        return opened.read(len(_POINTER)) == _POINTER
+def check_offload(offload: Offload, device: torch.device) -> None:
+    """Raise `UserError` where the device has no memory of its own that could be spared."""
+    if offload != "none" and device.type != "cuda":
+        raise UserError(
+            f"--offload {offload} moves the model between main memory and a CUDA GPU, and the device is "
+            f"{device.type}: leave it out."
+        )
+
+
+def tile_vae(pipe: FollowYourEmojiPipeline) -> None:
+    """Let the VAE encode and decode in tiles; pictures that fit into one are not cut."""
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
 
 
 def _check_kind(folder: Path) -> None:

@@ -15,13 +15,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.errors import UserError
+from fye_pipeline.models.layouts import find_weights, is_published_folder, looks_like, read_weights
 from fye_pipeline.models.official import (
     SCHEDULER,
     build_networks,
-    find_weights,
     load_networks,
     load_strictly,
-    read_weights,
     rename,
     widen_conv_in,
 )
@@ -126,10 +125,89 @@ def test_missing_unexpected_and_misshapen_keys_are_all_listed(folder: Path) -> N
     with pytest.raises(UserError) as caught:
         load_networks(folder, CONFIG)
     message = str(caught.value)
-    assert "unet does not fit DenoisingUNet" in message
+    assert "unet.safetensors does not fit DenoisingUNet" in message
     assert "2 missing keys: conv_in.bias, conv_out.bias" in message
     assert "1 unexpected keys: conv_extra.weight" in message
     assert "clip_fc.bias (expected [8], got [3])" in message
+
+
+def community(folder: Path, *, split: bool, prefix: str = "") -> Path:
+    """The networks of `folder` as the community's fp16 files; split: motion modules and clip_fc in their own files."""
+    target = folder / "community"
+    target.mkdir()
+    for part, name in NAMES.items():
+        path = find_weights(folder, name)
+        state = {key: value.half() for key, value in read_weights(path).items()}
+        if split and part == "unet":
+            motion = {key: state.pop(key) for key in list(state) if ".motion_modules." in key}
+            save_file(motion, target / "fye_motion_module-fp16.safetensors")
+        if split and part != "landmark_encoder":
+            linear = {key.removeprefix("clip_fc."): state.pop(key) for key in list(state) if key.startswith("clip_fc.")}
+            save_file(linear, target / "FYE_clip_fc.safetensors")
+        half = "" if part == "landmark_encoder" else "-fp16"
+        save_file({prefix + key: value for key, value in state.items()}, target / f"FYE_{name}{half}.safetensors")
+    return target
+
+
+@pytest.mark.parametrize(("split", "prefix"), [(False, ""), (True, ""), (True, "module.unet.")])
+def test_row_37_the_communitys_files_load_strictly_beside_the_official_ones(
+    folder: Path, split: bool, prefix: str
+) -> None:
+    files = community(folder, split=split, prefix=prefix)
+    assert is_published_folder(files)
+    official, loaded = load_networks(folder, CONFIG), load_networks(files, CONFIG, dtype=torch.float16)
+    for part, network in official.items():
+        other = loaded[part].state_dict()
+        for key, value in network.state_dict().items():
+            if split and part == "appearance_net" and key.startswith("clip_fc."):
+                continue  # the one linear layer of that layout is the UNet's
+            assert torch.equal(other[key], value.half()), f"{part}.{key}"
+    if split:
+        linear = official["unet"].state_dict()["clip_fc.weight"].half()
+        assert torch.equal(loaded["appearance_net"].state_dict()["clip_fc.weight"], linear)
+
+
+def test_row_37_a_wrong_file_is_counted_and_called_by_its_name(folder: Path) -> None:
+    def sentence(files: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            load_networks(files, CONFIG)
+        return str(caught.value)
+
+    files = community(folder, split=True)
+    (files / "fye_motion_module-fp16.safetensors").unlink()
+    (files / "FYE_clip_fc.safetensors").unlink()
+    text = sentence(files)
+    assert "FYE_referencenet-fp16.safetensors does not fit AppearanceNet" in text
+    assert "2 missing keys: clip_fc.bias, clip_fc.weight" in text
+    save_file({"weight": torch.zeros(8, 6), "bias": torch.zeros(8)}, files / "FYE_clip_fc.safetensors")
+    text = sentence(files)
+    assert "it looks like the denoising UNet of Follow-Your-Emoji without its motion modules" in text
+    count = sum(".motion_modules." in key for key in build_networks(CONFIG)["unet"].state_dict())
+    assert f"{count} missing keys" in text
+    assert f"and {count - 12} more" in text
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+    (files / "FYE_unet-fp16.safetensors").write_text(pointer)
+    assert "FYE_unet-fp16.safetensors is a Git-LFS pointer file" in sentence(files)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        (["down_blocks.0.a", "mid_block.b", "up_blocks.1.c", "conv_out.weight"], "a plain Stable Diffusion UNet"),
+        (["down_blocks.0.motion_modules.0.a", "up_blocks.0.motion_modules.1.b"], "an AnimateDiff motion module alone"),
+        (["down_blocks.0.motion_modules.0.a", "up_blocks.0.resnets.1.b"], "a UNet of AnimateDiff"),
+        (["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.x"], "original layout"),
+        (["down_blocks.0.x", "up_blocks.0.y", "clip_fc.weight"], "the ReferenceNet"),
+        (["conv_in.weight", "blocks.0.weight", "conv_out.weight"], "a guider"),
+        (["vision_model.embeddings.x"], "a CLIP model"),
+        (["lora_unet_down_blocks_0.lora_up.weight"], "a LoRA"),
+        (["weight"], None),
+        ([], None),
+    ],
+)
+def test_row_37_what_a_file_looks_like(keys: list[str], kind: str | None) -> None:
+    found = looks_like(keys)
+    assert found == kind or (found is not None and kind is not None and kind in found)
 
 
 def test_unequal_positional_tables_are_refused() -> None:

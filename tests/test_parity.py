@@ -16,7 +16,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from fye_pipeline import FollowYourEmojiPipeline
-from fye_pipeline.models.official import FILES, build_networks, load_networks, read_weights, rename
+from fye_pipeline.models.layouts import FILES, read_weights
+from fye_pipeline.models.official import build_networks, load_networks, rename
 
 GUIDER, APPEARANCE, UNET, PIPELINE = 0.0, 2e-5, 1e-5, 5e-5  # max |difference|, CPU, float32
 GUIDANCE = 3.5

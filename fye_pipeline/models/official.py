@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.models.appearance_net import AppearanceNet
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.landmark_encoder import LandmarkEncoder
-
-FILES = {"landmark_encoder": "lmk_guider", "appearance_net": "referencenet", "unet": "unet"}
+from fye_pipeline.models.layouts import FILES, describe_difference, read_part
 
 # Constructor arguments of the published networks, in the official code's own terms.
 CONFIG: dict[str, dict[str, Any]] = {
@@ -121,14 +119,20 @@ def load_networks(
     in_channels: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, ModelMixin]:
-    """Load `lmk_guider`, `referencenet` and `unet` (.safetensors or .pth, `prefix` before each) from a folder.
+    """Load the three networks from a folder in either layout of `models/layouts.py` (`prefix`: before official names).
 
     The widths of the vision tokens are read from the files. Weights go straight into the networks, without a second
     copy in memory. A UNet with more input channels than its file gets new columns of zeros.
-    Raises UserError when a file is absent or unreadable, when keys are missing or unexpected (all are listed), or when
-    shapes differ.
+    Raises UserError when a file is absent or unreadable, when keys are missing or unexpected (with what the file looks
+    like), or when shapes differ.
     """
-    states = {part: rename(read_weights(find_weights(folder, prefix + name))) for part, name in FILES.items()}
+    read = {part: read_part(folder, part, prefix) for part in FILES}
+    states, keys = {}, {}
+    for part in FILES:
+        state, _ = read[part]
+        states[part], keys[part] = rename(state), list(state)
+    names = {part: path.name for part, (_, path) in read.items()}
+    del read, state
     widths = {part: state["clip_fc.weight"].shape[1] for part, state in states.items() if "clip_fc.weight" in state}
     with torch.device("meta"):
         networks = build_networks(
@@ -140,31 +144,9 @@ def load_networks(
             state["conv_in.weight"] = widen_conv_in(state["conv_in.weight"], network.config["in_channels"])
         wanted = dtype or torch.float32
         state = {key: value.to(wanted) if value.is_floating_point() else value for key, value in state.items()}
-        load_strictly(network, state, f"{prefix}{FILES[part]}")
+        load_strictly(network, state, names[part], keys[part])
         network.eval()
     return networks
-
-
-def find_weights(folder: str | Path, name: str) -> Path:
-    """Find `name.safetensors` or `name.pth` in a folder. Raises UserError that names both."""
-    for suffix in (".safetensors", ".pth"):
-        path = Path(folder) / f"{name}{suffix}"
-        if path.is_file():
-            return path
-    raise UserError(f"{folder} has neither {name}.safetensors nor {name}.pth; put the published weights there")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running any code that a file may hold. Raises UserError when it is not one."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read as weights: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} must hold a flat dictionary of tensors, got {type(state).__name__}")
-    return dict(state)
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -195,22 +177,18 @@ def widen_conv_in(weight: Tensor, in_channels: int) -> Tensor:
     return torch.cat([weight, weight.new_zeros(weight.shape[0], missing, *weight.shape[2:])], dim=1)
 
 
-def load_strictly(network: ModelMixin, state: Mapping[str, Tensor], name: str) -> None:
+def load_strictly(
+    network: ModelMixin, state: Mapping[str, Tensor], name: str, file_keys: Collection[str] | None = None
+) -> None:
     """Load a state dict of our key names into a network; it takes the tensors themselves, no copy.
 
-    Raises UserError that lists every missing and every unexpected key, and every shape that differs.
+    file_keys: the key names in the file, by which an error tells what kind of file it is; by default the state's own.
+    Raises UserError that counts missing and unexpected keys and shapes that differ, and names them.
     """
-    own = network.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{key} (expected {list(own[key].shape)}, got {list(state[key].shape)})"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    faults = {"missing keys": missing, "unexpected keys": unexpected, "other shapes": shapes}
-    if any(faults.values()):
-        listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
-        raise UserError(f"{name} does not fit {type(network).__name__}: {listed}")
+    keys = state.keys() if file_keys is None else file_keys
+    difference = describe_difference(name, type(network).__name__, network.state_dict(), state, keys)
+    if difference is not None:
+        raise UserError(difference)
     network.load_state_dict(dict(state), assign=True)
 
 
