@@ -9,6 +9,8 @@ import pytest
 import torch
 from test_pipeline import FRAMES, build, run
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import ticache
 from fye_pipeline import FollowYourEmojiPipeline
@@ -123,3 +125,27 @@ def test_an_uncached_run_costs_the_same_whatever_the_cut(pipe: FollowYourEmojiPi
         finally:
             pipe.disable_cache()
     assert len(counted) == 1
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+def test_operations_are_those_that_torch_counts_also_over_reference_keys(
+    pipe: FollowYourEmojiPipeline, guidance: float
+) -> None:
+    counts: list[int] = []
+
+    def count(unet: Any, args: Any, kwargs: Any, _output: Any) -> None:
+        if not counts:
+            counts.append(0)
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no CPU kernel
+                unet.forward(*args, **kwargs)
+            counts[0] = counter.get_total_flops()
+
+    hook = pipe.unet.register_forward_hook(count, with_kwargs=True)
+    run(pipe, num_inference_steps=STEPS, guidance_scale=guidance)
+    hook.remove()
+    session = pipe.enable_cache(N=3, order=1)
+    try:
+        run(pipe, num_inference_steps=STEPS, guidance_scale=guidance)
+        assert session.report().to_dict()["flops_full"] == pytest.approx(STEPS * counts[0], rel=1e-6)
+    finally:
+        pipe.disable_cache()

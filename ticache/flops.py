@@ -22,7 +22,8 @@ class ShapeWatch:
     until `close`, and note the shapes of the latest call.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, frames: int = 1):
+        self._frames = frames
         self._leaves = {name: m for name, m in model.named_modules() if isinstance(m, (*_CONVOLUTIONS, nn.Linear))}
         self._shapes: dict[str, list[tuple[int, ...]]] = {}
         self._handles: list[Any] = []
@@ -48,7 +49,11 @@ class ShapeWatch:
         self._handles = []
 
     def flops(self) -> dict[str, int]:
-        """Operations by module name, of every module that ran; attention's products stand under its `to_k`."""
+        """Operations by module name, of every module that ran; attention's products stand under its `to_k`.
+
+        Where `to_k` runs more than once for a query, the later keys are a reference's: every frame of the samples
+        that they belong to attends to them.
+        """
         counts = {
             name: sum(_leaf_flops(self._leaves[name], s) for s in shapes) for name, shapes in self._shapes.items()
         }
@@ -56,7 +61,11 @@ class ShapeWatch:
             parent, _, child = name.rpartition(".")
             queries = self._shapes.get(f"{parent}.to_q")
             if child == "to_k" and queries is not None:
-                counts[name] += sum(_attention_flops(q, k) for q, k in zip(queries, shapes, strict=False))
+                per_query = max(len(shapes) // len(queries), 1)
+                for index, keys in enumerate(shapes[: len(queries) * per_query]):
+                    query = queries[index // per_query]
+                    rows = query[0] if index % per_query == 0 else min(query[0], keys[0] * self._frames)
+                    counts[name] += _attention_flops((rows, *query[1:]), keys)
         return counts
 
     def _note(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:

@@ -135,7 +135,7 @@ class State:
             if stream is not None:
                 at = coordinate(stream, self.config.axis)
                 self.drift.note(stream.number, stream.step, stream.payload, call.full, bound, at)
-            flight = Flight(call, stream, timer, shape_key, bound, self._shape_watch(call, shape_key))
+            flight = Flight(call, stream, timer, shape_key, bound, self._shape_watch(call, shape_key, sample))
         self._local.flight = flight
         self._shared = call
         return ((), bound) if changed else None
@@ -386,14 +386,15 @@ class State:
         tensors = [self.arguments.sample(bound), *self.arguments.tokens(bound), *self.arguments.extras(bound)]
         return tuple((t.shape, t.dtype, t.device) for t in tensors if t is not None)
 
-    def _shape_watch(self, call: Call, shape_key: Any) -> ShapeWatch | None:
+    def _shape_watch(self, call: Call, shape_key: Any, sample: Tensor | None) -> ShapeWatch | None:
         """Look at the shapes in a full call of a kind not seen before."""
         if self._watch is not None and self._watch.traced:
             self._watch.begin()
         if not call.full or shape_key in self.records.flops:
             return None
         if self._watch is None or not self._watch.traced:
-            self._watch = ShapeWatch(self.unet)
+            frames = 1 if sample is None else self.arguments.batch_and_frames(sample)[1]
+            self._watch = ShapeWatch(self.unet, frames)
             self._watch.hang()
         return self._watch
 
