@@ -160,37 +160,55 @@ def world(
 @models_app.command("get")
 def models_get(
     name: Annotated[str, typer.Argument(help="face-landmarker")],
+    as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch a model file into the user's cache folder."""
+    """Fetch a model file into the user's cache folder; a download that was cut goes on."""
     from fye_pipeline.landmarks.model_file import fetch_face_landmarker
 
     if name != "face-landmarker":
         raise UserError(f"There is no model {name!r} to fetch; `fye models list` names them.")
-    path = fetch_face_landmarker()
-    Reporter(quiet=quiet).result(str(path), {"path": str(path)})
+    reporter = Reporter(quiet=quiet, as_json=as_json)
+    with reporter.progress() as on_progress:
+        path = fetch_face_landmarker(on_progress=on_progress)
+    reporter.result(str(path), {"path": str(path)})
 
 
 @models_app.command("list")
 def models_list(as_json: Json = False, debug: Debug = False) -> None:
-    """Show the model files, where they are expected and whether they are right."""
+    """Show the model files: sizes, licences, where they are expected and whether they are right."""
     from fye_pipeline.model_files import known_files
 
     rows = known_files()
-    text = "\n".join(f"{row['name']:<16} {row['licence']:<37} {row['path']}: {row['state']}" for row in rows)
-    Reporter(as_json=as_json).result(text, {"models": rows})
+    Reporter(as_json=as_json).result("\n".join(map(str, rows)), {"models": [row.to_dict() for row in rows]})
 
 
 @models_app.command("check")
-def models_check(debug: Debug = False) -> None:
-    """Check the model files' hashes; the first that is missing or wrong is an error."""
-    from fye_pipeline.model_files import known_files
+def models_check(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A model of your own. Default: those of `fye models list`.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check hashes and that a model of your own loads; what is missing or wrong is an error."""
+    from fye_pipeline.model_files import describe_folder, known_files
 
-    for row in known_files():
-        if row["state"] != "ok":
-            raise UserError(f"{row['name']} ({row['path']}): {row['state']}")
-        print(f"{row['name']}: ok")
+    rows = known_files() if folder is None else [describe_folder(folder)]
+    Reporter(as_json=as_json).result(
+        "\n".join(row.details() for row in rows), {"models": [row.to_dict() for row in rows]}
+    )
+    for row in rows:
+        if row.state != "ok":
+            raise UserError(f"{row.name} ({row.path}): {row.state}")
+    if folder is not None:
+        import torch
+
+        from fye_pipeline.machine import load_model
+
+        hush_libraries()
+        load_model(folder, torch.device("cpu"), torch.float16)
 
 
 def check_cache(options: dict[str, Any]) -> None:

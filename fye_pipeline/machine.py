@@ -88,10 +88,15 @@ def check_offload(offload: Offload, device: torch.device) -> None:
         )
 
 
-def tile_vae(pipe: FollowYourEmojiPipeline) -> None:
-    """Let the VAE encode and decode in tiles; pictures that fit into one are not cut."""
+def tile_vae(pipe: FollowYourEmojiPipeline, side: int | None = None) -> None:
+    """Let the VAE encode and decode in overlapping tiles; pictures that fit into one are not cut.
+
+    side: of a tile in pixels, a multiple of the pixels a latent stands for; None: what the VAE was trained on.
+    """
     pipe.vae.enable_tiling()
     pipe.vae.enable_slicing()
+    if side is not None:
+        pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = side, side // pipe.vae_scale_factor
 
 
 def _check_kind(folder: Path) -> None:

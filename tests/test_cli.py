@@ -166,7 +166,7 @@ def test_a_task_file_that_is_neither_there_nor_fetched_is_one_sentence(
 ) -> None:
     from fye_pipeline.landmarks import model_file
 
-    def out_of_reach() -> bytes:
+    def out_of_reach(*_: object) -> None:
         raise OSError("no route")
 
     monkeypatch.delenv("FYE_FACE_LANDMARKER", raising=False)

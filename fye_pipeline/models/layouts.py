@@ -24,6 +24,7 @@ from fye_pipeline.files import is_pointer
 FILES = {"landmark_encoder": "lmk_guider", "appearance_net": "referencenet", "unet": "unet"}
 MOTION, CLIP_FC = "motion_module", "clip_fc"
 _HALVES = ("", "-fp16", "_fp16")
+_BEGINNINGS = ("down_blocks", "up_blocks", "mid_block", "blocks", "conv_in", "conv_out", "clip_fc", "time_embedding")
 _LISTED = 12  # keys that an error names of each kind
 
 
@@ -60,13 +61,13 @@ def read_part(folder: str | Path, part: str, prefix: str = "") -> tuple[dict[str
     """
     path = find_weights(folder, prefix + FILES[part])
     state = without_shared_prefix(read_weights(path))
-    if part == "unet" and not any(".motion_modules." in key for key in state):
-        if (extra := find_optional(folder, MOTION)) is not None:
-            motion = without_shared_prefix(read_weights(extra))
-            state |= {key: value for key, value in motion.items() if ".motion_modules." in key}
-    if part != "landmark_encoder" and "clip_fc.weight" not in state:
-        if (extra := find_optional(folder, CLIP_FC)) is not None:
-            state |= {f"clip_fc.{key.rpartition('.')[2]}": value for key, value in read_weights(extra).items()}
+    lacks_motion = part == "unet" and not any(".motion_modules." in key for key in state)
+    if lacks_motion and (extra := find_optional(folder, MOTION)) is not None:
+        motion = without_shared_prefix(read_weights(extra))
+        state |= {key: value for key, value in motion.items() if ".motion_modules." in key}
+    lacks_linear = part != "landmark_encoder" and "clip_fc.weight" not in state
+    if lacks_linear and (extra := find_optional(folder, CLIP_FC)) is not None:
+        state |= {f"clip_fc.{key.rpartition('.')[2]}": value for key, value in read_weights(extra).items()}
     return state, path
 
 
@@ -90,7 +91,7 @@ def without_shared_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     while len(state) > 1:
         first = {key.split(".", 1)[0] if "." in key else None for key in state}
         (shared,) = first if len(first) == 1 else (None,)
-        if shared is None or shared in _OWN_BEGINNINGS:
+        if shared is None or shared in _BEGINNINGS:
             break
         state = {key.split(".", 1)[1]: value for key, value in state.items()}
     return state
