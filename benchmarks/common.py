@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import platform
@@ -18,6 +19,16 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "numpy", "DeepCache", "tomesd")
+
+
+def flags() -> argparse.ArgumentParser:
+    """The flags of every benchmark, as a parent for `argparse.ArgumentParser(parents=[...])`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--quick", action="store_true", help="small sizes and fewer rows, for a CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; several on a busy machine time its queue")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write conditions and rows to this file")
+    return parser
 
 
 def conditions(device: torch.device | str = "cpu", **more: Any) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import conditions, print_table, require_green, time_calls, write_json
+from benchmarks.common import conditions, flags, print_table, require_green, time_calls, write_json
 from ticache import ops, reference
 
 TESTS = ("tests/test_ops.py", "tests/test_kernels_predict.py", "tests/test_kernels_update_differences.py")
@@ -157,11 +156,9 @@ def verdict(rows: list[dict[str, Any]], device: torch.device) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, a minute or two on a CPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; several on a busy machine time its queue")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[flags()]
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     require_green(*TESTS)

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import ticache
-from benchmarks.common import ROOT, conditions, percentiles, print_table, require_green, timer_of, write_json
+from benchmarks.common import ROOT, conditions, flags, percentiles, print_table, require_green, timer_of, write_json
 from benchmarks.networks import STEPS, SUBJECTS, Subject
 
 TESTS = ("tests/test_ops.py", "tests/test_ticache_sites.py")
@@ -229,12 +229,10 @@ def verdict(rows: list[dict[str, Any]], plan: Plan) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small networks of the same build; minutes on a CPU")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[flags()]
+    )
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; several on a busy machine time its queue")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     require_green(*TESTS)

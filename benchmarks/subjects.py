@@ -1,0 +1,253 @@
+"""The two models that acceleration is measured on: how a run is made, and what of it is measured.
+
+Both keep a pipeline that nothing is ever put on (`plain`) and a copy of it that methods are put on (`pipe`).
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Generator, Tensor
+
+from benchmarks import sd_like
+from fye_pipeline.evaluation import metrics
+from fye_pipeline.evaluation.reenactment import model_hash
+from fye_pipeline.generation.clips import cut_clip
+from fye_pipeline.generation.windows import plan_windows
+from fye_pipeline.landmarks.detector import FaceLandmarkDetector
+from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.models.recipe import recommended_guidance
+from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.regions import expression_mask, facial_mask
+from fye_pipeline.settings import SHIPPED_MODEL
+from fye_pipeline.training.batches import weights_hash
+from fye_pipeline.world import World
+
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {}),
+    "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": (UniPCMultistepScheduler, {"solver_order": 2}),
+    "euler-a": (EulerAncestralDiscreteScheduler, {}),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured. clips: videos, or batches of pictures; frames: of a video; pictures: of a batch."""
+
+    clips: int
+    frames: int
+    pictures: int
+    seed: int = 0
+
+
+class Subject(ABC):
+    """A model with its inputs. A clip is one video, or one batch of pictures."""
+
+    name: str
+    plain: Any
+    pipe: Any
+    masks: list[NDArray[np.float32]]  # of each clip's face, [F, H, W]
+    regions: list[NDArray[np.float32]]  # of each clip's expression, for Eq. 4
+
+    def renew(self) -> None:
+        """Throw away the pipeline that methods were put on."""
+        self.pipe = copy.deepcopy(self.plain)
+
+    def set_sampler(self, sampler: str, pipe: Any = None) -> None:
+        kind, options = SAMPLERS[sampler]
+        pipe = pipe or self.pipe
+        pipe.scheduler = kind.from_config(self._scheduler_config, **options)
+
+    @property
+    @abstractmethod
+    def _scheduler_config(self) -> Any: ...
+
+    @abstractmethod
+    def run(self, clip: int, steps: int, pipe: Any = None) -> Tensor:
+        """Denoise one clip, always from the same noise. -> latents, as `decode` takes them."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> NDArray[np.floating]:
+        """Latents -> frames or pictures [F, H, W, 3] in [0, 1]."""
+
+    @abstractmethod
+    def truth_figures(self, clip: int, video: NDArray[np.floating]) -> dict[str, float | None]:
+        """Against the rendered truth, where there is one."""
+
+    @abstractmethod
+    def conditions(self) -> dict[str, Any]:
+        """What decides this model's numbers."""
+
+    def figures(self, clip: int, video: NDArray[np.floating], reference: NDArray[np.floating]) -> dict[str, Any]:
+        """Fidelity to the uncached run, over all and in the face, and to the truth."""
+        mask = self.masks[clip]
+        found = [self._fidelity(video[part], reference[part], mask[part]) for part in self._parts(len(video))]
+        means = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+        return means | self.truth_figures(clip, video)
+
+    @staticmethod
+    def _fidelity(video: Any, reference: Any, mask: Any) -> dict[str, float]:
+        face = np.broadcast_to(mask[..., None] > 0, video.shape)
+        error = float(((video[face] - reference[face]) ** 2).mean())
+        return {
+            "psnr": metrics.psnr(video, reference),
+            "psnr_region": float(-10 * np.log10(max(error, 1e-10))),
+            "ssim": metrics.ssim(video, reference),
+        }
+
+    def _parts(self, count: int) -> Sequence[slice]:
+        """What is measured as one: the whole video."""
+        return [slice(0, count)]
+
+
+class Portrait(Subject):
+    """The shipped portrait model on held-out heads of the rendered world, driven by their own landmarks."""
+
+    name = "portrait"
+
+    def __init__(self, sizes: Sizes, device: torch.device, detector: FaceLandmarkDetector, model: Path = SHIPPED_MODEL):
+        self.sizes, self._detector = sizes, detector
+        self.guidance = recommended_guidance(model)
+        self.plain: Any = FollowYourEmojiPipeline.from_pretrained(model).to(device)
+        self.plain.set_progress_bar_config(disable=True)
+        size = int(self.plain.unet.config["sample_size"]) * self.plain.vae_scale_factor
+        world = World(detector.canonical, size=size)
+        heads = [sizes.seed * 1000 + index for index in range(sizes.clips)]
+        clips = [world.clip("held", head, take=1, frames=sizes.frames) for head in heads]
+        landmarks = [clip.sequence.landmarks for clip in clips]
+        self.truths = [clip.frames / 255.0 for clip in clips]
+        self.masks = [facial_mask(each, size, size) for each in landmarks]
+        self.regions = [expression_mask(each, size, size) for each in landmarks]
+        self._seen = [[self._detect(frame) for frame in clip.frames] for clip in clips]
+        portraits = [world.portrait("held", head).frames[0] for head in heads]
+        with torch.no_grad():
+            self._inputs = [self._encode(*each, size) for each in zip(portraits, landmarks, strict=True)]
+        self.renew()
+
+    @property
+    def _scheduler_config(self) -> Any:
+        return self.plain.scheduler.config
+
+    def _detect(self, frame: NDArray[np.uint8]) -> NDArray[np.floating] | None:
+        face = self._detector.detect(frame)
+        return None if face is None else face.landmarks
+
+    def _encode(self, portrait: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) -> Any:
+        features = self.plain.encode_landmarks(draw_sequence(landmarks, size))
+        length = len(landmarks)
+        (window,) = plan_windows(length, "uniform", length=length, overlap=0, limit=length)
+        return self.plain.prepare_conditions(
+            Image.fromarray(portrait), None, [cut_clip(window, features, None)], guided=self.guidance > 1
+        )
+
+    @torch.no_grad()
+    def run(self, clip: int, steps: int, pipe: Any = None) -> Tensor:
+        pipe = pipe or self.pipe
+        side = int(pipe.unet.config["sample_size"])
+        pipe.scheduler.set_timesteps(steps, device=pipe.device)
+        generator = Generator().manual_seed(self.sizes.seed * 1000 + clip)
+        noise = torch.randn(1, 4, self.sizes.frames, side, side, generator=generator).to(pipe.device)
+        noise = noise * pipe.scheduler.init_noise_sigma
+        return pipe.denoise(noise, self._inputs[clip], self.guidance, generator, lambda step, time, latents: latents)
+
+    def decode(self, latents: Tensor) -> NDArray[np.floating]:
+        frames = torch.cat([part.cpu() for part in self.plain.decode_frames(latents, 8)])
+        return frames.permute(0, 2, 3, 1).numpy()
+
+    def truth_figures(self, clip: int, video: NDArray[np.floating]) -> dict[str, float | None]:
+        error, missing = metrics.landmark_error(video, self._seen[clip], self._detect)
+        face = np.broadcast_to(self.masks[clip][..., None] > 0, video.shape)
+        return {
+            "l1_truth": metrics.l1(video, self.truths[clip]),
+            "l1_truth_region": float(np.abs(video[face] - self.truths[clip][face]).mean()),
+            "ssim_truth": metrics.ssim(video, self.truths[clip]),
+            "landmark_error": None if np.isnan(error) else error,
+            "frames_without_face": missing,
+        }
+
+    def conditions(self) -> dict[str, Any]:
+        return {
+            "model_hash": model_hash(self.plain),
+            "guidance": self.guidance,
+            "clips": self.sizes.clips,
+            "frames": self.sizes.frames,
+            "split": "held",
+            "psnr": "of each clip's frames together, then the mean over clips",
+        }
+
+
+class SDLike(Subject):
+    """The small text-free `StableDiffusionPipeline` on where held-out faces are; each picture counts by itself."""
+
+    name = "sd-like"
+
+    def __init__(
+        self, sizes: Sizes, device: torch.device, detector: FaceLandmarkDetector, folder: Path = sd_like.ASSETS
+    ):
+        self.sizes = sizes
+        self.plain: Any = sd_like.load_pipeline(folder).to(device)
+        world = World(detector.canonical, size=128)
+        landmarks = [
+            sd_like.held_out(world, sizes.pictures, sizes.seed * 100 + clip + 10)[1] for clip in range(sizes.clips)
+        ]
+        self._tokens = [sd_like.prompt_tokens(each).to(device) for each in landmarks]
+        self.masks = [facial_mask(each, 128, 128) for each in landmarks]
+        self.regions = [expression_mask(each, 128, 128) for each in landmarks]
+        self.renew()
+
+    @property
+    def _scheduler_config(self) -> Any:
+        return self.plain.scheduler.config
+
+    def run(self, clip: int, steps: int, pipe: Any = None) -> Tensor:
+        pipe = pipe or self.pipe
+        side = int(pipe.unet.config["sample_size"])
+        generator = Generator().manual_seed(self.sizes.seed * 1000 + clip)
+        noise = torch.randn(self.sizes.pictures, 4, side, side, generator=generator)
+        return pipe(
+            prompt_embeds=self._tokens[clip],
+            guidance_scale=1.0,
+            num_inference_steps=steps,
+            latents=noise,
+            generator=generator,
+            output_type="latent",
+        ).images
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> NDArray[np.floating]:
+        vae = self.plain.vae
+        pictures = vae.decode(latents / vae.config["scaling_factor"], return_dict=False)[0]
+        return (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+
+    def truth_figures(self, clip: int, video: NDArray[np.floating]) -> dict[str, float | None]:
+        """There is no truth: noise decides who is seen."""
+        return dict.fromkeys(("l1_truth", "l1_truth_region", "ssim_truth", "landmark_error", "frames_without_face"))
+
+    def _parts(self, count: int) -> Sequence[slice]:
+        return [slice(index, index + 1) for index in range(count)]
+
+    def conditions(self) -> dict[str, Any]:
+        return {
+            "unet_hash": weights_hash(self.plain.unet),
+            "guidance": 1.0,
+            "clips": self.sizes.clips,
+            "pictures": self.sizes.pictures,
+            "split": "held",
+            "psnr": "of each picture, then the mean over pictures",
+        }
