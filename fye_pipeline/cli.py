@@ -20,6 +20,7 @@ from fye_pipeline.console import Reporter, hush_libraries
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluate_command import app as evaluate_app
 from fye_pipeline.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Overwrite, Quiet, TaskFile
+from fye_pipeline.prepare_command import prepare
 
 app = typer.Typer(
     name="fye",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Model files: list, fetch, check.", no_args_is_help=True)
 app.command()(animate)
+app.command()(prepare)
 app.add_typer(models_app, name="models")
 app.add_typer(evaluate_app, name="evaluate")
 
