@@ -15,6 +15,7 @@ from ticache.cache import needs_num_steps
 from ticache.config import CacheConfig
 from ticache.hooks import Attachment, attached_state
 from ticache.host import Host
+from ticache.provenance import Origin
 from ticache.region import Region, RegionMask
 from ticache.session import Session
 from ticache.state import State
@@ -50,6 +51,7 @@ def apply(
     scheduler: Any = None,
     num_steps: int | None = None,
     compile: bool | Mapping[str, Any] = False,
+    on_mismatch: str = "map",
 ) -> Session:
     """Cache the UNet of a diffusers pipeline, or a bare UNet, until `remove`.
 
@@ -61,6 +63,8 @@ def apply(
     scheduler, num_steps: for a bare UNet, what tells how many steps a run has.
     compile: True, or options of `torch.compile` such as {"mode": "reduce-overhead"}: compile the UNet's calls until
         `remove`, full steps into one graph and predicted ones into another. A UNet that is compiled already stays so.
+    on_mismatch: for a `config` that was tuned under another scheduler, number of steps or architecture: "map" puts its
+        full steps at the same shares of the run and warns, "error" refuses (the number of steps at the first call).
 
     A second `apply` replaces the first. ValueError or TypeError, before anything is changed, for a setting that cannot
     be and for a model that cannot be cached.
@@ -68,13 +72,14 @@ def apply(
     if not isinstance(compile, bool | Mapping):
         raise TypeError(f"compile must be a bool or options of torch.compile, got {compile!r}")
     given = {name: value for name, value in locals().items() if name in _SETTINGS and value is not _LEFT_OUT}
-    pipe, component, unet = _find_unet(target)
+    pipe, component, unet = find_unet(target)
     config = _settings(config, preset, given)
     host = Host(pipe, scheduler, num_steps, component)
     _check_host(host, config)
+    origin = _check_origin(Origin(config.provenance, on_mismatch), config, unet, host)
     ops.resolve_backend(config.backend, _device(unet))
     plan = cuts.plan(unet, config.cut, depth=config.depth, resnets=config.resnets)
-    state = State(unet, plan, config, host)
+    state = State(unet, plan, config, host, origin)
     state.region = RegionMask(region)
     _replace(unet, host)
     state.attachment = Attachment(unet, plan.units, state)
@@ -102,7 +107,7 @@ def remove(target: Any) -> None:
         state.session.remove()
 
 
-def _find_unet(target: Any) -> tuple[Any, str, nn.Module]:
+def find_unet(target: Any) -> tuple[Any, str, nn.Module]:
     """The pipeline (None for a bare UNet), the name of its component, and the UNet. ValueError if there is none."""
     if isinstance(target, nn.Module):
         pipe, component, model = None, "unet", target
@@ -147,6 +152,15 @@ def _check_host(host: Host, config: CacheConfig) -> None:
     refusal = host.few_step_model(host.num_steps)
     if refusal is not None:
         raise ValueError(refusal)
+
+
+def _check_origin(origin: Origin, config: CacheConfig, unet: nn.Module, host: Host) -> Origin:
+    """Tell, or refuse, what can be known before the first call to differ from where a tuned config comes from."""
+    if origin.provenance is not None:
+        origin.check_model(unet)
+        origin.check_scheduler(host.scheduler)
+        origin.steps(config.steps or (), host.num_steps)
+    return origin
 
 
 def _replace(unet: nn.Module, host: Host) -> None:

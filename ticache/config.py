@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ticache.forecast import FORECASTERS
+from ticache.provenance import Provenance
 
 CUTS = ("output", "outer", "branches")
 AXES = ("step", "timestep", "logsnr")
@@ -48,6 +49,7 @@ class CacheConfig:
     noise_order: the order allowed with samplers that add noise (DDPM, DDIM with eta, ancestral, LCM), where higher ones
         amplify it; None lifts the cap.
     backend: "auto", "triton" or "reference": what computes differences and predictions.
+    provenance: what `ticache.tune` found these settings on, and what they reached there; None for settings of your own.
     """
 
     N: int = 3
@@ -66,6 +68,7 @@ class CacheConfig:
     keep: bool = False
     noise_order: int | None = 1
     backend: str = field(default="auto")
+    provenance: Provenance | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         self._take_steps()
@@ -89,6 +92,8 @@ class CacheConfig:
             raise ValueError(f"depth goes with cut='outer' only, got depth={self.depth} with cut={self.cut!r}")
         if self.resnets and self.cut != "branches":
             raise ValueError(f"resnets goes with cut='branches' only, got cut={self.cut!r}")
+        if self.provenance is not None and not isinstance(self.provenance, Provenance):
+            raise TypeError(f"provenance must be a Provenance or None, got {type(self.provenance).__name__}")
         if self.dtype is not None and self.dtype not in DTYPES.values():
             raise ValueError(f"dtype must be a floating-point torch dtype or None, got {self.dtype!r}")
         self._check_boundary()
@@ -102,9 +107,11 @@ class CacheConfig:
         return cls(**{**PRESETS[preset], **given})
 
     def replaced(self, **given: Any) -> CacheConfig:
-        """A copy with some settings changed."""
+        """A copy with some settings changed; other full steps than the tuned ones have no provenance."""
         if "schedule" in given and "steps" not in given:
             given["steps"] = None
+        if {"schedule", "steps"} & set(given):
+            given.setdefault("provenance", None)
         return dataclasses.replace(self, **given)
 
     def to_json(self) -> str:
@@ -112,6 +119,7 @@ class CacheConfig:
         if callable(self.schedule):
             raise ValueError("schedule is a callable, which cannot be written as JSON; pass the list of its full steps")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["provenance"] = None if self.provenance is None else self.provenance.to_dict()
         values["dtype"] = next((name for name, dtype in DTYPES.items() if dtype == self.dtype), None)
         return json.dumps(values, sort_keys=True)
 
@@ -126,6 +134,8 @@ class CacheConfig:
         if isinstance(values.get("dtype"), str):
             _check_choice("dtype", values["dtype"], tuple(DTYPES))
             values["dtype"] = DTYPES[values["dtype"]]
+        if values.get("provenance") is not None:
+            values["provenance"] = Provenance.from_dict(values["provenance"])
         return cls(**values)
 
     def _take_steps(self) -> None:

@@ -21,13 +21,31 @@ def late_steps(num_steps: int, N: int, exponent: float = LATE_EXPONENT) -> tuple
     t_j = (T - 1) (1 - (1 - j / (n - 1))^exponent) for j = 0..n-1, rounded half up; a step already taken moves to the
     nearest free one (the earlier of two equally near). n = T is every step, n = 1 is step 0.
     """
-    count = -(-num_steps // N)
+    return late_steps_of(-(-num_steps // N), num_steps, exponent)
+
+
+def late_steps_of(count: int, num_steps: int, exponent: float = LATE_EXPONENT) -> tuple[int, ...]:
+    """`count` full steps of `num_steps` as `late_steps` places them; an exponent of 1 spreads them evenly."""
     if count <= 1:
         return (0,) if num_steps else ()
     taken: set[int] = set()
     for j in range(count):
         wanted = math.floor((num_steps - 1) * (1 - (1 - j / (count - 1)) ** exponent) + 0.5)
         taken.add(_nearest_free(wanted, taken, num_steps))
+    return tuple(sorted(taken))
+
+
+def map_steps(steps: Sequence[int], num_steps: int, onto: int) -> tuple[int, ...]:
+    """Full steps of a run of `num_steps` steps, at the same shares of a run of `onto`: t (T' - 1) / (T - 1).
+
+    Rounded half up; a step already taken moves to the nearest free one. A run with no more steps is full.
+    """
+    if len(steps) >= onto:
+        return tuple(range(onto))
+    taken: set[int] = set()
+    for step in sorted(steps):
+        wanted = math.floor(step * (onto - 1) / max(num_steps - 1, 1) + 0.5)
+        taken.add(_nearest_free(min(wanted, onto - 1), taken, onto))
     return tuple(sorted(taken))
 
 

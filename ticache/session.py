@@ -138,6 +138,7 @@ class Session:
             notes.append("the region serves the report only: with boundary=0 every token is predicted at every step")
         if self.region is not None and self.config.boundary != 0:
             notes.append(f"before boundary={self.config.boundary} only the region is predicted")
+        notes += state.origin.notes
         if state.records.run.order_capped:
             notes.append(f"the sampler adds noise, so order is capped at {self.config.noise_order}")
         return notes

@@ -20,6 +20,7 @@ from ticache.drift import Drift
 from ticache.flops import ShapeWatch
 from ticache.history import History
 from ticache.host import Arguments, Host, tensors_in
+from ticache.provenance import Origin
 from ticache.record import Records, Timer
 from ticache.region import RegionMask
 from ticache.streams import Stream, Streams
@@ -44,11 +45,12 @@ class Flight:
 class State:
     """Streams, histories and records of one cached UNet. `before` and `after` are its forward hooks."""
 
-    def __init__(self, unet: nn.Module, plan: Plan, config: CacheConfig, host: Host):
+    def __init__(self, unet: nn.Module, plan: Plan, config: CacheConfig, host: Host, origin: Origin):
         self.unet = unet
         self.plan = plan
         self.config = config
         self.host = host
+        self.origin = origin
         self.arguments = Arguments(unet)
         self.attachment: Attachment | None = None
         self.session: Any = None
@@ -77,7 +79,7 @@ class State:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a deep copy or a pickle takes along: the settings, never a run."""
-        kept = ("unet", "plan", "config", "host", "arguments", "attachment", "session", "region", "disabled")
+        kept = ("unet", "plan", "config", "host", "origin", "arguments", "attachment", "session", "region", "disabled")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
@@ -304,11 +306,23 @@ class State:
         if attribution.note is not None:
             self.records.unattributed(attribution.note)
         if stream.payload is None:
-            cache = stream.payload = StreamCache(self.config, stream.num_steps)
+            cache = stream.payload = StreamCache(self._config_for(stream), stream.num_steps)
             cache.refusal = cache.refusal or self.host.few_step_model(stream.num_steps)
             if self.config.forecaster == "chebyshev" and cache.refusal is None:
                 cache.span = span(stream, self.config.axis)
         return stream, self._why_full(stream, bound)
+
+    def _config_for(self, stream: Stream) -> CacheConfig:
+        """The settings, tuned full steps mapped onto the stream's length; ValueError where that was not wanted."""
+        if self.origin.provenance is None:
+            return self.config
+        try:
+            self.origin.check_scheduler(self.host.scheduler)
+            steps = self.origin.steps(self.config.steps or (), stream.num_steps)
+        except ValueError:
+            self.streams.drop(stream.group)
+            raise
+        return self.config if steps is None else self.config.replaced(steps=steps)
 
     def _unattributed(self, note: str) -> tuple[None, str]:
         self.records.unattributed(note)

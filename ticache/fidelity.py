@@ -1,0 +1,86 @@
+"""How near a cached result is to the uncached one: PSNR of pictures, videos or latents, everywhere or in a region."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ticache.region import check_region
+
+# (result, uncached result[, region]) -> how near: more is better
+Metric = Callable[..., float]
+CEILING = 100.0  # dB; what is equal to rounding is no better than this
+_FIELDS = ("frames", "images", "sample", "latents")
+
+
+def as_tensor(result: Any) -> Tensor:
+    """What a run gave, as one float tensor on the CPU, channels first: [..., C, H, W].
+
+    A pipeline's output (its `frames` or `images`); tensors (latents, pictures) as they are; arrays and PIL pictures,
+    which have channels last; bytes become [0, 1]. Lists are stacked, of a tuple the first entry counts. TypeError for
+    anything else.
+    """
+    for name in _FIELDS:
+        if not isinstance(result, Tensor) and getattr(result, name, None) is not None:
+            return as_tensor(getattr(result, name))
+    if isinstance(result, Tensor):
+        return result.detach().cpu().float()
+    if isinstance(result, tuple) and result:
+        return as_tensor(result[0])
+    if isinstance(result, list) and result:
+        return torch.stack([as_tensor(each) for each in result])
+    # A PIL picture tells its pixels to torch through numpy, as an array does.
+    if hasattr(result, "__array_interface__") or hasattr(result, "__array__"):
+        pixels = torch.tensor(_array(result))
+        pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+        return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, -3)
+    raise TypeError(f"run must return pictures, latents or a pipeline's output, got {type(result).__name__}")
+
+
+def _array(pixels: Any) -> Any:
+    import numpy as np
+
+    return np.array(pixels)
+
+
+def psnr(result: Tensor, reference: Tensor, region: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB against peak 1, over all or weighted by `region`; 100 where nothing differs.
+
+    result, reference: [..., C, H, W], or [B, C, F, H, W] as video latents are. region: as `ticache.apply` takes it.
+    """
+    error = (result.double() - reference.double()).square()
+    if region is None:
+        mean = float(error.mean())
+    else:
+        maps = _maps(error)
+        weights = _weights(region, maps)
+        mean = float((maps * weights).sum() / weights.sum().clamp_min(1e-12))
+    return CEILING if mean <= 0 else min(-10 * math.log10(mean), CEILING)
+
+
+def _maps(error: Tensor) -> Tensor:
+    """Mean over channels, one map per picture. [..., C, H, W] or [B, C, F, H, W] -> [n, H, W]."""
+    if error.ndim < 3:
+        raise ValueError(f"a region needs results with height and width, got shape {tuple(error.shape)}")
+    frames_last = error.ndim == 5 and error.shape[2] not in (1, 3)
+    return error.mean(1 if frames_last else -3).reshape(-1, *error.shape[-2:])
+
+
+def _weights(region: Tensor, maps: Tensor) -> Tensor:
+    """Area-average a region to the maps' size, and repeat it over them. -> [n, H, W]."""
+    mask = check_region(region)
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).cpu().double()
+    if len(maps) % len(mask):
+        raise ValueError(f"region has {len(mask)} masks, which do not fit results of {len(maps)} pictures")
+    mask = functional.interpolate(mask, size=tuple(maps.shape[-2:]), mode="area")[:, 0]
+    return mask.repeat(len(maps) // len(mask), 1, 1)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean."""
+    return sum(values) / len(values)
