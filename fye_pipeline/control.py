@@ -40,6 +40,7 @@ _SEEDS: dict[str, tuple[int, ...]] = {
     ),
 }
 _SMALLEST_EYE = 1e-9  # in picture widths
+_BLOCK = 4096  # frames that are looked at together
 
 
 def check_regions(names: Collection[str]) -> tuple[Region, ...]:
@@ -59,6 +60,7 @@ def steer(
     intensity: float = 1.0,
     pose: Pose = "absolute",
     neutral_frame: int | None = None,
+    base_frame: int | None = None,
 ) -> LandmarkSequence:
     """The driver with only some of its motion, for `alignment.align`; with the defaults it comes back as it is.
 
@@ -71,8 +73,9 @@ def steer(
         regions: some of eyes, lips, brows, pose; points of the mesh between them go with the nearest.
         intensity: 0 (still) to 2 (twice the motion).
         pose: `absolute`: the head turns as the driver's is turned; `relative`: it turns from the portrait's own pose as
-            the driver's does from its pose in the neutral frame (in frame 0 where none is named).
+            the driver's does from its pose in `base_frame`.
         neutral_frame: the driver's frame without expression (default: the one whose blendshapes sum to the least).
+        base_frame: default: the neutral frame where one is named, else 0.
 
     Raises:
         UserError: unknown regions, or an intensity out of range.
@@ -83,6 +86,7 @@ def steer(
     if chosen == REGIONS and intensity == 1 and pose == "absolute":
         return driving
     neutral = neutral_of(driving) if neutral_frame is None else neutral_frame
+    base = (neutral_frame or 0) if base_frame is None else base_frame
     weight = {name: intensity if name in chosen else 0.0 for name in REGIONS}
     groups = point_groups(driving.mesh[neutral])
     point_weight = np.array([weight[group] for group in groups])[:, None]  # [468, 1]
@@ -91,13 +95,17 @@ def steer(
         driving,
         mesh=rest + point_weight * (driving.mesh - rest),
         landmarks=_scale_gaze(driving.landmarks, neutral, weight["eyes"]),
-        transforms=_scale_pose(reference, driving, neutral_frame or 0, weight["pose"], pose),
+        transforms=_scale_pose(reference, driving, base, weight["pose"], pose),
     )
 
 
 def neutral_of(driving: LandmarkSequence) -> int:
     """The frame with the least expression, as `align` chooses it."""
-    return int(np.argmin(driving.blendshapes[:, 1:].sum(axis=1)))
+    sums = [
+        np.asarray(driving.blendshapes[start : start + _BLOCK])[:, 1:].sum(axis=1)
+        for start in range(0, len(driving), _BLOCK)
+    ]
+    return int(np.argmin(np.concatenate(sums)))
 
 
 def point_groups(mesh: NDArray) -> list[str]:

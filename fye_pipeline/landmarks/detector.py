@@ -18,6 +18,7 @@ from fye_pipeline.landmarks.faces import Face, FindFaces, Picture, check_picture
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.model_file import find_face_landmarker
 from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.landmarks.spool import Spool
 from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace, track
 
 Mode = Literal["image", "video"]
@@ -77,8 +78,12 @@ class FaceLandmarkDetector:
         no_face: NoFace = "interpolate",
         max_gap: float = DEFAULT_MAX_GAP,
         face_index: int | None = None,
+        spool: Spool | None = None,
     ) -> LandmarkSequence:
-        """One face through a video; the arguments and errors are those of `tracking.track`."""
+        """One face through a video; the arguments and errors are those of `tracking.track`.
+
+        In mode `video`, where every frame depends on those before it, nothing that the spool holds already is used.
+        """
         frames = iter(frames)
         first = list(islice(frames, 1))
         with ExitStack() as stack:
@@ -96,6 +101,7 @@ class FaceLandmarkDetector:
                 no_face=no_face,
                 max_gap=max_gap,
                 face_index=face_index,
+                spool=spool if self._mode == "image" else None,
             )
 
     @contextmanager

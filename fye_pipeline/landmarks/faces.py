@@ -35,10 +35,17 @@ class Face:
     @property
     def box(self) -> Box:
         """Left, top, right and bottom of the face mesh, in 0..1 of the picture."""
-        points = self.landmarks[:N_MESH, :2]
-        left, top = points.min(axis=0)
-        right, bottom = points.max(axis=0)
-        return float(left), float(top), float(right), float(bottom)
+        return box_of(self.landmarks)
+
+    @property
+    def arrays(self) -> dict[str, NDArray]:
+        """Its arrays under the names of a `LandmarkSequence`."""
+        return {
+            "landmarks": self.landmarks,
+            "mesh": self.mesh,
+            "transforms": self.transform,
+            "blendshapes": self.blendshapes,
+        }
 
     @property
     def size(self) -> float:
@@ -48,15 +55,8 @@ class Face:
 
     def as_sequence(self) -> LandmarkSequence:
         """A sequence of this one frame, as `align` takes it for the reference."""
-        return LandmarkSequence(
-            landmarks=self.landmarks[None],
-            mesh=self.mesh[None],
-            transforms=self.transform[None],
-            blendshapes=self.blendshapes[None],
-            found=np.ones(1, bool),
-            width=self.width,
-            height=self.height,
-        )
+        arrays = {name: values[None] for name, values in self.arrays.items()}
+        return LandmarkSequence(**arrays, found=np.ones(1, bool), width=self.width, height=self.height)
 
 
 class LandmarkModel(Protocol):
@@ -82,6 +82,14 @@ def faces_by(model: LandmarkModel, canonical: CanonicalFace) -> FindFaces:
         return [make_face(landmarks, blendshapes, image, canonical) for landmarks in model(image)]
 
     return find
+
+
+def box_of(landmarks: NDArray) -> Box:
+    """The box around the mesh of landmarks [478, 3]: left, top, right, bottom."""
+    points = landmarks[:N_MESH, :2]
+    left, top = points.min(axis=0)
+    right, bottom = points.max(axis=0)
+    return float(left), float(top), float(right), float(bottom)
 
 
 def make_face(landmarks: NDArray, blendshapes: NDArray, image: Picture, canonical: CanonicalFace) -> Face:

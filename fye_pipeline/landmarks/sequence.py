@@ -36,6 +36,8 @@ class LandmarkSequence:
     transforms [F, 4, 4]: canonical face -> camera, translation in the last column; blendshapes [F, 52]: the first is
     `_neutral`; found [F] bool: False where the face was not seen and the entry is interpolated or held; fps None for
     a single picture. Raises `UserError` where a shape does not fit.
+
+    The arrays of a long video are `spool.DiskArray`: frames are read when they are asked for, slices are in memory.
     """
 
     landmarks: NDArray[np.floating]
@@ -108,6 +110,12 @@ class LandmarkSequence:
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is not a landmark sequence: its header is not JSON ({error}).") from error
         return cls(**_check_header(path, header, content))
+
+
+def join(first: LandmarkSequence, *more: LandmarkSequence) -> LandmarkSequence:
+    """Sequences one after the other; size and rate are the first's."""
+    arrays = {name: np.concatenate([getattr(part, name) for part in (first, *more)]) for name in ARRAYS}
+    return LandmarkSequence(**arrays, width=first.width, height=first.height, fps=first.fps)
 
 
 def load_official_npy(path: str | os.PathLike[str], *, fps: Fraction | None = None) -> LandmarkSequence:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.faces import Box, Face, FindFaces, check_picture, choose
+from fye_pipeline.landmarks.faces import Box, FindFaces, box_of, check_picture, choose
 from fye_pipeline.landmarks.sequence import LandmarkSequence, runs_of
+from fye_pipeline.landmarks.spool import Spool
 
 NoFace = Literal["interpolate", "hold", "error"]
 DEFAULT_MAX_GAP = 0.5  # seconds
@@ -28,12 +29,14 @@ def track(
     no_face: NoFace = "interpolate",
     max_gap: float = DEFAULT_MAX_GAP,
     face_index: int | None = None,
+    spool: Spool | None = None,
 ) -> LandmarkSequence:
     """Follow one face through frames uint8 RGB [H, W, 3], which are taken one at a time and not kept.
 
     The face is the largest (or the `face_index`-th from the left) of the first frame that has one, then the one that
     overlaps its last place. `on_progress` is called with the count of frames done. Frames without it are filled as
     `no_face` says: `interpolate` (linear, at the ends the nearest frame), `hold` (the last frame), or `error`.
+    `spool` is where the landmarks are kept, by default in memory; frames that it holds already are not looked at again.
 
     Raises `UserError`, naming the ranges in seconds and frames, where the face is missing for longer than `max_gap`
     seconds, in every frame, or at all with `no_face="error"`; and where frames differ in size or there are none.
@@ -42,22 +45,33 @@ def track(
         raise UserError(f"no_face must be one of {', '.join(get_args(NoFace))}, got {no_face!r}.")
     if fps <= 0 or max_gap < 0:
         raise UserError(f"fps must be > 0 and max_gap >= 0 seconds, got {fps} and {max_gap}.")
-    seen: list[Face | None] = []
-    last_box: Box | None = None
+    spool = Spool() if spool is None else spool
     shape: tuple[int, ...] | None = None
-    for image in frames:
-        shape = shape or image.shape
-        if image.shape != shape:
-            raise UserError(f"Frame {len(seen)} of the video is {image.shape[:2]} (H, W), the first is {shape[:2]}.")
-        face = choose(find_faces(check_picture(image)), face_index=face_index, last_box=last_box)
-        last_box = face.box if face else last_box
-        seen.append(face)
-        if on_progress:
-            on_progress(len(seen))
-    found = np.array([face is not None for face in seen], bool)
-    fps = Fraction(fps).limit_denominator(1_000_000)
-    check_gaps(found, fps, no_face=no_face, max_gap=max_gap)
-    return _fill(seen, found, fps, hold=no_face == "hold")
+    with spool:
+        last_box = _last_box(spool)
+        for number, image in enumerate(frames):
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise UserError(f"Frame {number} of the video is {image.shape[:2]} (H, W), the first is {shape[:2]}.")
+            if number >= len(spool):
+                face = choose(find_faces(check_picture(image)), face_index=face_index, last_box=last_box)
+                last_box = face.box if face else last_box
+                spool.append(face and face.arrays)
+            if on_progress:
+                on_progress(number + 1)
+        found = spool.found()
+        fps = Fraction(fps).limit_denominator(1_000_000)
+        check_gaps(found, fps, no_face=no_face, max_gap=max_gap)
+        for gap in runs_of(~found):
+            spool.put(gap[0], _filled(spool, *gap, len(found), hold=no_face == "hold"))
+    assert shape is not None
+    return LandmarkSequence(**spool.arrays(), width=shape[1], height=shape[0], fps=fps)
+
+
+def _last_box(spool: Spool) -> Box | None:
+    """Where the face was last seen, by what is in the spool already."""
+    seen = np.flatnonzero(spool.found())
+    return box_of(spool.frame(int(seen[-1]))["landmarks"]) if len(seen) else None
 
 
 def check_gaps(found: NDArray[np.bool_], fps: Fraction, *, no_face: NoFace, max_gap: float) -> None:
@@ -89,38 +103,20 @@ def _ranges(gaps: list[tuple[int, int]], fps: Fraction) -> str:
     return ", ".join(named) + more
 
 
-def _fill(seen: list[Face | None], found: NDArray[np.bool_], fps: Fraction, *, hold: bool) -> LandmarkSequence:
-    """The sequence with every gap filled from the frames around it."""
-    faces = [face for face in seen if face is not None]
-    times = np.flatnonzero(found)
-    frames = np.arange(len(found)).clip(times[0], times[-1])  # before the first and after the last: the nearest
-    before = np.searchsorted(times, frames, side="right") - 1  # [F], numbers among the found frames
-    after = before if hold else np.searchsorted(times, frames, side="left")
-    # [F] in 0..1: how far a frame lies between the two; 0 where they are one
-    share = np.where(after > before, (frames - times[before]) / np.maximum(times[after] - times[before], 1), 0.0)
+def _filled(spool: Spool, start: int, stop: int, frames: int, *, hold: bool) -> dict[str, NDArray]:
+    """The arrays of a gap, filled from the frames around it; at the ends of the video from the nearest."""
+    before = spool.frame(start - 1 if start else stop)
+    after = before if hold or not start or stop == frames else spool.frame(stop)
+    # [F] in 0..1: how far a frame lies between the two
+    share = (np.arange(start, stop) - (start - 1)) / (stop - start + 1)
 
     def blend(name: str) -> NDArray:
-        values = np.stack([getattr(face, name) for face in faces])
-        part = share.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
-        return values[before] + part * (values[after] - values[before])
+        part = share.reshape(-1, *[1] * before[name].ndim).astype(before[name].dtype)
+        return before[name] + part * (after[name] - before[name])
 
-    return LandmarkSequence(
-        landmarks=blend("landmarks"),
-        mesh=blend("mesh"),
-        transforms=_blend_poses(np.stack([face.transform for face in faces]), before, after, share),
-        blendshapes=blend("blendshapes"),
-        found=found,
-        width=faces[0].width,
-        height=faces[0].height,
-        fps=fps,
-    )
-
-
-def _blend_poses(poses: NDArray, before: NDArray, after: NDArray, share: NDArray) -> NDArray[np.float64]:
-    """Poses [K, 4, 4] -> [F, 4, 4]: found frames as they are, between them linear in place and along the arc."""
-    blended = poses[before] + share[:, None, None] * (poses[after] - poses[before])
-    between = share > 0
-    if between.any():
-        turn = Slerp(np.arange(len(poses)), Rotation.from_matrix(poses[:, :3, :3]))
-        blended[between, :3, :3] = turn((before + share)[between]).as_matrix()
-    return blended
+    filled = {name: blend(name) for name in before}
+    if after is not before:
+        ends = np.stack([before["transforms"], after["transforms"]])
+        turn = Slerp([0, 1], Rotation.from_matrix(ends[:, :3, :3]))
+        filled["transforms"][:, :3, :3] = turn(share).as_matrix()
+    return filled
