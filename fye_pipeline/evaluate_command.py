@@ -1,16 +1,25 @@
-"""`fye evaluate rendered`: the model beside its baselines, on heads that it has never seen."""
+"""`fye evaluate`: a model on heads that it has never seen (`rendered`), or portraits and drivers of one's own."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from fye_pipeline.console import Reporter, hush_libraries
+from fye_pipeline.errors import UserError
 from fye_pipeline.options import Debug, Overwrite, Quiet, TaskFile
 from fye_pipeline.settings import SHIPPED_MODEL
+
+if TYPE_CHECKING:
+    from fye_pipeline.pipeline import FollowYourEmojiPipeline
+
+Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 app = typer.Typer(help="Measure a model.", no_args_is_help=True)
 
@@ -18,6 +27,22 @@ app = typer.Typer(help="Measure a model.", no_args_is_help=True)
 @app.callback()
 def evaluate() -> None:
     """Measure a model."""
+
+
+@dataclass(frozen=True)
+class LoadModel:
+    """Loads a model folder; unlike a loaded model it can go to other processes."""
+
+    folder: Path
+    device: str
+
+    def __call__(self) -> FollowYourEmojiPipeline:
+        import torch
+
+        from fye_pipeline.machine import choose_device, load_model
+
+        hush_libraries()
+        return load_model(self.folder, choose_device(self.device), torch.float32)
 
 
 @app.command()
@@ -29,56 +54,67 @@ def rendered(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
     guidance: Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which heads and which noise.")] = 0,
+    cross: Annotated[bool, typer.Option("--cross/--no-cross", help="Also portraits with other heads' clips.")] = True,
     interval: Annotated[int | None, typer.Option("--N", min=1, help="Also with the cache: one full step in N.")] = None,
     order: Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")] = 2,
     cut: Annotated[str, typer.Option(help="Cache: where the UNet is cut.")] = "outer",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     face_landmarker: TaskFile = None,
+    jobs: Jobs = 1,
+    device: Device = "auto",
     overwrite: Overwrite = False,
+    resume: Resume = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Self-reenactment on the rendered world, beside a still portrait, a wrong portrait and shuffled landmarks."""
-    from fye_pipeline.errors import UserError
-    from fye_pipeline.evaluation.reenactment import evaluate_rendered
-    from fye_pipeline.files import writable_target
-    from fye_pipeline.inputs import obtain_face_landmarker
-    from fye_pipeline.models.recipe import recommended_guidance
-    from fye_pipeline.pipeline import FollowYourEmojiPipeline
-
+    """Self- and cross-reenactment on the rendered world, beside a still portrait and wrong inputs."""
     reporter = Reporter(quiet=quiet)
     if split not in ("held", "train", "demo"):
         raise UserError(f"--split must be held, train or demo, got {split!r}.")
     if not debug:
         hush_libraries()
-    target = writable_target(json_file, overwrite=overwrite) if json_file is not None else None
+    from fye_pipeline.evaluation import figures, reenactment
+    from fye_pipeline.inputs import obtain_face_landmarker
+    from fye_pipeline.models.recipe import recommended_guidance
+
+    target = _target(json_file, overwrite=overwrite, resume=resume)
     folder = model or SHIPPED_MODEL
-    result = evaluate_rendered(
-        FollowYourEmojiPipeline.from_pretrained(folder),
+    plan = reenactment.Plan(
         split=split,
         clips=clips,
         seed=seed,
         frames=frames,
         steps=steps,
         guidance=recommended_guidance(folder) if guidance is None else guidance,
-        cache=None if interval is None else {"N": interval, "order": order, "cut": cut},
-        face_landmarker=obtain_face_landmarker(face_landmarker, reporter.note),
-        on_progress=reporter.note,
+        cache=None if interval is None else _cache(interval, order, cut),
+        cross=cross,
     )
-    if target is not None:
-        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    reporter.result(_table(result), result)
-
-
-def _table(result: dict[str, Any]) -> str:
-    """One line a row, in plain text."""
-    lines = [f"{'':20}{'L1':>9}{'PSNR':>9}{'SSIM':>9}{'landmarks':>11}{'no face':>9}"]
-    for name, row in result.items():
-        if name == "conditions":
-            continue
-        error = row["landmark_error"]
-        lines.append(
-            f"{name:20}{row['l1']:9.4f}{row['psnr']:9.2f}{row['ssim']:9.3f}"
-            f"{'n/a' if error is None else format(error, '.4f'):>11}{row['frames_without_face']:9d}"
+    with reporter.progress() as on_progress:
+        result = reenactment.evaluate_rendered(
+            LoadModel(folder, device),
+            plan,
+            face_landmarker=obtain_face_landmarker(face_landmarker, reporter.note),
+            jobs=jobs,
+            target=target,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_note=reporter.note,
         )
-    return "\n".join(lines)
+    reporter.result(figures.describe(result), result)
+
+
+def _target(path: Path | None, *, overwrite: bool, resume: bool) -> Path | None:
+    """The file of the result; with `resume` it may be there already."""
+    from fye_pipeline.files import writable_target
+
+    return None if path is None else writable_target(path, overwrite=overwrite or resume)
+
+
+def _cache(interval: int, order: int, cut: str) -> dict[str, Any]:
+    """Options of `ticache.apply`, checked before any long work."""
+    from fye_pipeline.cli import check_cache
+
+    options = {"N": interval, "order": order, "cut": cut}
+    check_cache(options)
+    return options

@@ -1,10 +1,13 @@
-"""Self-reenactment on the rendered world: a held-out head, one portrait of it, and the landmarks of a clip of it."""
+"""Self- and cross-reenactment on the rendered world: held-out heads, one portrait of each, landmarks of clips."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,106 +15,251 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fye_pipeline.evaluation import metrics
+from fye_pipeline.evaluation import figures, metrics
+from fye_pipeline.evaluation.expression import landmark_jitter
+from fye_pipeline.evaluation.journal import Entry, Journal, finished_result, journal_path, write_result
+from fye_pipeline.evaluation.seen import FindFace, compare_faces, landmark_error, see
+from fye_pipeline.evaluation.work import Estimate, Measure, work_off
+from fye_pipeline.evaluation.world_identity import FITTED_PEOPLE, WorldIdentity, fit_identity, separation
+from fye_pipeline.landmarks.alignment import align
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.regions import expression_mask
+from fye_pipeline.regions import expression_mask, facial_mask
 from fye_pipeline.world import WORLD_VERSION, RenderedClip, World
 
-METRICS = ("l1", "psnr", "ssim", "landmark_error", "landmark_error_exact", "jitter")
+Video = NDArray[np.floating]
+LoadModel = Callable[[], FollowYourEmojiPipeline]
 
 
-@dataclass
-class Row:
-    """Sums over clips for one way to make the videos."""
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: everything that decides the figures, beside the model.
 
-    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in METRICS})
-    frames_without_face: int = 0
+    cache: options of `ticache.apply`, None to leave the cached rows out. cross: also the portrait of one head with the
+    driving clip of another. identity_people: heads that the identity measure is fitted to.
+    """
 
-    def to_dict(self) -> dict[str, Any]:
-        """Means over clips; None where nothing could be measured."""
-        means = {n: (float(np.nanmean(v)) if np.isfinite(v).any() else None) for n, v in self.values.items()}
-        return means | {"frames_without_face": self.frames_without_face}
+    split: str = "held"
+    clips: int = 16
+    seed: int = 0
+    frames: int = 16
+    steps: int = 30
+    guidance: float = 3.5
+    cache: dict[str, Any] | None = None
+    cross: bool = True
+    identity_people: int = FITTED_PEOPLE
+
+    def __post_init__(self) -> None:
+        if self.clips < 2:
+            raise ValueError(f"clips must be >= 2, so that references and landmarks can be exchanged, got {self.clips}")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One clip: its truth in [0, 1], the drawn landmarks, what the detector sees in the truth, and its portrait."""
+    """One clip: its truth in [0, 1], the drawn landmarks, its portrait, and what the detector sees in both.
+
+    portrait_face: the portrait's exact landmarks.
+    """
 
     clip: RenderedClip
-    truth: NDArray[np.floating]
+    truth: Video
     pictures: NDArray[np.uint8]
-    seen: list[NDArray[np.floating] | None]
+    seen: LandmarkSequence
     portrait: NDArray[np.uint8]
+    portrait_face: LandmarkSequence
+    portrait_seen: LandmarkSequence
 
 
 def evaluate_rendered(
-    model: FollowYourEmojiPipeline,
+    load: LoadModel,
+    plan: Plan,
     *,
-    split: str = "held",
-    clips: int = 16,
-    seed: int = 0,
-    frames: int = 16,
-    steps: int = 30,
-    guidance: float = 3.5,
-    cache: dict[str, Any] | None = None,
     face_landmarker: Path | None = None,
-    on_progress: Callable[[str], None] | None = None,
+    jobs: int = 1,
+    target: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure a model beside its baselines; the keys are those of `fye evaluate rendered --json`.
 
     `ours`; `repeat_reference` shows the portrait in every frame; `wrong_reference` gives the model another head's
-    portrait; `shuffled_landmarks` gives it the next clip's landmarks; `cached` (only with `cache`, options of
-    `ticache.apply`) is `ours` with the cache. `landmark_error` compares with what the detector sees in the true frames,
-    `landmark_error_exact` with the landmarks that the truth was rendered from. Raises ValueError if clips < 2.
+    portrait; `shuffled_landmarks` gives it the next clip's landmarks; `cached` (with `plan.cache`) is `ours` with the
+    cache. `cross`: the portrait driven by the next head's clip: `ours`, `repeat_reference`, `repeat_driver` (the
+    driver's own frames) and `cached`. What the columns mean: docs/evaluation.md.
+
+    Args:
+        load: gives the model; with several jobs it goes to other processes, so it must pickle.
+        jobs: processes that share the clips.
+        target: the JSON file to write; beside it, finished clips are kept until all are. resume: go on with those; a
+            file that is complete and was made under the same conditions is read. overwrite: begin anew.
+
+    Raises:
+        UserError: as `Journal` and `finished_result`. RuntimeError: as `work_off`.
     """
-    if clips < 2:
-        raise ValueError(f"clips must be >= 2, so that references and landmarks can be exchanged, got {clips}")
-    report = on_progress or (lambda message: None)
-    names = ["ours", "repeat_reference", "wrong_reference", "shuffled_landmarks", *(["cached"] if cache else [])]
-    rows = {name: Row() for name in names}
-    model.set_progress_bar_config(disable=True)
-    with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
-
-        def detect(picture: NDArray[np.uint8]) -> NDArray[np.floating] | None:
-            face = detector.detect(picture)
-            return None if face is None else face.landmarks
-
-        size = int(model.unet.config["sample_size"]) * model.vae_scale_factor
-        world = World(detector.canonical, size=size)
-        cases = [_case(world, split, seed * 1000 + k, frames, detect) for k in range(clips)]
-        for k, case in enumerate(cases):
-            other = cases[(k + 1) % clips]
-            run = {"steps": steps, "guidance": guidance, "seed": seed * 1000 + k}
-            videos = {
-                "ours": generate(model, case.portrait, case.pictures, **run),
-                "repeat_reference": np.broadcast_to(case.portrait / 255.0, case.truth.shape),
-                "wrong_reference": generate(model, other.portrait, case.pictures, **run),
-                "shuffled_landmarks": generate(model, case.portrait, other.pictures, **run),
-            }
-            if cache:
-                region = expression_mask(case.clip.sequence.landmarks, size, size)
-                with model.enable_cache(**cache):
-                    videos["cached"] = generate(model, case.portrait, case.pictures, region=region, **run)
-            for name, video in videos.items():
-                _measure(rows[name], video, case, detect)
-            report(f"clip {k + 1}/{clips}: " + ", ".join(f"{n} L1 {rows[n].values['l1'][-1]:.4f}" for n in names))
-    conditions = {
-        "seed": seed,
-        "split": split,
-        "clips": clips,
-        "frames": frames,
-        "steps": steps,
-        "guidance": guidance,
-        "cache": cache,
+    model = load()
+    size = picture_size(model)
+    conditions = asdict(plan) | {
         "size": size,
         "model_hash": model_hash(model),
         "world_version": WORLD_VERSION,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "device": str(model.device),
     }
-    return {name: row.to_dict() for name, row in rows.items()} | {"conditions": conditions}
+    if target is not None and resume and not overwrite and (before := finished_result(target, conditions)) is not None:
+        on_note(f"{target} was made under the same conditions; nothing to do.")
+        return before
+    notes = Journal(journal_path(target), conditions, resume=resume, overwrite=overwrite)
+    if notes.entries:
+        on_note(f"{len(notes.entries)} of {plan.clips} clips were measured before")
+    with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
+        world = World(detector.canonical, size=size)
+        identity = fit_identity(
+            world,
+            detector.detect,
+            people=plan.identity_people,
+            on_progress=lambda done, total: on_progress("people", done, total),
+        )
+        people = [_head(plan, k) for k in range(plan.clips)]
+        conditions["identity"] = separation(identity, world, detector.detect, split=plan.split, people=people)
+    bench = Bench(load, plan, identity, face_landmarker, None if jobs > 1 else model)
+    del model
+    names = [str(k) for k in range(plan.clips)]
+    estimate = Estimate(plan.clips - len(notes.entries), jobs, on_note)
+    on_progress("clips", len(notes.entries), plan.clips)
+
+    def done(name: str, clip: Entry) -> None:
+        on_progress("clips", len(notes.entries), plan.clips)
+        estimate.advance()
+
+    result = figures.summarise(list(work_off(bench, names, notes, jobs=jobs, on_done=done).values()))
+    result |= {"thresholds": figures.check_thresholds(result), "conditions": conditions}
+    if target is not None:
+        write_result(target, result)
+    notes.close()
+    return result
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One process' tools for measuring clips; the model is loaded here unless it is given."""
+
+    load: LoadModel
+    plan: Plan
+    identity: WorldIdentity
+    face_landmarker: Path | None
+    model: FollowYourEmojiPipeline | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Measure]:
+        model = self.model or self.load()
+        model.set_progress_bar_config(disable=True)
+        with FaceLandmarkDetector(self.face_landmarker, max_faces=1) as detector:
+            world = World(detector.canonical, size=picture_size(model))
+
+            def measure(name: str) -> Entry:
+                k = int(name)
+                own, other = (
+                    make_case(world, self.plan, each % self.plan.clips, detector.detect) for each in (k, k + 1)
+                )
+                rows = self._self(model, own, other, k, detector.detect)
+                if not self.plan.cross:
+                    return {"rows": rows}
+                return {"rows": rows, "cross": self._cross(model, own, other, k, detector.detect)}
+
+            yield measure
+
+    def _self(self, model: FollowYourEmojiPipeline, own: Case, other: Case, k: int, find: FindFace) -> dict[str, Entry]:
+        """A head's own clip from its portrait, beside the baselines."""
+        seed = _head(self.plan, k)
+        ours, seconds = self._generate(model, own.portrait, own.pictures, seed)
+        videos = {
+            "ours": ours,
+            "repeat_reference": np.broadcast_to(own.portrait / 255.0, own.truth.shape),
+            "wrong_reference": self._generate(model, other.portrait, own.pictures, seed)[0],
+            "shuffled_landmarks": self._generate(model, own.portrait, other.pictures, seed)[0],
+        }
+        landmarks = own.clip.sequence.landmarks
+        faster = {}
+        if self.plan.cache:
+            cached, shorter = self._generate(model, own.portrait, own.pictures, seed, landmarks)
+            videos["cached"] = cached
+            faster = {"psnr_uncached": metrics.psnr(cached, ours), "time_ratio": seconds / shorter}
+        face = facial_mask(landmarks, *own.truth.shape[1:3])
+        rows = {}
+        for name, video in videos.items():
+            seen = see(metrics.to_uint8(video), find)
+            rows[name] = {
+                "l1": metrics.l1(video, own.truth),
+                "psnr": metrics.psnr(video, own.truth),
+                "psnr_face": metrics.psnr(video, own.truth, face),
+                "ssim": metrics.ssim(video, own.truth),
+                "landmark_error": landmark_error(seen, own.seen),
+                "landmark_error_exact": landmark_error(seen, own.clip.sequence),
+                "jitter_truth": metrics.jitter(own.truth),
+                **self._faces(video, seen, own, own),
+            }
+        if self.plan.cache:
+            rows["cached"] |= faster
+        return rows
+
+    def _cross(
+        self, model: FollowYourEmojiPipeline, own: Case, driver: Case, k: int, find: FindFace
+    ) -> dict[str, Entry]:
+        """A portrait with another head's clip: its face must make the driver's expressions and stay itself."""
+        seed, size = _head(self.plan, k), own.truth.shape[1]
+        asked = align(own.portrait_face, driver.clip.sequence, size, size)
+        pictures = draw_sequence(asked, size)
+        ours, seconds = self._generate(model, own.portrait, pictures, seed)
+        videos = {
+            "ours": ours,
+            "repeat_reference": np.broadcast_to(own.portrait / 255.0, own.truth.shape),
+            "repeat_driver": driver.truth,
+        }
+        faster = {}
+        if self.plan.cache:
+            videos["cached"], shorter = self._generate(model, own.portrait, pictures, seed, asked)
+            faster = {"psnr_uncached": metrics.psnr(videos["cached"], ours), "time_ratio": seconds / shorter}
+        wanted = replace(driver.clip.sequence, landmarks=asked)
+        rows = {}
+        for name, video in videos.items():
+            seen = see(metrics.to_uint8(video), find)
+            rows[name] = {"landmark_error": landmark_error(seen, wanted), **self._faces(video, seen, own, driver)}
+        if self.plan.cache:
+            rows["cached"] |= faster
+        return rows
+
+    def _faces(self, video: Video, seen: LandmarkSequence, own: Case, driver: Case) -> Entry:
+        """Identity against the portrait, expression against the driver, what flickers."""
+        portrait = self.identity.embed([own.portrait], own.portrait_seen)
+        return {
+            "identity": self.identity.distance(self.identity.embed(list(metrics.to_uint8(video)), seen), portrait),
+            **compare_faces(seen, driver.seen),
+            "jitter": metrics.jitter(video),
+            "landmark_jitter": landmark_jitter(seen.landmarks, seen.found),
+            "frames_without_face": int((~seen.found).sum()),
+        }
+
+    def _generate(
+        self,
+        model: FollowYourEmojiPipeline,
+        portrait: NDArray[np.uint8],
+        pictures: NDArray[np.uint8],
+        seed: int,
+        cached_landmarks: NDArray | None = None,
+    ) -> tuple[Video, float]:
+        """A video and the seconds it took; with the cache where the landmarks of its region are given."""
+        run = {"steps": self.plan.steps, "guidance": self.plan.guidance, "seed": seed}
+        began = time.perf_counter()
+        if cached_landmarks is None:
+            return generate(model, portrait, pictures, **run), time.perf_counter() - began
+        region = expression_mask(cached_landmarks, *pictures.shape[1:3])
+        with model.enable_cache(**(self.plan.cache or {})):
+            video = generate(model, portrait, pictures, region=region, **run)
+        return video, time.perf_counter() - began
 
 
 def generate(
@@ -123,7 +271,7 @@ def generate(
     guidance: float,
     seed: int,
     region: NDArray[np.float32] | None = None,
-) -> NDArray[np.floating]:
+) -> Video:
     """One video from a portrait and drawn landmarks. -> [F, H, W, 3] in [0, 1]."""
     result = model(
         portrait,
@@ -140,8 +288,6 @@ def generate(
 
 def model_hash(model: FollowYourEmojiPipeline) -> str:
     """A short name for the exact weights of every part."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name in ("vae", "image_encoder", "appearance_net", "unet", "landmark_encoder"):
         for key, value in sorted(getattr(model, name).state_dict().items()):
@@ -150,30 +296,27 @@ def model_hash(model: FollowYourEmojiPipeline) -> str:
     return digest.hexdigest()[:16]
 
 
-def _case(world: World, split: str, index: int, frames: int, detect: metrics.Detect) -> Case:
-    clip = world.clip(split, index, take=1, frames=frames)
-    truth = clip.frames / 255.0
+def picture_size(model: FollowYourEmojiPipeline) -> int:
+    """Pixels a side that the model was made for."""
+    return int(model.unet.config["sample_size"]) * model.vae_scale_factor
+
+
+def make_case(world: World, plan: Plan, k: int, find: FindFace) -> Case:
+    """Clip number `k` of a plan."""
+    index = _head(plan, k)
+    clip = world.clip(plan.split, index, take=1, frames=plan.frames)
+    portrait = world.portrait(plan.split, index)
     return Case(
         clip=clip,
-        truth=truth,
+        truth=clip.frames / 255.0,
         pictures=draw_sequence(clip.sequence.landmarks, world.size),
-        seen=[detect(frame) for frame in clip.frames],
-        portrait=world.portrait(split, index).frames[0],
+        seen=see(clip.frames, find),
+        portrait=portrait.frames[0],
+        portrait_face=portrait.sequence,
+        portrait_seen=see(portrait.frames, find),
     )
 
 
-def _measure(row: Row, video: NDArray[np.floating], case: Case, detect: metrics.Detect) -> None:
-    """Add one video's figures to a row."""
-    error, missing = metrics.landmark_error(video, case.seen, detect)
-    exact, _ = metrics.landmark_error(video, list(case.clip.sequence.landmarks), detect)
-    figures = (
-        metrics.l1(video, case.truth),
-        metrics.psnr(video, case.truth),
-        metrics.ssim(video, case.truth),
-        error,
-        exact,
-        metrics.jitter(video),
-    )
-    for name, value in zip(METRICS, figures, strict=True):
-        row.values[name].append(value)
-    row.frames_without_face += missing
+def _head(plan: Plan, k: int) -> int:
+    """Which head, and which noise."""
+    return plan.seed * 1000 + k

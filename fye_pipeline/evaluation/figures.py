@@ -1,0 +1,119 @@
+"""From the figures of single clips to those of a run: means, thresholds, and the table that is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fye_pipeline.evaluation.journal import Entry
+from fye_pipeline.evaluation.tables import Column, Table
+
+COLUMNS = (
+    Column("l1", "L1", ".4f", "down"),
+    Column("psnr", "PSNR", ".2f", "up"),
+    Column("psnr_face", "face PSNR", ".2f", "up"),
+    Column("ssim", "SSIM", ".3f", "up"),
+    Column("landmark_error", "landmarks", ".4f", "down"),
+    Column("identity", "identity", ".2f", "down"),
+    Column("exp", "Exp", ".2f", "down"),
+    Column("lms", "LMS", ".3f", "down"),
+    Column("lmd", "LMD", ".1f", "down"),
+    Column("gaze", "gaze", ".1f", "down"),
+    Column("aed", "AED", ".3f", "down"),
+    Column("apd_rotation", "APD rad", ".3f", "down"),
+    Column("apd_translation", "APD cm", ".2f", "down"),
+    Column("jitter", "jitter", ".4f", ""),
+    Column("frames_without_face", "no face", "d", "down"),
+)
+CROSS_COLUMNS = tuple(column for column in COLUMNS if column.name not in ("l1", "psnr", "psnr_face", "ssim"))
+
+
+def summarise(clips: Sequence[Entry]) -> dict[str, Any]:
+    """Means over clips of every figure of every row; counts are summed, None where nothing could be measured."""
+    result: dict[str, Any] = {name: mean_of([c["rows"][name] for c in clips]) for name in clips[0]["rows"]}
+    if "cross" in clips[0]:
+        result["cross"] = {name: mean_of([c["cross"][name] for c in clips]) for name in clips[0]["cross"]}
+    return result
+
+
+def mean_of(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Means over rows; those without a figure (None or nan) are left out. `frames_without_face` is summed."""
+    result: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = np.array([np.nan if row.get(name) is None else row[name] for row in rows], np.float64)
+        known = values[np.isfinite(values)]
+        if name == "frames_without_face":
+            result[name] = int(known.sum())
+        else:
+            result[name] = float(known.mean()) if len(known) else None
+    return result
+
+
+def check_thresholds(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a model must reach on held-out heads. -> what, value, limit, met (None where it was not measured)."""
+    ours, still = result["ours"], result["repeat_reference"]
+    wrong, shuffled, cached = result["wrong_reference"], result["shuffled_landmarks"], result.get("cached")
+
+    def ratio(one: float | None, two: float | None) -> float | None:
+        return None if one is None or not two else one / two
+
+    checks = [
+        ("L1 over that of the still portrait", ratio(ours["l1"], still["l1"]), "<=", 0.5),
+        ("SSIM", ours["ssim"], ">=", 0.80),
+        (
+            "landmark error over that of the still portrait",
+            ratio(ours["landmark_error"], still["landmark_error"]),
+            "<=",
+            1 / 3,
+        ),
+        (
+            "landmark error with shuffled landmarks over ours",
+            ratio(shuffled["landmark_error"], ours["landmark_error"]),
+            ">=",
+            2.0,
+        ),
+        ("L1 with a wrong reference over ours", ratio(wrong["l1"], ours["l1"]), ">=", 1.5),
+    ]
+    if cached is not None:
+        checks.append(("L1 moved by the cache", abs(cached["l1"] - ours["l1"]), "<=", 0.001))
+        checks.append(("SSIM moved by the cache", abs(cached["ssim"] - ours["ssim"]), "<=", 0.003))
+    rows = []
+    for what, value, relation, limit in checks:
+        met = None if value is None else bool(value <= limit if relation == "<=" else value >= limit)
+        rows.append({"what": what, "value": value, "relation": relation, "limit": limit, "met": met})
+    return rows
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Self- and cross-reenactment as tables."""
+    rows = {name: row for name, row in result.items() if name not in ("conditions", "thresholds", "cross")}
+    found = [Table("Self-reenactment on the rendered world", COLUMNS, rows)]
+    if "cross" in result:
+        found.append(Table("Cross-reenactment: one head's portrait, another's clip", CROSS_COLUMNS, result["cross"]))
+    return found
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The tables and the thresholds, as text."""
+    parts = [str(table) for table in tables(result)]
+    cached = result.get("cached") or {}
+    if cached.get("psnr_uncached") is not None:
+        parts.append(
+            f"cached against uncached: {cached['psnr_uncached']:.2f} dB, {cached['time_ratio']:.2f} times as fast"
+        )
+    told = result.get("conditions", {}).get("identity")
+    if told:
+        parts.append(
+            f"identity: {told['same']:.2f} between clip and portrait of one head, {told['other']:.2f} of two heads; "
+            f"{told['told_apart']:.0%} of the clips are nearest to their own portrait"
+        )
+    lines = [_threshold_line(row) for row in result.get("thresholds", [])]
+    return "\n\n".join([*parts, "\n".join(lines)]).strip()
+
+
+def _threshold_line(row: Mapping[str, Any]) -> str:
+    word = {True: "met", False: "missed", None: "not measured"}[row["met"]]
+    value = "n/a" if row["value"] is None else f"{row['value']:.4g}"
+    return f"{word:>12}  {row['what']}: {value} ({row['relation']} {row['limit']:.4g})"

@@ -1,0 +1,69 @@
+"""Parts are measured once each, by one process or several, and the journal keeps them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fye_pipeline.evaluation.journal import Entry, Journal
+from fye_pipeline.evaluation.work import Estimate, Measure, work_off
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Measures the square of a number, and which process did; fails at one."""
+
+    bad: str = ""
+
+    @contextmanager
+    def open(self) -> Iterator[Measure]:
+        def measure(name: str) -> Entry:
+            if name == self.bad:
+                raise ZeroDivisionError("planted")
+            return {"square": int(name) ** 2, "process": os.getpid()}
+
+        yield measure
+
+
+def test_parts_in_the_journal_are_not_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, {"seed": 1})
+    with pytest.raises(ZeroDivisionError):
+        work_off(Squares(bad="2"), ["1", "2", "3"], journal)
+    with open(path, "a") as file:
+        file.write('{"name": "2", "fig')  # a kill while it was written
+    again = Journal(path, {"seed": 1}, resume=True)
+    assert set(again.entries) == {"1"}
+    done: list[str] = []
+    found = work_off(Squares(), ["1", "2", "3"], again, on_done=lambda name, figures: done.append(name))
+    assert done == ["2", "3"]
+    assert [entry["square"] for entry in found.values()] == [1, 4, 9]
+    assert set(Journal(path, {"seed": 1}, resume=True).entries) == {"1", "2", "3"}
+    assert not Journal(path, {"seed": 2}, overwrite=True).entries
+
+
+def test_several_processes_share_the_parts(tmp_path: Path) -> None:
+    names = [str(k) for k in range(4)]
+    journal = Journal(tmp_path / "journal.jsonl", {})
+    found = work_off(Squares(), names, journal, jobs=2)
+    assert list(found) == names
+    assert [entry["square"] for entry in found.values()] == [0, 1, 4, 9]
+    assert os.getpid() not in {entry["process"] for entry in found.values()}
+
+
+def test_a_failure_in_another_process_is_told() -> None:
+    with pytest.raises(RuntimeError, match=r"failed at 1:[\s\S]*planted"):
+        work_off(Squares(bad="1"), ["0", "1"], Journal(None, {}), jobs=2)
+
+
+def test_long_work_is_announced_once() -> None:
+    told: list[str] = []
+    estimate = Estimate(3, 1, told.append, worth_saying=0)
+    estimate.advance()
+    estimate.advance()
+    assert told == ["2 more take about 0 minutes"]
