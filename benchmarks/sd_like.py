@@ -61,7 +61,7 @@ FREQUENCIES = 8
 
 
 def prompt_tokens(landmarks: NDArray[np.floating]) -> Tensor:
-    """Where the face is: landmarks [B, 478, >= 2] in 0..1 -> [B, 32, 64]; which point, then sines and cosines of x, y."""
+    """Where the face is: landmarks [B, 478, >= 2] in 0..1 -> [B, 32, 64], a token a point: which, and waves of x, y."""
     points = torch.from_numpy(np.asarray(landmarks, np.float32))[:, list(POINTS), :2]
     angles = (points - 0.5)[..., None] * torch.pi * 2.0 ** torch.arange(FREQUENCIES)  # [B, 32, 2, frequencies]
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2)

@@ -74,9 +74,7 @@ class Trainer:
         """Go on from a saved state. ValueError if it belongs to a run of another length."""
         step, steps, self.seconds, self.curve = state["progress"]
         if steps != self.steps:
-            raise ValueError(
-                f"the saved training is one of {steps} steps, got --steps {self.steps}; name another --work"
-            )
+            raise ValueError(f"the saved training has {steps} steps, got --steps {self.steps}; name another --work")
         self.step = step
         self.unet.load_state_dict(state["unet"])
         self.average.load_state_dict(state["average"])
@@ -95,7 +93,7 @@ class Trainer:
 
     def advance(self) -> float:
         """One step of the optimiser. -> its loss."""
-        started = time.perf_counter()
+        started = time.process_time()
         clean, tokens, noise, timesteps = self.batch()
         scheduler: Any = self.scheduler
         noisy = scheduler.add_noise(clean, noise, timesteps)
@@ -111,7 +109,7 @@ class Trainer:
         decay = min(EMA, self.step / (self.step + 10))
         for mean, value in zip(self.average.parameters(), self.unet.parameters(), strict=True):
             mean.lerp_(value.detach(), 1 - decay)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.process_time() - started
         return float(loss.detach())
 
 
@@ -154,7 +152,7 @@ def write(trainer: Trainer, vae: str, output: Path) -> None:
         "ema": EMA,
         "no_prompt": NO_PROMPT,
         "seed": trainer.seed,
-        "seconds": round(trainer.seconds),
+        "cpu_seconds": round(trainer.seconds),
         "machine": platform.machine(),
         "torch": torch.__version__,
         "curve": trainer.curve,

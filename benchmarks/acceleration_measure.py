@@ -1,0 +1,218 @@
+"""How one row of the acceleration table is measured, and what the rows say about what is claimed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+import ticache
+from benchmarks.acceleration_rows import Facts, Row, base_name
+from benchmarks.common import timer_of
+from benchmarks.rivals.packages import NotApplicable, deepest_branch
+from benchmarks.rivals.threshold import recorded, tune_threshold
+from benchmarks.subjects import Subject
+
+YARDSTICK = 3  # uncached DDIM steps that tell how fast the machine is before each timed run
+FIGURES = (
+    *("calls", "flops", "flops_ratio", "time_ratio", "time_ratios", "psnr", "psnr_region", "ssim", "lpips"),
+    *("l1_truth", "l1_truth_region", "ssim_truth", "landmark_error", "frames_without_face", "bytes_held"),
+)
+
+
+class Bench:
+    """One model, the uncached runs that its rows are compared with, and the clock."""
+
+    def __init__(self, subject: Subject, repeats: int):
+        self.subject, self.repeats = subject, repeats
+        self.clips = len(subject.masks)
+        self._bases: dict[str, Base] = {}
+
+    def facts(self) -> Facts:
+        """What the rows depend on: costs, and thresholds from one uncached run."""
+        subject = self.subject
+        subject.renew()
+        subject.set_sampler("ddim")
+        _, full = count_flops(lambda: subject.run(0, 1))
+        with ticache.apply(subject.pipe, schedule=[0]):
+            _, both = count_flops(lambda: subject.run(0, 2))
+        with recorded(subject.pipe) as (inputs, outputs):
+            subject.run(0, 30)
+        thresholds = {calls: tune_threshold(inputs, outputs, calls) for calls in (10, 6)}
+        return Facts((both - full) / full, thresholds, deepest_branch(subject.pipe.unet), subject.regions)
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        """The row of the table; with `error` in place of figures where the method does not run."""
+        told = {"model": row.model, "base": row.base, "name": row.name, "steps": row.steps, "sampler": row.sampler}
+        told |= {"nfe": row.nfe, "settings": row.settings}
+        try:
+            return told | dict.fromkeys(FIGURES) | self._figures(row) | {"error": None}
+        except NotApplicable as reason:
+            error = str(reason)
+        except Exception as failure:  # a rival may fail in any way, and its row says how
+            error = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        return told | dict.fromkeys(FIGURES) | {"error": error}
+
+    def base(self, row: Row) -> Base:
+        """The uncached runs of a row's base, made when the first row asks."""
+        if row.base not in self._bases:
+            sampler, steps = row.base.rsplit("-", 1)
+            self._bases[row.base] = Base(self, sampler, int(steps))
+        return self._bases[row.base]
+
+    def _figures(self, row: Row) -> dict[str, Any]:
+        subject, base = self.subject, self.base(row)
+        subject.renew()  # a method that failed, or does not clean up, leaves nothing to the next
+        subject.set_sampler(row.sampler)
+        measured: dict[int, dict[str, Any]] = {}
+        calls: dict[int, int] = {}
+        ratios: list[float] = []
+        flops = held = 0
+        for turn, clip in enumerate(self._turns()):
+            if turn and clip in measured and len(ratios) == self.repeats:
+                continue
+            slowness = self.yardstick() if turn and len(ratios) < self.repeats else None
+            with row.method(subject.pipe, clip) as running, counted_calls(subject.pipe) as counter:
+                if turn == 0:
+                    latents, flops = count_flops(lambda: subject.run(0, row.nfe))
+                else:
+                    seconds, latents = self.timed(lambda clip=clip: subject.run(clip, row.nfe))
+                    if slowness is not None:
+                        ratios.append(base.cost / (seconds / slowness))
+                if clip not in measured:
+                    calls[clip] = running.full_calls() if running.full_calls else counter[0]
+                    held = max(held, running.bytes_held())
+            if clip not in measured:
+                measured[clip] = subject.figures(clip, subject.decode(latents), base.videos[clip])
+        figures = {name: _mean([each[name] for each in measured.values()]) for name in measured[0]}
+        if figures["frames_without_face"] is not None:
+            figures["frames_without_face"] = sum(each["frames_without_face"] for each in measured.values())
+        mean_calls = sum(calls.values()) / len(calls)
+        return figures | {
+            "calls": int(mean_calls) if mean_calls == int(mean_calls) else round(mean_calls, 2),
+            "flops": flops,
+            "flops_ratio": base.flops / flops,
+            "time_ratio": statistics.median(ratios),
+            "time_ratios": [round(ratio, 3) for ratio in ratios],
+            "bytes_held": held,
+        }
+
+    def _turns(self) -> list[int]:
+        """Which clip each run takes: the first is counted, then as many are timed as asked for, then what is left."""
+        timed = [(turn + 1) % self.clips for turn in range(self.repeats)]
+        return [0, *timed, *(clip for clip in range(self.clips) if clip not in {0, *timed})]
+
+    def yardstick(self) -> float:
+        """Seconds that a few uncached steps take now."""
+        self.subject.set_sampler("ddim", self.subject.plain)
+        return self.timed(lambda: self.subject.run(0, YARDSTICK, self.subject.plain))[0]
+
+    def timed(self, call: Any) -> tuple[float, Tensor]:
+        """Seconds, and what the call gave."""
+        device = torch.device(self.subject.plain.device)
+        clock = time.process_time if timer_of(device) == "time.process_time" else time.perf_counter
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = clock()
+        result = call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - started, result
+
+
+class Base:
+    """The uncached runs of one sampler: pictures of each clip, FLOPs, and the cost in yardsticks."""
+
+    def __init__(self, bench: Bench, sampler: str, steps: int):
+        self._bench, self._sampler, self._steps = bench, sampler, steps
+        subject, costs = bench.subject, []
+        self.videos = []
+        for clip in range(bench.clips):
+            slowness = bench.yardstick()
+            subject.set_sampler(sampler, subject.plain)
+            seconds, latents = bench.timed(lambda clip=clip: subject.run(clip, steps, subject.plain))
+            costs.append(seconds / slowness)
+            self.videos.append(subject.decode(latents))
+        self.cost = statistics.median(costs)
+
+    @cached_property
+    def flops(self) -> int:
+        """Every call costs the same: one is counted."""
+        subject = self._bench.subject
+        subject.set_sampler(self._sampler, subject.plain)
+        return self._steps * count_flops(lambda: subject.run(0, 1, subject.plain))[1]
+
+
+def count_flops(call: Any) -> tuple[Any, int]:
+    """What a call gives, and the floating-point operations that it took."""
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={on_cpu: _cpu_attention_flops}) as counter:
+        result = call()
+    return result, counter.get_total_flops()
+
+
+def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """The counter knows the CPU's fused attention by no name of its own."""
+    return sdpa_flop_count(query, key, value)
+
+
+@contextmanager
+def counted_calls(pipe: Any) -> Iterator[list[int]]:
+    """How often the UNet's innermost convolution really ran."""
+    count = [0]
+
+    def note(*_: Any) -> None:
+        count[0] += 1
+
+    handle = pipe.unet.mid_block.resnets[0].conv1.register_forward_hook(note)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def _mean(values: list[Any]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+MARGIN, FLOOR = 10.0, 40.0  # dB: above every rival at 10 of 30 calls; in all at 6 of 30
+
+
+def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is claimed of the default, by model, and whether these rows bear it out; nothing where rows are missing."""
+    found = []
+    base = base_name("ddim", 30)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = {row["name"]: row for row in rows if row["model"] == model and row["base"] == base and not row["error"]}
+        ours = mine.get("ticache N=3")
+        if ours is not None:
+            groups = {
+                "DeepCache (branch 0, N=3)": [r for n, r in mine.items() if n == "DeepCache N=3 branch 0"],
+                "Spectrum's forecaster (10 calls)": [
+                    r for n, r in mine.items() if n == "Spectrum forecaster, 10 calls"
+                ],
+                "every solver of 10 steps": [r for r in mine.values() if r["nfe"] == 10 and "FLOPs" not in r["name"]],
+                "every solver at equal FLOPs": [r for n, r in mine.items() if n.endswith("(equal FLOPs, N=3)")],
+            }
+            for group, others in groups.items():
+                if others:
+                    best = max(others, key=lambda row: row["psnr"])
+                    margin = ours["psnr"] - best["psnr"]
+                    figures = f"{ours['psnr']:.1f} dB, {margin:+.1f} on {best['name']} ({best['psnr']:.1f} dB)"
+                    text = f"10 of 30 calls, at least {MARGIN:.0f} dB above {group}"
+                    found.append({"model": model, "claim": text, "figures": figures, "met": margin >= MARGIN})
+        six = mine.get("ticache N=5")
+        if six is not None:
+            text = f"6 of 30 calls, above {FLOOR:.0f} dB"
+            found.append(
+                {"model": model, "claim": text, "figures": f"{six['psnr']:.1f} dB", "met": six["psnr"] > FLOOR}
+            )
+    return found
