@@ -54,7 +54,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
     vae: pictures <-> latents. image_encoder, feature_extractor: the vision tokens of the image prompt.
     appearance_net: the reference's token maps. unet: the denoiser, which `ticache` accelerates.
     landmark_encoder: features of the landmark pictures. scheduler: DDIM with zero terminal SNR and v-prediction for the
-    published and the shipped weights; any diffusers scheduler works.
+    published and the shipped weights; any diffusers scheduler works. noise_scale: see the property.
     """
 
     __module__ = "fye_pipeline"  # the library that model_index.json names
@@ -70,8 +70,11 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         unet: DenoisingUNet,
         landmark_encoder: LandmarkEncoder,
         scheduler: SchedulerMixin,
+        noise_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 <= noise_scale <= 1:
+            raise UserError(f"noise_scale must be from 0 to 1, got {noise_scale}")
         self.vae: AutoencoderKL
         self.image_encoder: CLIPVisionModelWithProjection
         self.feature_extractor: BaseImageProcessor
@@ -88,6 +91,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             landmark_encoder=landmark_encoder,
             scheduler=scheduler,
         )
+        self.register_to_config(noise_scale=noise_scale)
         self.vae_scale_factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
         self._interrupt = False
         self._session: Session | None = None
@@ -163,6 +167,15 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         return self._session
 
     # Running
+
+    @property
+    def noise_scale(self) -> float:
+        """What the initial noise is multiplied by, from `model_index.json`.
+
+        Below 1 samples lie nearer to the mean of what the model holds possible: a model that is not sure of flat
+        areas then draws no clouds into them. 1 is the sampler as published; given `latents` are taken as they are.
+        """
+        return self.config["noise_scale"]
 
     @property
     def interrupt(self) -> bool:
@@ -313,7 +326,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         device, dtype, factor = self._execution_device, self.unet.dtype, self.vae_scale_factor
         shape = (1, self.vae.config["latent_channels"], frames, height // factor, width // factor)
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype) * self.noise_scale
         elif tuple(latents.shape) != shape:
             raise UserError(f"latents must be {list(shape)} for these landmark pictures, got {list(latents.shape)}")
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma

@@ -290,3 +290,21 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         import fye_pipeline
 
         _ = fye_pipeline.Nothing
+
+
+def test_the_noise_scale_is_saved_with_the_model_and_multiplies_drawn_noise_only(folder: Path) -> None:
+    plain = FollowYourEmojiPipeline.from_pretrained(folder)
+    assert plain.noise_scale == 1
+    scaled = FollowYourEmojiPipeline(**plain.components, noise_scale=0.25)
+    scaled.save_pretrained(folder)
+    loaded = FollowYourEmojiPipeline.from_pretrained(folder)
+    assert loaded.noise_scale == 0.25
+    loaded.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, FRAMES, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(run(loaded), run(loaded, latents=0.25 * noise))
+    assert not torch.equal(run(loaded), run(loaded, latents=noise))
+
+
+def test_a_noise_scale_out_of_range_is_refused(pipe: FollowYourEmojiPipeline) -> None:
+    with pytest.raises(UserError, match=r"noise_scale must be from 0 to 1, got 1\.5"):
+        FollowYourEmojiPipeline(**pipe.components, noise_scale=1.5)
