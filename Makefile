@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
+RESULTS := benchmarks/results
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test check format bench gpu clean
@@ -25,14 +26,23 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Every benchmark in its quick form, its results in RESULTS, and the documents made from them.
 bench: $(READY)
-	$(BIN)/python -m benchmarks.kernels --quick
-	$(BIN)/python -m benchmarks.latency --quick
+	-@$(BIN)/fye models get face-landmarker --quiet
+	$(BIN)/python -m benchmarks.kernels --quick --json $(RESULTS)/kernels.json
+	-$(BIN)/python -m benchmarks.compiled_kernels --json $(RESULTS)/compiled_kernels.json
+	$(BIN)/python -m benchmarks.latency --quick --json $(RESULTS)/latency.json
+	$(BIN)/python -m benchmarks.acceleration --quick --json $(RESULTS)/acceleration.json
+	$(BIN)/python -m benchmarks.ablation --quick --json $(RESULTS)/ablation.json
+	$(BIN)/fye evaluate rendered --clips 4 --N 3 --json $(RESULTS)/evaluation.json --overwrite
+	$(BIN)/python -m benchmarks.quality_speed --json $(RESULTS)/acceleration.json
+	$(BIN)/python -m benchmarks.tables --results $(RESULTS)
 
 gpu: $(READY)
 	$(BIN)/python -m pytest tests/test_ops.py tests/test_step_path.py tests/test_kernels_*.py
 	$(BIN)/python -m benchmarks.kernels --json benchmarks/results/kernels.json
 	$(BIN)/python -m benchmarks.latency --json benchmarks/results/latency.json
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.ablation_rows import STEPS, TABLES, UNCACHED, Recipe, recipes
-from benchmarks.common import ROOT, conditions, print_table, require_green, write_json
+from benchmarks.common import ROOT, conditions, flags, print_table, require_green, write_json
+from benchmarks.error_per_step import draw_curves
 from fye_pipeline.console import Reporter, hush_libraries
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.reenactment import model_hash
@@ -63,7 +64,7 @@ class Take:
 
     video: NDArray[np.floating]
     latents: list[torch.Tensor]
-    calls: int
+    full_steps: list[int]
     flops: int
 
 
@@ -103,7 +104,7 @@ class Bench:
             )
             report = session.report().to_dict()
         model.disable_cache()
-        return Take(output.frames[0], latents, report["full_calls"], report["flops_run"])
+        return Take(output.frames[0], latents, report["streams"][0]["full"], report["flops_run"])
 
     def measure(self, recipe: Recipe, on_clip: Callable[[], None]) -> dict[str, Any]:
         """A row of the table: means over the clips, and the PSNR of each."""
@@ -112,7 +113,7 @@ class Bench:
         if recipe.config is not None:
             row |= {"config": f"benchmarks/configs/{recipe.config.name}", "command": recipe.command}
         try:
-            model = None if recipe.config is None else load_trained(recipe)
+            model = None if recipe.config is None else load_trained(recipe, self.model.device)
         except FileNotFoundError:
             return row | {"error": "n/a: not trained"}
         takes = []
@@ -146,11 +147,12 @@ def against_uncached(takes: Sequence[Take], uncached: Sequence[Take], clips: Seq
     whole = [metrics.psnr(take.video, base.video) for take, base in zip(takes, uncached, strict=True)]
     face = [metrics.psnr(t.video, b.video, c.face) for t, b, c in zip(takes, uncached, clips, strict=True)]
     flops, flops_uncached = (sum(take.flops for take in each) for each in (takes, uncached))
-    row: dict[str, Any] = {"calls": takes[0].calls, "flops": flops // len(takes)}
+    row: dict[str, Any] = {"calls": len(takes[0].full_steps), "flops": flops // len(takes)}
     row |= {"flops_ratio": flops_uncached / flops}
     row |= {"psnr": mean(whole), "psnr_region": mean(face), "psnr_clips": whole, "psnr_region_clips": face}
     if len(takes[0].latents) == len(uncached[0].latents):
         steps = np.mean([step_errors(take, base) for take, base in zip(takes, uncached, strict=True)], axis=0)
+        row["full_steps"] = takes[0].full_steps
         row["mse"] = [float(f"{error:.4g}") for error in steps]
     return row
 
@@ -174,14 +176,14 @@ def drawing_options(recipe: Recipe) -> dict[str, Any]:
     return {"style": style} if style else {}
 
 
-def load_trained(recipe: Recipe) -> FollowYourEmojiPipeline:
+def load_trained(recipe: Recipe, device: torch.device) -> FollowYourEmojiPipeline:
     """The model of a training config; FileNotFoundError where none has been trained to its end."""
     folder = ROOT / recipe.folder / "model"
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(folder)
     model = FollowYourEmojiPipeline.from_pretrained(folder)
     model.set_progress_bar_config(disable=True)
-    return model
+    return model.to(device)
 
 
 def make_clips(world: World, detect: metrics.Detect, *, clips: int, frames: int, seed: int) -> list[Clip]:
@@ -248,22 +250,22 @@ def earlier_rows(path: Path, now: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3 clips of 8 frames and fewer rows: minutes on a CPU")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[flags()]
+    )
     parser.add_argument("--resume", action="store_true", help="keep the rows that FILE has, measure the others")
     parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, help="a pipeline folder (default: what ships)")
     parser.add_argument("--clips", type=int, help="default 3 with --quick, else 8")
     parser.add_argument("--frames", type=int, help="of a clip; default 8 with --quick, else 16")
     parser.add_argument("--seed", type=int, default=0, help="which heads and which noise")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--face-landmarker", type=Path)
-    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     require_green(*TESTS)
     hush_libraries()
     clips, frames = options.clips or (3 if options.quick else 8), options.frames or (8 if options.quick else 16)
-    model, guidance = FollowYourEmojiPipeline.from_pretrained(options.model), recommended_guidance(options.model)
+    model = FollowYourEmojiPipeline.from_pretrained(options.model).to(options.device)
+    guidance = recommended_guidance(options.model)
     with FaceLandmarkDetector(obtain_face_landmarker(options.face_landmarker), max_faces=1) as detector:
 
         def detect(picture: NDArray[np.uint8]) -> NDArray[np.floating] | None:
@@ -275,6 +277,7 @@ def main() -> None:
         found = make_clips(world, detect, clips=clips, frames=frames, seed=options.seed)
         bench = Bench(model, found, guidance, detect)
         now = conditions(
+            options.device,
             quick=options.quick, model_hash=model_hash(model), split=SPLIT, clips=clips, frames=frames, size=size,
             seed=options.seed, steps=STEPS, sampler="DDIM", guidance=guidance, world_version=WORLD_VERSION,
             titles=TABLES,
@@ -289,6 +292,8 @@ def main() -> None:
         known = earlier_rows(options.json, now) if options.resume and options.json else {}
         rows, interrupted = run(bench, planned, known, save)
     print_table(rows, COLUMNS)
+    if options.json:
+        draw_curves({"rows": rows}, options.json.with_suffix(""))
     if interrupted:
         where = f"{options.json} has them; --resume goes on" if options.json else "without --json they are lost"
         print(f"stopped after {len(rows)} of {len(planned)} rows: {where}", file=sys.stderr)

@@ -1,0 +1,166 @@
+"""The documents say what the committed results say; every row has its place, the bad ones too."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from pathlib import Path
+
+import benchmark_rows
+import pytest
+
+from benchmarks import sections, summary, tables
+from benchmarks.drawing import digest
+from benchmarks.error_per_step import curves
+from benchmarks.grouping import family, groups, slug
+from benchmarks.markdown import table
+from benchmarks.quality_speed import points
+from benchmarks.tables import BEGIN, END, ROOT
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A folder with hand-made results."""
+    (tmp_path / "acceleration.json").write_text(json.dumps(benchmark_rows.acceleration()))
+    (tmp_path / "ablation.json").write_text(json.dumps(benchmark_rows.ablation()))
+    return tmp_path
+
+
+def test_the_documents_are_what_the_committed_results_make() -> None:
+    """If this fails: `python -m benchmarks.tables`, and commit what it writes."""
+    for path, text in tables.documents(tables.RESULTS).items():
+        assert path.read_text("utf-8") == text, path
+
+
+def test_the_committed_pictures_show_the_committed_results() -> None:
+    """If this fails: `python -m benchmarks.quality_speed`, `python -m benchmarks.error_per_step`, and commit them."""
+    data = tables.load(tables.RESULTS)
+    wanted = {}
+    if "acceleration" in data:
+        for key, rows in groups(data["acceleration"]["rows"]).items():
+            if points(rows):
+                wanted[slug(*key)] = rows
+    if "ablation" in data and curves(data["ablation"]["rows"]):
+        wanted["ablation"] = [row for row, *_ in curves(data["ablation"]["rows"])]
+    drawn = {path.stem for path in tables.RESULTS.glob("*.svg")}
+    assert drawn == {f"{name}-{theme}" for name in wanted for theme in ("light", "dark")}
+    for name, rows in wanted.items():
+        for theme in ("light", "dark"):
+            assert f"rows {digest(rows)}" in (tables.RESULTS / f"{name}-{theme}.svg").read_text("utf-8")
+
+
+def test_a_changed_figure_changes_the_documents(results: Path) -> None:
+    before = tables.documents(results)
+    data = benchmark_rows.acceleration()
+    default = next(row for row in data["rows"] if row["name"] == "ticache N=3")
+    default["psnr"] -= 0.1
+    (results / "acceleration.json").write_text(json.dumps(data))
+    after = tables.documents(results)
+    assert all(after[path] != text for path, text in before.items())
+
+
+def test_check_ends_with_1_where_a_document_differs(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tables", "--check", "--results", str(results)])
+    before = (ROOT / "README.md").read_text("utf-8")
+    with pytest.raises(SystemExit) as end:
+        tables.main()
+    assert end.value.code == 1
+    assert "README.md: differs" in capsys.readouterr().out
+    assert (ROOT / "README.md").read_text("utf-8") == before
+
+
+def test_every_row_of_every_file_is_told(results: Path) -> None:
+    shutil.copy(tables.RESULTS / "compiled_kernels.json", results)
+    (results / "kernels.json").write_text(json.dumps(benchmark_rows.kernels()))
+    (results / "latency.json").write_text(json.dumps(benchmark_rows.latency()))
+    (results / "evaluation.json").write_text(json.dumps(benchmark_rows.evaluation()))
+    data = tables.load(results)
+    text = tables.document(data, results)
+    for name in ("acceleration", "ablation", "latency"):
+        for row in data[name]["rows"]:
+            assert row["name"] in text, row["name"]
+            assert not row["error"] or row["error"] in text
+    assert "`fye train --config benchmarks/configs/no-facial-loss.toml" in text
+    assert "| repeat reference | 0.0444 |" in text
+    assert "**missed**" in text
+    assert text.count("Conditions: ") == 6
+    assert "Not measured" not in text
+    assert not re.search(r"\bNone\b|\bnan\b", text)
+
+
+def test_what_is_absent_is_left_out_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    text = tables.document({}, tmp_path)
+    for section in tables.SECTIONS:
+        assert f"`{section.command}`" in text
+    assert "acceleration" in tables.short({}, tmp_path)
+
+
+def test_pictures_are_shown_where_they_are_drawn(results: Path) -> None:
+    data = tables.load(results)
+    assert "<picture>" not in tables.document(data, results)
+    name = slug("portrait", "ddim-30")
+    for theme in ("light", "dark"):
+        (results / f"{name}-{theme}.svg").write_text("<svg/>")
+    assert f'src="results/{name}-light.svg"' in tables.document(data, results)
+    assert f'srcset="benchmarks/results/{name}-dark.svg"' in tables.short(data, results)
+
+
+def test_the_summary_has_the_best_affordable_row_of_each_method() -> None:
+    rows = [row for row in benchmark_rows.acceleration()["rows"] if row["base"] == "ddim-30"]
+    names = [row["name"] for row in summary.chosen(rows)]
+    assert names[0] == "uncached"
+    assert {"ticache N=3", "ticache paper N=3", "DPM-Solver++ 2M 10", "DeepCache N=3 branch 0", "tomesd 0.5"} < set(
+        names
+    )
+    assert "DPM-Solver++ 2M 15" not in names  # dearer than our row
+    assert "DDIM 14 (equal FLOPs, N=3)" in names  # within the slack
+    assert "ticache N=2" not in names
+    psnr = [row["psnr"] for row in summary.chosen(rows)]
+    assert psnr == sorted(psnr, reverse=True)
+
+
+def test_the_summary_hides_no_method_that_beats_us() -> None:
+    rows = copy.deepcopy([row for row in benchmark_rows.acceleration()["rows"] if row["base"] == "ddim-30"])
+    winner = next(row for row in rows if row["name"] == "UniPC 10")
+    winner["psnr"] = 99.0
+    assert [row["name"] for row in summary.chosen(rows)][1] == "UniPC 10"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("DDIM 10", "DDIM"),
+        ("DDIM 14 (equal FLOPs, N=3)", "DDIM"),
+        ("DPM-Solver++ 2M 8", "DPM-Solver++ 2M"),
+        ("DeepCache N=3 branch 0", "DeepCache branch 0"),
+        ("DeepCache N=5 branch 11", "DeepCache branch 11"),
+        ("tomesd 0.5", "tomesd"),
+        ("Spectrum forecaster, 10 calls", "Spectrum forecaster"),
+        ("threshold reuse, about 6 calls", "threshold reuse"),
+        ("plain reuse outer N=3", "plain reuse outer"),
+        ("T-GATE", "T-GATE"),
+    ],
+)
+def test_a_family_is_a_method_without_its_settings(name: str, expected: str) -> None:
+    assert family(name) == expected
+
+
+def test_text_outside_the_markers_stays() -> None:
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert tables.replaced(text, "new", "x") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+    for broken in ("nothing", f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"):
+        with pytest.raises(ValueError, match="x must have"):
+            tables.replaced(broken, "new", "x")
+
+
+def test_a_table_keeps_its_columns_apart() -> None:
+    assert table(["", "dB"], [["a|b", "1.0"], ["c", "-"]]) == "|  | dB |\n| --- | ---: |\n| a\\|b | 1.0 |\n| c | - |"
+
+
+def test_columns_without_any_figure_are_left_out() -> None:
+    rows = [row | {"l1_truth": None} for row in benchmark_rows.acceleration()["rows"]]
+    assert "L1" not in sections.acceleration_table(rows).splitlines()[0]
