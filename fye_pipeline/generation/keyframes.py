@@ -1,13 +1,16 @@
-"""The order in which a long video is generated: keyframes first, then the gaps between them; no tensor."""
+"""The order in which a long video is generated: keyframes, the gaps between them, and the joints; no tensor."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from fye_pipeline.errors import UserError
 
 SHORTEST = 3  # frames of a clip: its two ends are given, and one between them is made
+JOINT = 1  # frames on either side of a keyframe that are made again with it
+JOINT_REACH = 3  # frames on either side that a joint's clip spans; those beyond JOINT are given
 
 
 @dataclass(frozen=True)
@@ -15,13 +18,14 @@ class PlannedClip:
     """Frames that go through the UNet together, in ascending order, and those among them that are given.
 
     number: the clip's place in the plan. level: 0 for the clip that is given nothing; every gap is one level below the
-    clips that make its ends.
+    clips that make its ends. joint: it makes frames again that clips before it have made.
     """
 
     number: int
     level: int
     frames: tuple[int, ...]
     given: tuple[int, ...]
+    joint: bool = False
 
     @property
     def made(self) -> tuple[int, ...]:
@@ -29,19 +33,23 @@ class PlannedClip:
         return tuple(frame for frame in self.frames if frame not in self.given)
 
 
-def plan_clips(frames: int, *, length: int, limit: int | None = None) -> list[PlannedClip]:
+def plan_clips(frames: int, *, length: int, limit: int | None = None, joints: bool = False) -> list[PlannedClip]:
     """Plan a video as clips of at most `length` frames; each is given only frames that clips before it have made.
 
     The keyframes divide the video into the fewest gaps that fit into a clip with both their ends, evenly. They are one
     clip; where they are too many for one, they are planned as a video of their own.
     limit: the most frames that the model takes at once.
+    joints: after the gaps on both sides of a keyframe, make it and its neighbours once more, given frames of both gaps
+        (no part of the paper's plan). Gaps of less than 4 frames have none.
     Raises UserError when the numbers allow no plan.
     """
     if frames < 1:
         raise UserError(f"the video must have at least 1 frame, got {frames}")
     if not SHORTEST <= length <= (limit or length):
         raise UserError(f"a progressive clip must have {SHORTEST} to {limit or 'any number of'} frames, got {length}")
-    return [PlannedClip(number, *clip) for number, clip in enumerate(_plan(tuple(range(frames)), length))]
+    clips = _plan(tuple(range(frames)), length)
+    planned = _with_joints(clips) if joints and len(clips) > 1 else [(*clip, False) for clip in clips]
+    return [PlannedClip(number, *clip) for number, clip in enumerate(planned)]
 
 
 def _plan(frames: tuple[int, ...], length: int) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
@@ -54,3 +62,50 @@ def _plan(frames: tuple[int, ...], length: int) -> list[tuple[int, tuple[int, ..
     level = clips[-1][0] + 1
     inner = [(level, frames[a : b + 1], (frames[a], frames[b])) for a, b in pairwise(keys) if b - a > 1]
     return clips + inner
+
+
+def _with_joints(
+    clips: list[tuple[int, tuple[int, ...], tuple[int, ...]]],
+) -> list[tuple[int, tuple[int, ...], tuple[int, ...], bool]]:
+    """A plan with a joint after every two gaps of the lowest level that share a keyframe."""
+    lowest = clips[-1][0]
+    planned: list[tuple[int, tuple[int, ...], tuple[int, ...], bool]] = []
+    before: tuple[int, ...] = ()
+    for level, frames, given in clips:
+        planned.append((level, frames, given, False))
+        if level != lowest:
+            continue
+        # A frame that a joint is given must not be made again by the next one.
+        reach = min(JOINT_REACH, len(before) - 2 - JOINT, len(frames) - 2 - JOINT)
+        if before and before[-1] == frames[0] and reach > JOINT:
+            key = frames[0]
+            span = tuple(range(key - reach, key + reach + 1))
+            held = tuple(frame for frame in span if abs(frame - key) > JOINT)
+            planned.append((level + 1, span, held, True))
+        before = frames
+    return planned
+
+
+def keyframes(plan: Sequence[PlannedClip]) -> list[int]:
+    """The frames at which clips of the lowest level meet, the first and the last of the video left out."""
+    gaps = [clip for clip in plan if not clip.joint]
+    lowest = [clip for clip in gaps if clip.level == gaps[-1].level]
+    return sorted({clip.frames[0] for clip in lowest} & {clip.frames[-1] for clip in lowest})
+
+
+def in_order(plan: Sequence[PlannedClip], done: Iterable[PlannedClip]) -> Iterator[tuple[PlannedClip, range]]:
+    """Follow clips as they are finished: with each, the frames that can be shown now, all before them having been.
+
+    A frame is ready when the last clip that makes it is finished.
+    """
+    last = {frame: clip.number for clip in plan if clip.joint for frame in clip.made}
+    waiting: set[int] = set()
+    shown = 0
+    for clip in done:
+        waiting.update(frame for frame in clip.made if last.get(frame, clip.number) == clip.number)
+        stop = shown
+        while stop in waiting:
+            waiting.remove(stop)
+            stop += 1
+        yield clip, range(shown, stop)
+        shown = stop
