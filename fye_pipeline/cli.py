@@ -21,6 +21,7 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.evaluate_command import app as evaluate_app
 from fye_pipeline.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Overwrite, Quiet, TaskFile
 from fye_pipeline.prepare_command import prepare
+from fye_pipeline.tune_command import tune
 
 app = typer.Typer(
     name="fye",
@@ -32,6 +33,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="Model files: list, fetch, check.", no_args_is_help=True)
 app.command()(animate)
 app.command()(prepare)
+app.command()(tune)
 app.add_typer(models_app, name="models")
 app.add_typer(evaluate_app, name="evaluate")
 

@@ -20,6 +20,7 @@ from transformers import CLIPVisionModelWithProjection
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from fye_pipeline import presets
 from fye_pipeline.errors import UserError
 from fye_pipeline.generation import progressive
 from fye_pipeline.generation.clips import Clip, Conditions, cut_clip, predict
@@ -148,9 +149,16 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
     # Caching
 
     def enable_cache(self, config: "CacheConfig | None" = None, **options: Any) -> "Session":
-        """Accelerate the UNet with `ticache.apply(self, config, **options)`; the session gets each run's `region`."""
+        """Accelerate the UNet with `ticache.apply(self, config, **options)`; the session gets each run's `region`.
+
+        `preset="fast"`, "balanced" or "faithful" without N is the model's own, if its folder holds one that was tuned on
+        these weights (`fye tune`); else it is ticache's generic one, and a note in the log says so.
+        """
         import ticache
 
+        if config is None and options.get("preset") is not None:
+            tuned, options = presets.resolve(options, Path(self.config.get("_name_or_path") or ""))
+            config = None if tuned is None else ticache.CacheConfig.from_json(tuned)
         self._session, self._lent_region = ticache.apply(self, config, **options), None
         return self._session
 

@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from ticache.fidelity import Metric, as_tensor, mean
+from ticache.calls import Outcome
+from ticache.fidelity import Metric, mean
+from ticache.progress import OnProgress, Progress
 from ticache.search import Candidate, Exhausted
 
 GIVE_UP = 0.5  # in the metric's unit: a trial that is on average so far behind the best is not run on further calls
 
-Call = Mapping[str, Any]
 # Makes the call of that index with a candidate's cache on; None: every step full.
-RunCall = Callable[[int, Candidate | None], "Outcome"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One run: its result [..., C, H, W], T, and how many times fewer operations the UNet took (None: unknown)."""
-
-    result: Tensor
-    num_steps: int
-    flops_ratio: float | None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a search has come, for whoever shows it.
-
-    stage: what runs now; done of total: how much of it (total None: not known). best, late: mean of the calibration
-    calls for the best so far and for the late schedule, None before there is one; candidate: the best so far.
-    """
-
-    stage: Literal["uncached", "trial", "check"]
-    done: int
-    total: int | None
-    best: float | None = None
-    late: float | None = None
-    candidate: Candidate | None = None
+RunCall = Callable[[int, Candidate | None], Outcome]
 
 
 @dataclass
@@ -60,14 +33,15 @@ class Score:
 class References:
     """Uncached runs, each made when first needed and kept on the CPU."""
 
-    def __init__(self, run: RunCall, on_run: Callable[[int], None]):
-        self._run, self._on_run = run, on_run
+    def __init__(self, run: RunCall):
+        self._run = run
+        self.on_run: Callable[[int], None] = lambda done: None
         self._results: dict[int, Tensor] = {}
         self.num_steps: int | None = None
 
     def __getitem__(self, index: int) -> Tensor:
         if index not in self._results:
-            self._on_run(len(self._results))
+            self.on_run(len(self._results))
             outcome = self._run(index, None)
             if self.num_steps not in (None, outcome.num_steps):
                 raise ValueError(
@@ -152,7 +126,7 @@ class Trials:
     metric: Callable[[Tensor, Tensor, int], float]
     journal: Journal
     bound: Bound
-    on_progress: Callable[[Progress], None]
+    on_progress: OnProgress
     late: float | None = None
     _best: dict[int, tuple[Candidate, Score]] = field(default_factory=dict)
 
@@ -225,51 +199,3 @@ def metric_of(metric: Metric, regions: Sequence[Tensor | None]) -> Callable[[Ten
         return value
 
     return measure
-
-
-@contextmanager
-def same_noise(call: Call, seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers of a run: from the call's generators, wound back afterwards, else from `seed`.
-
-    The global generators are as before when it ends.
-    """
-    generators = [each for value in call.values() for each in _generators(value)]
-    states = [generator.get_state() for generator in generators]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
-
-
-def _generators(value: Any) -> list[torch.Generator]:
-    if isinstance(value, torch.Generator):
-        return [value]
-    return [each for each in value if isinstance(each, torch.Generator)] if isinstance(value, list | tuple) else []
-
-
-def digest_of(value: Any) -> str:
-    """A name for arguments of a call: by content for numbers, text, tensors, arrays and pictures, else by kind."""
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()[:24]
-
-
-def _feed(digest: Any, value: Any) -> None:
-    digest.update(type(value).__name__.encode())
-    if isinstance(value, Mapping):
-        for name in sorted(value, key=str):
-            digest.update(str(name).encode())
-            _feed(digest, value[name])
-    elif isinstance(value, list | tuple):
-        for each in value:
-            _feed(digest, each)
-    elif isinstance(value, torch.Generator):
-        _feed(digest, value.get_state())
-    elif isinstance(value, Tensor) or hasattr(value, "__array_interface__") or hasattr(value, "__array__"):
-        tensor = value.detach().cpu().double() if isinstance(value, Tensor) else as_tensor(value)
-        digest.update(str(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
-    elif value is None or isinstance(value, bool | int | float | str | bytes):
-        digest.update(repr(value).encode())

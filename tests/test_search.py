@@ -1,0 +1,136 @@
+"""Where a tuning looks: pure searches over schedules, against objectives whose best is known."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from ticache.schedule import late_steps, late_steps_of, map_steps
+from ticache.search import Candidate, Choices, Climb, Exhausted, fewest_late, resampled
+
+CHOICES = Choices(orders=(2, 1), cuts=("outer",))
+
+
+def peak(best: tuple[int, ...], order: int = 2, cut: str = "outer"):
+    """What a candidate is worth: less, the farther each step is from where it should be."""
+
+    def worth(candidate: Candidate) -> float:
+        distance = sum(abs(a - b) for a, b in zip(candidate.steps, best, strict=True))
+        return 50.0 - distance - 3 * (candidate.order != order) - 5 * (candidate.cut != cut)
+
+    return worth
+
+
+@pytest.mark.parametrize("best", [(0, 7, 14, 20, 26, 29), (0, 2, 4, 9, 18, 29), (0, 12, 20, 23, 25, 28)])
+def test_a_climb_reaches_a_single_peak(best: tuple[int, ...]) -> None:
+    climb = Climb(6, 30, peak(best, order=1), CHOICES)
+    assert not climb.run()
+    assert (climb.best.steps, climb.best.order, climb.value) == (best, 1, 50.0)
+
+
+def test_a_climb_moves_neighbours_together() -> None:
+    """Neither of two steps gains by moving alone; only with the other."""
+
+    def worth(candidate: Candidate) -> float:
+        _, a, b, _ = candidate.steps
+        return -abs(a - 15) - 10 * abs(b - a - (late[2] - late[1]))
+
+    late = late_steps_of(4, 30)
+    climb = Climb(4, 30, worth, Choices(orders=(2,), cuts=("outer",)))
+    climb.run()
+    assert climb.best.steps[1:3] == (15, 15 + late[2] - late[1])
+
+
+def test_the_search_begins_with_the_late_schedule_and_tries_nothing_twice() -> None:
+    tried: list[Candidate] = []
+
+    def worth(candidate: Candidate) -> float:
+        tried.append(candidate)
+        return peak((0, 5, 12, 20, 26, 29))(candidate)
+
+    Climb(6, 30, worth, CHOICES).run()
+    assert tried[0] == Candidate(late_steps(30, 5), 2, "outer", "newton")
+    assert len(tried) == len(set(tried))
+    assert all(len(set(each.steps)) == 6 and each.steps[0] == 0 and max(each.steps) < 30 for each in tried)
+
+
+def test_seeds_order_the_moves_and_nothing_else_is_random() -> None:
+    def order(seed: int) -> list[Candidate]:
+        tried: list[Candidate] = []
+
+        def worth(candidate: Candidate) -> float:
+            tried.append(candidate)
+            return 0.0
+
+        Climb(5, 20, worth, CHOICES, seed=seed).run()
+        return tried
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    assert set(order(1)) == set(order(2))
+
+
+def test_a_goal_a_limit_and_exhaustion_end_it_with_the_best_so_far() -> None:
+    worth = peak((0, 5, 12, 20, 26, 29))
+    climb = Climb(6, 30, worth, CHOICES)
+    assert climb.run(goal=42)
+    assert 42 <= climb.value < 50
+
+    counted = itertools.count(1)
+    limited = Climb(6, 30, lambda candidate: next(counted) and worth(candidate), CHOICES)
+    limited.run(limit=4)
+    assert next(counted) == 5
+
+    left = iter(range(6))
+
+    def scarce(candidate: Candidate) -> float:
+        if next(left, None) is None:
+            raise Exhausted
+        return worth(candidate)
+
+    scanty = Climb(6, 30, scarce, CHOICES)
+    with pytest.raises(Exhausted):
+        scanty.run()
+    assert scanty.value > worth(CHOICES.start(late_steps(30, 5)))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 30])
+def test_bisection_finds_the_threshold(num_steps: int) -> None:
+    for threshold in range(1, num_steps + 1):
+        tried: list[int] = []
+
+        def reaches(count: int, threshold: int = threshold, tried: list[int] = tried) -> bool:
+            tried.append(count)
+            return count >= threshold
+
+        assert fewest_late(num_steps, reaches) == threshold
+        assert len(tried) <= 8
+        assert num_steps not in tried
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_resampled_keeps_ends_and_order(count: int) -> None:
+    steps = resampled((0, 7, 14, 20, 26, 29), count, 30)
+    assert len(set(steps)) == count
+    assert list(steps) == sorted(steps)
+    assert steps[0] == 0
+    assert count == 1 or steps[-1] == 29
+    assert resampled((0, 7, 14, 20, 26, 29), 6, 30) == (0, 7, 14, 20, 26, 29)
+
+
+@pytest.mark.parametrize(
+    ("steps", "num_steps", "onto", "mapped"),
+    [
+        ((0, 10, 20, 29), 30, 15, (0, 5, 10, 14)),
+        ((0, 10, 20, 29), 30, 60, (0, 20, 41, 59)),
+        ((0, 26, 27, 28, 29), 30, 10, (0, 6, 7, 8, 9)),
+        ((0, 5, 9), 10, 2, (0, 1)),
+        ((0,), 10, 20, (0,)),
+        ((0, 3), 10, 10, (0, 3)),
+    ],
+)
+def test_steps_lie_at_the_same_shares_of_another_run(
+    steps: tuple[int, ...], num_steps: int, onto: int, mapped: tuple[int, ...]
+) -> None:
+    assert map_steps(steps, num_steps, onto) == mapped
