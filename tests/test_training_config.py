@@ -51,7 +51,7 @@ def test_unknown_options_are_refused(options: dict, message: str) -> None:
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config must be one of tiny, smoke or a \.toml or \.json file, got large"):
+    with pytest.raises(UserError, match=r"config must be one of tiny, smoke, tiny-gpu, paper or a \.toml or \.json file, got large"):
         load_config("large")
     broken = tmp_path / "broken.toml"
     broken.write_text("seed = = 3", encoding="utf-8")

@@ -55,7 +55,7 @@ def test_what_is_too_small_or_too_short_is_named() -> None:
 
 
 def test_a_jump_of_the_face_begins_a_new_clip_and_a_walk_does_not() -> None:
-    assert spans(seen(*[face()] * 5, *[face(x=345)] * 5)) == [(0, 5, ""), (5, 10, "")]
+    assert spans(seen(*[face()] * 5, *[face(x=355)] * 5)) == [(0, 5, ""), (5, 10, "")]
     assert spans(seen(*[face(x=320 + 5 * step) for step in range(8)])) == [(0, 8, "")]
 
 
@@ -92,7 +92,15 @@ def test_long_clips_are_divided_evenly() -> None:
 
 
 def test_a_face_at_the_border_is_refused() -> None:
-    assert spans(seen(*[face(x=60)] * 6)) == [(0, 6, "face at the picture's border")]
+    assert spans(seen(*[face(x=40)] * 6)) == [(0, 6, "face at the picture's border")]
+
+
+def test_the_square_stays_inside_the_picture_as_long_as_the_face_has_room() -> None:
+    (piece,) = cut(seen(*[face(x=60)] * 6), RULES)
+    assert piece.crop == Crop(0, 144, 200, WIDTH, HEIGHT)
+    (tight,) = cut(seen(*[face(y=250, size=300)] * 6), RULES)
+    assert tight.crop == Crop(80, 0, 480, WIDTH, HEIGHT)
+    assert cutting.beyond(tight.crop) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a training run does: the built-in `tiny` recipe, and TOML or JSON files that change it."""
+"""What a training run does: options, and TOML or JSON files that change a named recipe."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.landmarks.drawing import Style
+from fye_pipeline.training.recipes import RECIPES
+
+PRECISIONS = ("no", "bf16", "fp16")
+LATENTS = ("cache", "encode")
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,26 @@ class TrainConfig:
     """A whole run: the world's heads, the autoencoder, phase I (image) and phase II (video)."""
 
     name: str = "tiny"
+    needs: tuple[str, ...] = ()  # options that have no default in this recipe
     seed: int = 0
-    init: str | None = None  # a pipeline folder to go on from, else random weights
+    data_seed: int | None = None  # of batches and noise; default: `seed`. Change it when a run goes on from weights
+    init: str | None = None  # a pipeline folder to go on from ("shipped": the package's), else random weights
+    motion_init: str | None = None  # an AnimateDiff checkpoint (file, or a MotionAdapter's folder) for motion modules
+    dataset: str | None = None  # a folder made by `fye prepare`; default: heads of the rendered world
     data: str | None = None  # folder for rendered heads and latents; default: `data` in the output folder
+    latents: str = "cache"  # of a dataset: "cache" encodes every frame once, "encode" each when it is needed
+    clip_stride: int = 4  # of a dataset: frames of a training clip are 1 to this many apart
+    shuffle_shards: int = 16  # of a dataset: clips are shuffled within this many shards
     heads: int = 3000
+    workers: int = 0  # processes that render heads and make batches ahead; 0: the training process itself
+    landmark_style: Style = "expression"  # Table 4's ablations: with-contour, without-pupils, plain
     in_channels: int = 9
     image_prompt: str = "linear"
     reference_hint: bool = True  # the reference's latents in the clean-latent channels of frames that are not given
+    train_image_encoder: bool = True  # phase I; False where it comes trained
+    train_conv_in: bool = True  # phase II, where frames can be given; False: the motion modules alone
     vae_seconds: float = 1150.0
+    vae_batch: int = 6
     phases: tuple[str, ...] = ("image", "video")
     image: PhaseConfig = field(
         default_factory=lambda: PhaseConfig(
@@ -64,7 +81,7 @@ class TrainConfig:
     facial_loss: bool = True
     ffg_weight: float = 1.0
     mixed_precision: str = "no"
-    gradient_accumulation: int = 1
+    gradient_accumulation: int = 1  # parts in which a batch is computed: the same step in less memory
     gradient_checkpointing: bool = False
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
@@ -76,41 +93,39 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-# Minutes on a CPU: the whole path with a handful of heads, for tests and for a first look.
-SMOKE: dict[str, Any] = {
-    "name": "smoke",
-    "heads": 8,
-    "vae_seconds": 2.0,
-    "image": {"steps": 8, "batch": 2, "warmup": 2},
-    "video": {"steps": 4, "batch": 1, "warmup": 2, "frames": 4},
-    "checkpoint_every": 4,
-    "sample_every": 0,
-    "log_every": 1,
-}
-NAMED: dict[str, dict[str, Any]] = {"tiny": {}, "smoke": SMOKE}
+def load_config(source: str | Path, **overrides: Any) -> TrainConfig:
+    """A named recipe or a .toml/.json file of options that differ from `tiny`, or from the recipe it names as `base`.
 
-
-def load_config(source: str | Path) -> TrainConfig:
-    """A named recipe ("tiny", "smoke") or a .toml/.json file of options that differ from `tiny`.
-
-    Raises UserError for unreadable files and unknown options.
+    overrides: options that win over both; None is no override. Raises UserError for unreadable files and unknown
+    options.
     """
-    if str(source) in NAMED:
-        return build_config(NAMED[str(source)])
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if str(source) in RECIPES:
+        return build_config({"base": str(source), **given})
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"config must be one of {', '.join(NAMED)} or a .toml or .json file, got {source}")
+        raise UserError(f"config must be one of {', '.join(RECIPES)} or a .toml or .json file, got {source}")
     try:
         text = path.read_text(encoding="utf-8")
         options = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} cannot be read as a training config: {error}") from error
-    return build_config(options)
+    return build_config(options | given)
 
 
 def build_config(options: dict[str, Any]) -> TrainConfig:
-    """Apply options to the `tiny` recipe; `image` and `video` hold a phase's own. Raises UserError."""
-    base = TrainConfig()
+    """Apply options to a recipe (`base`, default `tiny`); `image` and `video` hold a phase's own. Raises UserError."""
+    changes = dict(options)
+    recipe = changes.pop("base", "tiny")
+    if recipe not in RECIPES:
+        raise UserError(f"base must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    config = _apply(_apply(TrainConfig(), RECIPES[recipe]), changes)
+    _check(config)
+    return config
+
+
+def _apply(base: TrainConfig, options: dict[str, Any]) -> TrainConfig:
+    """Options over others. Raises UserError for unknown ones."""
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     unknown = sorted(set(options) - known)
     if unknown:
@@ -122,8 +137,53 @@ def build_config(options: dict[str, Any]) -> TrainConfig:
                 changes[phase] = dataclasses.replace(getattr(base, phase), **changes[phase])
             except TypeError as error:
                 raise UserError(f"training option {phase}: {error}") from error
-    if "phases" in changes:
-        changes["phases"] = tuple(changes["phases"])
-        if not set(changes["phases"]) <= {"image", "video"}:
-            raise UserError(f"phases must be among image, video, got {', '.join(changes['phases'])}")
+    for name in ("phases", "needs"):
+        if name in changes:
+            changes[name] = tuple(changes[name])
     return dataclasses.replace(base, **changes)
+
+
+def _check(config: TrainConfig) -> None:
+    """Raise UserError where an option has a value that it cannot have."""
+    if not set(config.phases) <= {"image", "video"}:
+        raise UserError(f"phases must be among image, video, got {', '.join(config.phases)}")
+    for name, allowed in (
+        ("mixed_precision", PRECISIONS),
+        ("latents", LATENTS),
+        ("landmark_style", get_args(Style)),
+    ):
+        if getattr(config, name) not in allowed:
+            raise UserError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+    for name in ("gradient_accumulation", "clip_stride", "shuffle_shards"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} must be >= 1, got {getattr(config, name)}")
+    for phase in config.phases:
+        batch = getattr(config, phase).batch
+        if batch < 1 or batch % config.gradient_accumulation:
+            raise UserError(
+                f"{phase}.batch must be a multiple of gradient_accumulation ({config.gradient_accumulation}), "
+                f"got {batch}"
+            )
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Raise UserError, naming all of them, where a recipe's inputs are not given or do not go together."""
+    missing = [name for name in config.needs if getattr(config, name) is None]
+    if missing:
+        needed = " and ".join(f"{name} ({NEEDED[name]})" for name in missing)
+        flags = " and ".join(f"--{name}" for name in missing)
+        raise UserError(
+            f"the recipe {config.name} needs {needed}: pass {flags}, "
+            f"or name them in a config file with base = {config.name!r}"
+        )
+    if config.dataset is not None and config.init is None:
+        raise UserError(
+            f"training on a dataset needs init ({NEEDED['init']}): pass --init FOLDER, "
+            "or --init shipped for the package's model"
+        )
+
+
+NEEDED = {
+    "init": "a pipeline folder, as save_pretrained writes it",
+    "dataset": "a folder made by `fye prepare`",
+}

@@ -32,16 +32,17 @@ class CutRules:
     """What makes a clip. min_face: pixels of the face's longer side; min_frames, max_frames: a clip's length.
 
     jump: mean movement of the landmarks between two frames, in face sizes, that no head makes. roam: share of the
-    square that all places of the face together may fill. outside: share of the square beyond the picture.
+    square that all places of the face together may fill. outside: how far a face may reach beyond the picture, in face
+    sizes, and share of the square that may lie there.
     Raises `UserError` where a value makes no sense.
     """
 
     min_face: int = 128
     min_frames: int = 24
     max_frames: int = 240
-    jump: float = 0.2
+    jump: float = 0.3
     roam: float = 0.9
-    outside: float = 0.15
+    outside: float = 0.05
 
     def __post_init__(self) -> None:
         if self.min_face < 1 or self.min_frames < 2:
@@ -98,9 +99,7 @@ def scene_cuts(changes: NDArray) -> NDArray[np.bool_]:
     """Where a shot begins: changes [F] that are large, and far above those around them. -> [F]."""
     cuts = changes > _SCENE
     for frame in np.flatnonzero(cuts):
-        around = np.delete(
-            changes[max(frame - _NEIGHBOURS, 0) : frame + _NEIGHBOURS + 1], min(frame, _NEIGHBOURS)
-        )
+        around = np.delete(changes[max(frame - _NEIGHBOURS, 0) : frame + _NEIGHBOURS + 1], min(frame, _NEIGHBOURS))
         cuts[frame] = len(around) == 0 or changes[frame] > _SCENE_RATIO * np.median(around)
     return cuts
 
@@ -163,8 +162,9 @@ def _judge(sightings: Sequence[Sighting], start: int, stop: int, rules: CutRules
     if stop - start < rules.min_frames:
         return Piece(start, stop, reason=SHORT)
     seen = [(sighting.face, sighting.others) for sighting in sightings[start:stop] if sighting.face is not None]
-    crop = clip_square([face for face, _ in seen])
-    if beyond(crop) > rules.outside:
+    faces = [face for face, _ in seen]
+    crop = clip_square(faces, rules.roam)
+    if beyond(crop) > rules.outside or any(_cut_off(face) > rules.outside for face in faces):
         return Piece(start, stop, reason=BORDER)
     crowded = sum(any(_shows(crop, other, face) for other in others) for face, others in seen)
     if crowded > _CROWDED_SHARE * (stop - start):
@@ -172,18 +172,35 @@ def _judge(sightings: Sequence[Sighting], start: int, stop: int, rules: CutRules
     return Piece(start, stop, crop=crop)
 
 
-def clip_square(faces: Sequence[Face]) -> Crop:
+def clip_square(faces: Sequence[Face], roam: float) -> Crop:
     """The square that a clip is seen through: around the middle of all places of the face, as large as `crop_around`
-    makes it for a single portrait with a face of the mean size.
+    makes it for a portrait with a face of the mean size; smaller and moved where the picture ends, as long as all
+    places of the face fill no more than `roam` of it.
     """
     width, height = faces[0].width, faces[0].height
-    left, top, right, bottom = _pixels(faces[0])
+    left, top, right, bottom = reach = _pixels(faces[0])
     for face in faces[1:]:
-        left, top, right, bottom = _union((left, top, right, bottom), _pixels(face))
+        left, top, right, bottom = reach = _union(reach, _pixels(face))
     half = float(np.mean([face.size for face in faces])) / 2
     x, y = (left + right) / 2, (top + bottom) / 2
     box = ((x - half) / width, (y - half) / height, (x + half) / width, (y + half) / height)
-    return crop_around(box, width, height, scale=DEFAULT_SCALE, shift=DEFAULT_SHIFT)
+    wanted = crop_around(box, width, height, scale=DEFAULT_SCALE, shift=DEFAULT_SHIFT)
+    side = max(min(wanted.side, width, height), math.ceil(max(right - left, bottom - top) / roam))
+    middle = wanted.left + wanted.side / 2, wanted.top + wanted.side / 2
+    return Crop(_placed(middle[0], side, width), _placed(middle[1], side, height), side, width, height)
+
+
+def _placed(middle: float, side: int, length: int) -> int:
+    """Where a square begins: around its middle, but inside the picture where it fits into it."""
+    if side > length:
+        return (length - side) // 2
+    return min(max(round(middle - side / 2), 0), length - side)
+
+
+def _cut_off(face: Face) -> float:
+    """How far a face reaches beyond the picture, in face sizes."""
+    left, top, right, bottom = _pixels(face)
+    return max(-left, -top, right - face.width, bottom - face.height) / face.size
 
 
 def beyond(crop: Crop) -> float:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +50,8 @@ class HeadData:
         return self.meta.identities
 
 
-def render_heads(world: World, folder: Path, identities: int, *, split: str = "train") -> HeadData:
-    """Render `identities` heads of a split into a folder, or reuse what is there already."""
+def render_heads(world: World, folder: Path, identities: int, *, split: str = "train", jobs: int = 1) -> HeadData:
+    """Render `identities` heads of a split into a folder, by `jobs` processes, or reuse what is there already."""
     meta = Meta(WORLD_VERSION, world.seed, split, world.size, identities)
     path = folder / META
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) == asdict(meta):
@@ -55,9 +59,26 @@ def render_heads(world: World, folder: Path, identities: int, *, split: str = "t
     folder.mkdir(parents=True, exist_ok=True)
     shape = (identities, TAKES)
     open_file = np.lib.format.open_memmap
-    frames = open_file(folder / "frames.npy", "w+", np.uint8, (*shape, world.size, world.size, 3))
-    landmarks = open_file(folder / "landmarks.npy", "w+", np.float32, (*shape, 478, 3))
-    for index in range(identities):
+    for name, kind, rest in (("frames", np.uint8, (world.size, world.size, 3)), ("landmarks", np.float32, (478, 3))):
+        open_file(folder / f"{name}.npy", "w+", kind, (*shape, *rest)).flush()
+    jobs = max(min(jobs, os.cpu_count() or 1), 1)
+    edges = np.linspace(0, identities, jobs + 1).astype(int).tolist()
+    if jobs == 1:
+        _render_range(world, folder, split, 0, identities)
+    else:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            ranges = [pool.submit(_render_range, world, folder, split, *edge) for edge in pairwise(edges)]
+            for done in ranges:
+                done.result()
+    path.write_text(json.dumps(asdict(meta)), encoding="utf-8")
+    return HeadData(folder)
+
+
+def _render_range(world: World, folder: Path, split: str, start: int, stop: int) -> None:
+    """Render heads `start` to `stop` into the folder's arrays; each head depends on its number alone."""
+    frames = np.load(folder / "frames.npy", mmap_mode="r+")
+    landmarks = np.load(folder / "landmarks.npy", mmap_mode="r+")
+    for index in range(start, stop):
         fps = CLIP_RATES[index % len(CLIP_RATES)]
         strength = 1.35 if index % 6 == 5 else 1.0
         takes = [world.portrait(split, index, take=k) for k in range(PORTRAITS)]
@@ -66,8 +87,6 @@ def render_heads(world: World, folder: Path, identities: int, *, split: str = "t
         landmarks[index] = np.concatenate([take.sequence.landmarks for take in takes])
     frames.flush()
     landmarks.flush()
-    path.write_text(json.dumps(asdict(meta)), encoding="utf-8")
-    return HeadData(folder)
 
 
 def shuffled(count: int, seed: int) -> Iterator[int]:

@@ -13,24 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import Tensor
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.model_file import find_face_landmarker
-from fye_pipeline.models.tiny import build_tiny
-from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.training.batches import Batches, encode_heads
-from fye_pipeline.training.config import PhaseConfig, TrainConfig
+from fye_pipeline.training.batches import Batches, BatchSource, encode_heads
+from fye_pipeline.training.clip_batches import ClipBatches, LatentCache
+from fye_pipeline.training.config import PhaseConfig, TrainConfig, check_inputs
 from fye_pipeline.training.data import HeadData, render_heads
-from fye_pipeline.training.losses import LossParts, add_noise, noise_levels, training_loss
-from fye_pipeline.training.masking import draw_given_frames, with_given_frames
-from fye_pipeline.training.outputs import LAST, export, sample, save_checkpoint
+from fye_pipeline.training.dataset import Dataset
+from fye_pipeline.training.losses import LossParts
+from fye_pipeline.training.outputs import LAST, cut_log, export, sample, save_checkpoint
 from fye_pipeline.training.portrait import Average, PortraitModel, motion_left_out
+from fye_pipeline.training.start import load_parts
+from fye_pipeline.training.steps import Stepper, batches_ahead
 from fye_pipeline.training.vae import VaeConfig, normalise_latents, start_as_thumbnail, train_vae
 from fye_pipeline.world import World
 
 Report = Callable[[str], None]
+LOG = "log.jsonl"
 
 
 @dataclass
@@ -58,18 +59,19 @@ def train(
     face_landmarker: Path | None = None,
     on_progress: Report = print,
 ) -> Path:
-    """Run a whole recipe: render heads, train the autoencoder, both phases. Returns the folder of the trained model.
+    """Run a whole recipe: data, on rendered heads also the autoencoder, then both phases. Returns the model's folder.
 
     output: a folder that gets `config.json`, `data`, `vae`, one folder per phase (checkpoints, logs, samples) and
     `model`, the pipeline folder in float16. resume: go on from what is there. max_steps: end each phase early, after
-    that many steps in all. Raises UserError if `output` holds a run and `resume` is not set.
+    that many steps in all. face_landmarker: for rendered heads, whose skeleton is in it.
+    Raises UserError if `output` holds a run and `resume` is not set, and where the recipe's inputs are missing.
     """
     output = Path(output)
+    check_inputs(config)
     if (output / "config.json").exists() and not resume:
         raise UserError(f"{output} already holds a training run; continue it with --resume or choose another folder.")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation,
         log_with="tensorboard",
         project_dir=output,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -78,9 +80,7 @@ def train(
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.json").write_text(config.to_json(), encoding="utf-8")
-    data, parts = _prepare(config, output, accelerator, face_landmarker, report)
-    latents = encode_heads(parts["vae"], data, Path(config.data) if config.data else output / "data")
-    batches = Batches(data, latents, parts["feature_extractor"], config.seed)
+    batches, parts = _prepare(config, output, accelerator, face_landmarker, report)
     for phase in config.phases:
         _train_phase(phase, config, accelerator, parts, batches, output / phase, resume, max_steps, report)
     if accelerator.is_main_process:
@@ -95,36 +95,76 @@ def _silent(message: str) -> None:
 
 def _prepare(
     config: TrainConfig, output: Path, accelerator: Accelerator, task: Path | None, report: Report
-) -> tuple[HeadData, dict[str, Any]]:
-    """Render the heads and build the parts, with a trained autoencoder; the main process works, the others wait."""
-    world = World(CanonicalFace.from_task(find_face_landmarker(task)), seed=config.seed)
+) -> tuple[BatchSource, dict[str, Any]]:
+    """Make the data and build the parts, the autoencoder trained and on its device."""
     folder = Path(config.data) if config.data else output / "data"
+    parts = load_parts(config, report)
+    seed = config.seed if config.data_seed is None else config.data_seed
+    if config.dataset is not None:
+        dataset = Dataset(config.dataset)
+        report(f"dataset: {len(dataset)} clips of {dataset.size} pixels in {config.dataset}")
+        return _clip_batches(config, dataset, parts, folder, accelerator, seed, report), parts
+    world = World(CanonicalFace.from_task(find_face_landmarker(task)), seed=config.seed)
     with accelerator.main_process_first():
         report(f"heads: {config.heads} in {folder}")
-        data = render_heads(world, folder, config.heads)
-    parts = load_parts(config)
+        data = render_heads(world, folder, config.heads, jobs=config.workers)
     if config.init is None:
-        with accelerator.main_process_first():
-            if not (output / "vae" / "config.json").exists():
-                vae_config = VaeConfig(seconds=config.vae_seconds, seed=config.seed)
-                start_as_thumbnail(parts["vae"])
-                train_vae(parts["vae"], data, output / "vae", vae_config, on_progress=report, resume=True)
-                normalise_latents(parts["vae"], data)
-                parts["vae"].save_pretrained(output / "vae")
-        parts["vae"] = type(parts["vae"]).from_pretrained(output / "vae")
-    return data, parts
+        _obtain_vae(config, parts, data, output / "vae", accelerator, report)
+    parts["vae"].to(accelerator.device)
+    with accelerator.main_process_first():
+        latents = encode_heads(parts["vae"], data, folder)
+    return Batches(data, latents, parts["feature_extractor"], seed, config.landmark_style), parts
 
 
-def load_parts(config: TrainConfig) -> dict[str, Any]:
-    """Build the parts with random weights, or read them from the pipeline folder `config.init`, in float32."""
-    if config.init is None:
-        return build_tiny(
-            config.seed,
-            in_channels=config.in_channels,
-            image_prompt=config.image_prompt,
-            reference_hint=config.reference_hint,
+def _clip_batches(
+    config: TrainConfig,
+    dataset: Dataset,
+    parts: dict[str, Any],
+    folder: Path,
+    accelerator: Accelerator,
+    seed: int,
+    report: Report,
+) -> ClipBatches:
+    """Batches of a prepared dataset; its latents are cached now unless the steps are to encode them."""
+    vae, processes = parts["vae"].to(accelerator.device), accelerator.num_processes
+    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    smallest = factor * 2 ** (len(parts["unet"].config["block_out_channels"]) - 1)
+    if dataset.size % smallest:
+        raise UserError(
+            f"{dataset.folder} has pictures of {dataset.size} pixels; the model takes multiples of {smallest}."
         )
-    return dict(FollowYourEmojiPipeline.from_pretrained(config.init).components)
+    cache = None
+    if config.latents == "cache":
+        cache = LatentCache(dataset, vae, folder)
+        cache.fill(vae, rank=accelerator.process_index, processes=processes, report=report)
+        accelerator.wait_for_everyone()
+    return ClipBatches(
+        dataset,
+        cache,
+        parts["feature_extractor"],
+        seed,
+        cell=dataset.size // factor,
+        processes=processes,
+        style=config.landmark_style,
+        max_stride=config.clip_stride,
+        window=config.shuffle_shards,
+    )
+
+
+def _obtain_vae(
+    config: TrainConfig, parts: dict[str, Any], data: HeadData, folder: Path, accelerator: Accelerator, report: Report
+) -> None:
+    """Train the autoencoder, or read what a former run made; the main process works, the others wait."""
+    with accelerator.main_process_first():
+        if not (folder / "config.json").exists():
+            vae = parts["vae"]
+            start_as_thumbnail(vae)
+            vae.to(accelerator.device)
+            settings = VaeConfig(seconds=config.vae_seconds, batch=config.vae_batch, seed=config.seed)
+            train_vae(vae, data, folder, settings, on_progress=report, resume=True)
+            normalise_latents(vae, data)
+            vae.save_pretrained(folder)
+    parts["vae"] = type(parts["vae"]).from_pretrained(folder)
 
 
 def _train_phase(
@@ -132,7 +172,7 @@ def _train_phase(
     config: TrainConfig,
     accelerator: Accelerator,
     parts: dict[str, Any],
-    batches: Batches,
+    batches: BatchSource,
     folder: Path,
     resume: bool,
     max_steps: int | None,
@@ -156,17 +196,27 @@ def _train_phase(
     if resume and (folder / LAST).exists():
         accelerator.load_state(str(folder / json.loads((folder / LAST).read_text(encoding="utf-8"))["folder"]))
         report(f"{phase}: resumed at step {progress.step}")
+        if accelerator.is_main_process:
+            cut_log(folder / LOG, progress.step)
     accelerator.init_trackers(phase)
     end = min(settings.steps, max_steps if max_steps is not None else settings.steps)
     clips = phase == "video"
-    trainer = _Stepper(config, settings, accelerator, prepared, optimizer, parts["scheduler"], batches, clips)
+    trainer = Stepper(config, settings, accelerator, prepared, optimizer, parts, clips=clips)
+    ahead = batches_ahead(
+        batches,
+        settings,
+        range(progress.step, end),
+        rank=accelerator.process_index,
+        clips=clips,
+        parts=config.gradient_accumulation,
+        workers=config.workers,
+    )
     log = _Log(phase, settings, folder, accelerator, report)
     while progress.step < end:
         begun = time.monotonic()
         with nullcontext() if clips else motion_left_out(model):
-            loss, rate = trainer.step(progress.step)
-        if accelerator.sync_gradients:
-            average.update(model)
+            loss, rate = trainer.step(progress.step, ahead)
+        average.update(model)
         progress.step += 1
         progress.seconds += time.monotonic() - begun
         log.add(progress, loss, rate, now=progress.step % config.log_every == 0 or progress.step == end)
@@ -190,7 +240,7 @@ class _Log:
         self, phase: str, settings: PhaseConfig, folder: Path, accelerator: Accelerator, report: Report
     ) -> None:
         self.phase, self.settings, self.accelerator, self.report = phase, settings, accelerator, report
-        self.path = folder / "log.jsonl"
+        self.path = folder / LOG
         self.recent: list[float] = []
 
     def add(self, progress: Progress, loss: LossParts, rate: float, *, now: bool) -> None:
@@ -208,70 +258,4 @@ class _Log:
         self.report(
             f"{self.phase} {step}/{self.settings.steps}  loss {total:.4f}  mean {np.mean(self.recent):.4f}  "
             f"ldm {values['ldm']:.4f}  lr {rate:.1e}  {progress.seconds / step:.2f} s/step"
-        )
-
-
-class _Stepper:
-    """One optimizer step as a function of its number, so that a resumed run repeats it exactly."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        settings: PhaseConfig,
-        accelerator: Accelerator,
-        model: torch.nn.Module,
-        optimizer: Any,
-        scheduler: Any,
-        batches: Batches,
-        clips: bool,
-    ) -> None:
-        self.config, self.settings, self.accelerator = config, settings, accelerator
-        self.model, self.optimizer, self.batches = model, optimizer, batches
-        self.alphas: Tensor = scheduler.alphas_cumprod
-        self.clips, self.hint = clips, config.reference_hint
-
-    def step(self, number: int) -> tuple[LossParts, float]:
-        """Draw a batch and noise from the step's own seed, and take the step. -> the losses and the rate."""
-        settings, rank = self.settings, self.accelerator.process_index
-        seed = [7, self.config.seed, int(self.clips), number, rank]
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        batch = self.batches.draw(settings.batch, settings.frames, number, rank, clips=self.clips)
-        rate = settings.lr_at(number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        count = settings.batch
-        # One timestep from each of `count` equal ranges: less noisy than independent draws.
-        share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        timesteps = (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
-        noise = torch.randn(batch.clean.shape, generator=generator)
-        keep = torch.rand(count, generator=generator) >= settings.cfg_dropout
-        given = draw_given_frames(count, settings.frames, none_share=settings.none_given, generator=generator)
-        device = self.accelerator.device
-        batch, noise, timesteps, keep = batch.to(device), noise.to(device), timesteps.to(device), keep.to(device)
-        with self.accelerator.accumulate(self.model):
-            loss = self._loss(batch, noise, timesteps, keep, given.to(device))
-            self.accelerator.backward(loss.total)
-            if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return loss, rate
-
-    def _loss(self, batch: Any, noise: Tensor, timesteps: Tensor, keep: Tensor, given: Tensor) -> LossParts:
-        alpha, sigma = noise_levels(self.alphas, timesteps, batch.clean)
-        sample = add_noise(batch.clean, noise, alpha, sigma)
-        if self.config.in_channels > 4:
-            # Like the landmarks, the hint is never dropped: guidance strengthens the reference's tokens and the prompt.
-            sample = with_given_frames(sample, batch.clean, given, batch.reference if self.hint else None)
-        with self.accelerator.autocast():
-            predicted = self.model(sample, timesteps, batch, keep)
-        return training_loss(
-            predicted.float(),
-            batch.clean,
-            noise,
-            alpha,
-            sigma,
-            expression_mask=batch.expression if self.config.expression_loss else None,
-            facial_mask=batch.face if self.config.facial_loss else None,
-            ffg_weight=self.config.ffg_weight,
         )

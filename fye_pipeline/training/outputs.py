@@ -12,10 +12,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.files import atomic_target
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.training.batches import Batches
-from fye_pipeline.training.data import PORTRAITS
+from fye_pipeline.training.batches import BatchSource
 
 LAST = "last.json"
 SAMPLE_STEPS = 10
@@ -54,25 +53,33 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         shutil.rmtree(old)
 
 
+def cut_log(path: Path, step: int) -> None:
+    """Leave out what a killed run logged after its last checkpoint: those steps are taken again."""
+    if not path.is_file():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    with atomic_target(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
 @torch.no_grad()
-def sample(parts: dict[str, Any], batches: Batches, path: Path, *, shown: int = 4, heads: int = 4) -> None:
+def sample(parts: dict[str, Any], batches: BatchSource, path: Path, *, shown: int = 4, count: int = 4) -> None:
     """Write a sheet: for each head its reference, a few true frames, and what the model makes of their landmarks."""
     pipe = FollowYourEmojiPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
-    data, rows = batches.data, []
-    for head in range(min(heads, len(data))):
-        part = slice(PORTRAITS, PORTRAITS + shown)
-        portrait = np.ascontiguousarray(data.frames[head, 0])
+    rows = []
+    for number, (portrait, frames, drawn) in enumerate(batches.examples(count, shown)):
         result = pipe(
             portrait,
-            draw_sequence(data.landmarks[head, part], data.meta.size),
+            drawn,
             num_inference_steps=SAMPLE_STEPS,
             guidance_scale=1.5,
-            generator=torch.Generator().manual_seed(head),
+            generator=torch.Generator().manual_seed(number),
             output_type="np",
         )
         assert not isinstance(result, tuple)
         made = np.asarray(result.frames[0] * 255, np.uint8)
-        rows.append(np.concatenate([portrait, *data.frames[head, part], *made], axis=1))
+        rows.append(np.concatenate([portrait, *frames, *made], axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(path)

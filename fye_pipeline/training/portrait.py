@@ -30,6 +30,7 @@ class PortraitModel(nn.Module):
 
         The F frames of a sample share its reference and timestep.
         """
+        assert batch.reference is not None
         tokens = self.image_encoder(batch.prompt_pixels).last_hidden_state
         reference_tokens = self.appearance_net(batch.reference, tokens)
         features = self.landmark_encoder(batch.landmarks)
@@ -42,18 +43,20 @@ class PortraitModel(nn.Module):
             landmark_features=features,
         ).sample
 
-    def choose_trainable(self, phase: str) -> list[nn.Parameter]:
+    def choose_trainable(self, phase: str, *, image_encoder: bool = True, conv_in: bool = True) -> list[nn.Parameter]:
         """Phase "image": everything but the motion modules; "video": those, and `conv_in` where frames can be given.
 
-        `conv_in` takes part because only clips can teach it the channels of the frames that are given.
+        `conv_in` takes part because only clips can teach it the channels of the frames that are given; switch it off to
+        train the motion modules alone. image_encoder: False leaves the vision model as it is.
         """
+        conv_in = conv_in and self.unet.config["in_channels"] > 4
         for name, parameter in self.named_parameters():
             motion = "motion_modules" in name
             if phase == "image":
-                parameter.requires_grad_(not motion)
+                frozen = motion or (name.startswith("image_encoder.") and not image_encoder)
+                parameter.requires_grad_(not frozen)
             else:
-                given = name.startswith("unet.conv_in") and self.unet.config["in_channels"] > 4
-                parameter.requires_grad_(motion or given)
+                parameter.requires_grad_(motion or (conv_in and name.startswith("unet.conv_in")))
         transformer = self.appearance_net.up_blocks[-1].attentions[-1]
         transformer.proj_out.requires_grad_(False)  # behind the last export: never used
         return [parameter for parameter in self.parameters() if parameter.requires_grad]

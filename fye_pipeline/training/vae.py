@@ -104,7 +104,7 @@ def train_vae(
     spent, step, saved, running = 0.0, 0, 0.0, 0.0
     checkpoint = output / "last.pt"
     if resume and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location=vae.device, weights_only=True)
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         average, spent, step = state["average"], state["spent"], state["step"]
@@ -116,7 +116,7 @@ def train_vae(
         for group in optimizer.param_groups:
             group["lr"] = warm * (config.lr_end + (config.lr - config.lr_end) * (1 + math.cos(math.pi * share)) / 2)
         crop = config.crop if share < config.whole_from else data.meta.size
-        pictures, weight = draw_batch(data, config, rng, crop)
+        pictures, weight = (drawn.to(vae.device) for drawn in draw_batch(data, config, rng, crop))
         posterior = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
         latents = posterior.mean if config.decoder_only else posterior.sample()
         decoded = vae.decode(latents + config.latent_noise * torch.randn_like(latents)).sample
@@ -154,7 +154,7 @@ def normalise_latents(vae: Any, data: HeadData, *, pictures: int = 512) -> None:
     """
     heads = np.linspace(0, len(data) - 1, pictures).astype(int)
     batch = to_tensor(data.frames[heads, np.arange(pictures) % data.frames.shape[1]])
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in batch.split(16)])
+    latents = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mean for part in batch.split(16)])
     mean, scale = latents.mean((0, 2, 3)), 1 / latents.std((0, 2, 3))
     channels = len(mean)
     first, after = vae.quant_conv, vae.post_quant_conv

@@ -1,0 +1,130 @@
+"""What a run starts from: random weights or a pipeline folder, and motion modules out of an AnimateDiff checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from torch import Tensor
+
+from fye_pipeline.errors import UserError
+from fye_pipeline.model_files import SHIPPED_MODEL
+from fye_pipeline.models.denoising_unet import DenoisingUNet
+from fye_pipeline.models.layouts import read_weights
+from fye_pipeline.models.official import rename, widen_conv_in
+from fye_pipeline.models.tiny import build_tiny
+from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.training.config import TrainConfig
+
+SHIPPED = "shipped"
+_ADAPTER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+_TABLE = "pos_embed.pe"
+_TABLE_ERROR = 1e-2  # tables are sines of the place, rounded where a checkpoint is float16
+
+
+def load_parts(config: TrainConfig, report: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Build the parts with random weights, or read them from the pipeline folder `config.init`, in float32.
+
+    A folder's UNet of fewer input channels than `config.in_channels` gets new ones that begin at zero. `motion_init`
+    replaces the motion modules' weights. Raises UserError where a folder or a checkpoint does not fit.
+    """
+    if config.init is None:
+        parts = build_tiny(
+            config.seed,
+            in_channels=config.in_channels,
+            image_prompt=config.image_prompt,
+            reference_hint=config.reference_hint,
+        )
+    else:
+        folder = SHIPPED_MODEL if config.init == SHIPPED else Path(config.init)
+        parts = dict(FollowYourEmojiPipeline.from_pretrained(folder).components)
+        parts["unet"] = widened(parts["unet"], config.in_channels, reference_hint=config.reference_hint)
+    if config.motion_init is not None:
+        report(load_motion(parts["unet"], Path(config.motion_init)))
+    return parts
+
+
+def widened(unet: DenoisingUNet, in_channels: int, *, reference_hint: bool) -> DenoisingUNet:
+    """The UNet with at least `in_channels` inputs: itself, or one with new columns of zeros in `conv_in`."""
+    if unet.config["in_channels"] >= in_channels:
+        return unet
+    config = {**unet.config, "in_channels": in_channels, "reference_hint": reference_hint}
+    wide = DenoisingUNet.from_config(config)
+    assert isinstance(wide, DenoisingUNet)
+    state = unet.state_dict()
+    state["conv_in.weight"] = widen_conv_in(state["conv_in.weight"], in_channels)
+    wide.load_state_dict(state)
+    return wide.eval()
+
+
+def load_motion(unet: DenoisingUNet, path: Path) -> str:
+    """Load the motion modules from an AnimateDiff checkpoint; returns a sentence on what was loaded.
+
+    path: a file with the original key names, a diffusers MotionAdapter's file, or the adapter's folder. Without modules
+    for the middle block (v1, v3) that one stays as it is. Raises UserError where the file does not fit this UNet.
+    """
+    state = motion_state(path)
+    own = {key: value for key, value in unet.state_dict().items() if ".motion_modules." in key}
+    unexpected = sorted(state.keys() - own.keys())
+    missing = sorted(key for key in own.keys() - state.keys() if not key.endswith(_TABLE))
+    kept = [key for key in missing if key.startswith("mid_block.")]
+    absent = [key for key in missing if not key.startswith("mid_block.")]
+    shapes = [
+        key for key in own.keys() & state.keys() if not key.endswith(_TABLE) and own[key].shape != state[key].shape
+    ]
+    if unexpected or absent or shapes:
+        faults = {"unexpected": unexpected, "missing": absent, "of another shape": shapes}
+        listed = "; ".join(f"{len(keys)} {what}, such as {sorted(keys)[0]}" for what, keys in faults.items() if keys)
+        raise UserError(f"{path} does not fit the UNet's motion modules: {listed}")
+    for key, value in state.items():
+        if key.endswith(_TABLE):
+            _check_table(path, key, value, own[key])
+    loaded = {key: value.to(own[key]) for key, value in state.items() if not key.endswith(_TABLE)}
+    unet.load_state_dict(loaded, strict=False)
+    modules = sum(isinstance(module, AnimateDiffTransformer3D) for module in unet.modules())
+    note = "; the middle block's is not in the file and stays as it was" if kept else ""
+    return f"motion modules: {modules - bool(kept)} of {modules} from {path}{note}"
+
+
+def motion_state(path: Path) -> dict[str, Tensor]:
+    """An AnimateDiff checkpoint under our key names. Raises UserError where there is none."""
+    if path.is_dir():
+        files = [path / name for name in _ADAPTER_FILES if (path / name).is_file()]
+        if not files:
+            raise UserError(f"{path} holds no MotionAdapter: expected {' or '.join(_ADAPTER_FILES)}")
+        path = files[0]
+    if not path.is_file():
+        raise UserError(
+            f"motion_init {path} does not exist; name an AnimateDiff checkpoint or a MotionAdapter's folder"
+        )
+    raw = read_weights(path) if path.suffix == ".safetensors" else _unwrapped(path)
+    state: dict[str, Tensor] = {}
+    for key, value in raw.items():
+        at = [key.find(start) for start in ("down_blocks.", "mid_block.", "up_blocks.") if start in key]
+        if ".motion_modules." in key and at:
+            state[key[min(at) :]] = value  # without such prefixes as "module."
+    if not state:
+        raise UserError(f"{path} holds no motion modules (no key with .motion_modules.)")
+    return rename(state)
+
+
+def _unwrapped(path: Path) -> Mapping[str, Any]:
+    """A torch checkpoint's weights, also where training wrapped them. Raises UserError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as weights: {error}") from error
+    inner = state.get("state_dict", state) if isinstance(state, Mapping) else None
+    if not isinstance(inner, Mapping):
+        raise UserError(f"{path} must hold a dictionary of tensors, got {type(state).__name__}")
+    return {key: value for key, value in inner.items() if isinstance(value, Tensor)}
+
+
+def _check_table(path: Path, key: str, given: Tensor, own: Tensor) -> None:
+    """Positions are computed, not trained: a table of another length is no matter, one of other values is."""
+    length = min(given.shape[1], own.shape[1])
+    if given.shape[2] != own.shape[2] or (given[:, :length].float() - own[:, :length]).abs().max() > _TABLE_ERROR:
+        raise UserError(f"{path}: {key} is not the table of sines that this UNet uses")
