@@ -42,7 +42,7 @@ TESTS = ("tests/test_forecast.py", "tests/test_schedule.py", "tests/test_region.
 SPLIT = "held"
 COLUMNS = ("name", "calls", "flops_ratio", "psnr", "psnr_region", "l1_truth", "ssim_truth", "landmark_error", "error")
 # Where these differ, rows of an earlier run do not belong beside new ones.
-SAME = ("model_hash", "split", "clips", "frames", "size", "seed", "steps", "guidance", "world_version")
+SAME = ("model_hash", "split", "clips", "frames", "size", "seed", "steps", "guidance", "noise_scale", "world_version")
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,7 @@ def drawing_options(recipe: Recipe) -> dict[str, Any]:
         return {}
     from fye_pipeline.training.config import load_config
 
-    style = getattr(load_config(recipe.config), "landmark_style", None)
-    return {"style": style} if style else {}
+    return {"style": load_config(recipe.config).landmark_style}
 
 
 def load_trained(recipe: Recipe, device: torch.device) -> FollowYourEmojiPipeline:
@@ -279,7 +278,8 @@ def main() -> None:
         now = conditions(
             options.device,
             quick=options.quick, model_hash=model_hash(model), split=SPLIT, clips=clips, frames=frames, size=size,
-            seed=options.seed, steps=STEPS, sampler="DDIM", guidance=guidance, world_version=WORLD_VERSION,
+            seed=options.seed, steps=STEPS, sampler="DDIM", guidance=guidance,
+            noise_scale=model.noise_scale, world_version=WORLD_VERSION,
             titles=TABLES,
         )  # fmt: skip
         planned = recipes(quick=options.quick)
