@@ -57,16 +57,8 @@ def read_manifest(path: Path) -> list[Row]:
     Raises:
         UserError: absent, not UTF-8, neither ending, or without rows.
     """
-    path = existing_file(path, "the manifest")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save the manifest as UTF-8.") from None
-    if path.suffix.lower() not in (".csv", ".jsonl"):
-        raise UserError(f"{path}: a manifest ends in .csv or .jsonl.")
-    read = _read_csv if path.suffix.lower() == ".csv" else _read_lines
     rows, seen = [], {}
-    for row in read(text):
+    for row in read_rows(path):
         if row.error is None:
             row = _placed(row, path.parent)
             output = row.values.get("output")
@@ -75,6 +67,20 @@ def read_manifest(path: Path) -> list[Row]:
             elif (first := seen.setdefault(os.path.realpath(output), row.number)) != row.number:
                 row = Row(row.number, row.values, f"its output {output} is that of row {first}.")
         rows.append(row)
+    return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows as they stand in a `.csv` or `.jsonl`, their paths too; errors as `read_manifest`."""
+    path = existing_file(path, "the manifest")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save the manifest as UTF-8.") from None
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise UserError(f"{path}: a manifest ends in .csv or .jsonl.")
+    read = _read_csv if path.suffix.lower() == ".csv" else _read_lines
+    rows = list(read(text))
     if not rows:
         raise UserError(f"{path} has no rows.")
     return rows

@@ -49,7 +49,8 @@ class Journal:
             raise UserError(f"{path} belongs to a run with other settings: pass --overwrite to begin anew.")
         for line in lines:
             entry = _json_or_none(line)
-            if isinstance(entry, dict):  # a line that a kill cut off is measured again
+            # A line that a kill cut off is measured again, and so is what failed.
+            if isinstance(entry, dict) and "error" not in entry["figures"]:
                 self.entries[entry["name"]] = entry["figures"]
 
     def add(self, name: str, figures: Entry) -> None:
