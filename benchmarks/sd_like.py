@@ -49,6 +49,7 @@ SCHEDULER: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
     "set_alpha_to_one": True,
+    "steps_offset": 1,
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
 }
