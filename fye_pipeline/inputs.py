@@ -27,6 +27,7 @@ from fye_pipeline.landmarks.model_file import (
     find_face_landmarker,
 )
 from fye_pipeline.landmarks.sequence import ARRAYS, LandmarkSequence, load_official_npy
+from fye_pipeline.landmarks.spool import Spool
 from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace
 from fye_pipeline.pictures import BACKGROUND, MAX_PIXELS
 from fye_pipeline.sources import DEFAULT_FPS, open_source
@@ -35,6 +36,7 @@ MIN_FACE = 48  # pixels, the longer side of the portrait's face
 _SCORES = (0.4, 0.3, 0.2, 0.1, 0.05)
 
 OnNote = Callable[[str], None]
+OnOpen = Callable[[int | None, Fraction, bool], None]
 
 
 class LazyDetector:
@@ -154,12 +156,16 @@ def read_driver(
     max_pixels: int = MAX_PIXELS,
     background: str = BACKGROUND,
     allow_partial: bool = False,
+    spool: Spool | None = None,
+    on_open: OnOpen = lambda frames, fps, detected: None,
     on_progress: OnProgress = silent,
     on_note: OnNote = lambda text: None,
 ) -> Driver:
     """The driver's landmarks: a sequence (`.npz`), an official template (`.npy`), or frames to detect faces in.
 
     Only the first `frames` frames are read where that is given; `fps` resamples the driver, whose length stays.
+    `spool` is where detected landmarks are kept, by default in memory. `on_open(frames, fps, detected)` is told what is
+    known when the file is open: its length, if any, its rate, and whether faces are to be detected.
 
     Raises:
         UserError: unreadable or empty, too few frames with a face (`tracking.track` says which).
@@ -172,6 +178,7 @@ def read_driver(
         if len(sequence) == 0:
             raise UserError(f"{path} has no frames.")
         sequence = resample(sequence, fps)[:frames]
+        on_open(len(sequence), sequence.fps or DEFAULT_FPS, False)
     else:
         options = {"max_pixels": max_pixels, "background": background, "allow_partial": allow_partial}
         source = open_source(path, fps=fps, on_note=on_note, **options)
@@ -180,6 +187,7 @@ def read_driver(
             on_note(f"{path} has no sound; the result is silent.")
         known = [count for count in (source.frame_count, frames) if count is not None]
         total = min(known) if known else None
+        on_open(total, source.fps, True)
         sequence = detector.open().detect_video(
             source.frames(frames),
             source.fps,
@@ -187,6 +195,7 @@ def read_driver(
             no_face,
             max_gap,
             face_index,
+            spool,
         )
     if frames is not None and len(sequence) < frames:
         on_note(f"{path} has {len(sequence)} frames, fewer than the {frames} that were asked for.")

@@ -173,7 +173,8 @@ def run_manifest(
                 entry["status"] = "made"  # by a run that was killed before it could say so
                 _append(ledger, entry)
                 continue
-            result = animate(settings, output, overwrite=overwrite, studio=studio, on_progress=on_progress)
+            again = {"overwrite": overwrite, "resume": resume}
+            result = animate(settings, output, **again, studio=studio, on_progress=on_progress)
             entry |= {"status": "made", "frames": result.frames, "seconds": result.seconds, "notes": result.notes}
             summary.made.append(row.number)
             on_note(f"row {row.number}: {output}")

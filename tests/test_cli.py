@@ -178,15 +178,17 @@ def test_a_task_file_that_is_neither_there_nor_fetched_is_one_sentence(
     assert "FYE_FACE_LANDMARKER" in sentence
 
 
-def test_ctrl_c_leaves_no_half_file(fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fye_pipeline import animation
+def test_ctrl_c_leaves_finished_clips_and_no_half_file(
+    fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fye_pipeline import written
 
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(animation, "watermark", interrupted)
+    monkeypatch.setattr(written, "watermark", interrupted)
     assert fye("animate", "--output", tmp_path / "out.mp4", *FAST)[0] == 130
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4.work"]
 
 
 def test_models_are_listed(fye: Fye) -> None:

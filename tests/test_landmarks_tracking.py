@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.faces import Face, check_picture, choose, faces_by
 from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.landmarks.spool import DiskArray, DiskSpool
 from fye_pipeline.landmarks.tracking import NoFace, track
 
 FPS = Fraction(10)
@@ -173,3 +175,31 @@ def test_any_landmark_model_plugs_in() -> None:
     assert not made.blendshapes.any()
     with pytest.raises(ValueError, match=r"\[478, 3\] landmarks, got \[68, 2\]"):
         faces_by(lambda image: [np.zeros((68, 2))], canonical_face())(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_row_31_a_killed_detection_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    """Frames that are in the files are not looked at again; what a kill has cut off of one is."""
+    script = [face(0.5 * number, turn=5 * number) if number not in (0, 4, 5, 9) else None for number in range(10)]
+    whole = follow(script)
+    seen: list[int] = []
+
+    def find(image: np.ndarray) -> list[Face]:
+        seen.append(int(image[0, 0, 0]))
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        return [one for one in [script[image[0, 0, 0]]] if one]
+
+    with pytest.raises(KeyboardInterrupt):
+        track(find, frames(10), FPS, spool=DiskSpool(tmp_path))
+    with open(tmp_path / "mesh.raw", "ab") as file:
+        file.write(b"half a frame")
+    made = track(find, frames(10), FPS, spool=DiskSpool(tmp_path))
+    assert seen == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9]
+    assert type(made.landmarks) is DiskArray
+    for again in (made, track(find, frames(10), FPS, spool=DiskSpool(tmp_path))):
+        for name in ("landmarks", "mesh", "transforms", "blendshapes", "found"):
+            np.testing.assert_array_equal(np.asarray(getattr(again, name)), getattr(whole, name))
+        np.testing.assert_array_equal(again[3:7].mesh, whole.mesh[3:7])
+        np.testing.assert_array_equal(again.landmarks[[8, 2]], whole.landmarks[[8, 2]])
+        assert again.gaps() == whole.gaps()
+    assert len(seen) == 11

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.generation.keyframes import PlannedClip, plan_clips
+from fye_pipeline.generation.keyframes import PlannedClip, in_order, keyframes, plan_clips
 
 
 @pytest.mark.parametrize("length", [3, 4, 5, 16, 24, 32])
@@ -56,6 +56,37 @@ def test_plans_by_hand() -> None:
         PlannedClip(4, 2, (4, 5, 6), (4, 6)),
     ]
     assert plan_clips(17, length=16)[1].made == tuple(range(1, 8))
+
+
+@pytest.mark.parametrize("length", [4, 5, 6, 16])
+def test_joints_remake_frames_around_keyframes_from_frames_made_once(length: int) -> None:
+    for frames in (*range(1, 60), 250, 1000):
+        plan = plan_clips(frames, length=length, joints=True)
+        assert [clip.number for clip in plan] == list(range(len(plan)))
+        gaps = [clip for clip in plan if not clip.joint]
+        bare = plan_clips(frames, length=length)
+        assert [(clip.frames, clip.given) for clip in gaps] == [(clip.frames, clip.given) for clip in bare]
+        again: set[int] = set()
+        made: set[int] = set()
+        for clip in plan:
+            assert made.issuperset(clip.given)
+            assert again.isdisjoint(clip.given) or not clip.joint
+            if clip.joint:
+                assert made.issuperset(clip.frames)
+                assert again.isdisjoint(clip.made)
+                again.update(clip.made)
+            made.update(clip.made)
+        middles = {clip.frames[len(clip.frames) // 2] for clip in plan if clip.joint}
+        assert middles <= set(keyframes(plan))
+        if length == 16 and len(bare) > 1:
+            assert middles == set(keyframes(plan))
+
+
+def test_frames_are_shown_when_their_last_clip_is_done() -> None:
+    plan = plan_clips(11, length=6, joints=True)
+    assert keyframes(plan) == [5]
+    shown = [(clip.number, list(ready)) for clip, ready in in_order(plan, plan)]
+    assert shown == [(0, [0]), (1, [1, 2, 3]), (2, []), (3, [4, 5, 6, 7, 8, 9, 10])]
 
 
 @pytest.mark.parametrize(
