@@ -26,6 +26,8 @@ OUTPUT = Path("animated.mp4")
 class Long(StrEnum):
     """How a video is made that is longer than one clip of the model."""
 
+    AUTO = "auto"
+    PROGRESSIVE = "progressive"
     TILES = "tiles"
     UNIFORM = "uniform"
 
@@ -63,6 +65,14 @@ class DType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Offload(StrEnum):
+    """What of the model stays in main memory while the GPU does not need it."""
+
+    NONE = "none"
+    MODEL = "model"
+    SEQUENTIAL = "sequential"
+
+
 def _fraction(text: str) -> Fraction:
     try:
         return Fraction(text)
@@ -82,7 +92,7 @@ def animate(
         Path | None,
         typer.Option(help="A video, GIF, folder of pictures or landmark sequence (.npz, .npy). Default: one ships."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write.")] = OUTPUT,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The video to write: .mp4, .mov or .mkv.")] = OUTPUT,
     model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     guidance: Annotated[
@@ -94,7 +104,9 @@ def animate(
         Fraction | None, typer.Option(parser=_fraction, help="Resample the driver to this rate; its length stays.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Pixels a side that the model makes. Default: the model's.")] = None,
-    long: Annotated[Long, typer.Option(help="More frames than a clip: overlapping tiles, or windows.")] = Long.TILES,
+    long: Annotated[
+        Long, typer.Option(help="More frames than a clip: keyframes, then the gaps; or overlapping tiles, or windows.")
+    ] = Long.AUTO,
     crop_only: Annotated[
         bool, typer.Option("--crop-only", help="Write the animated crop alone, and <output>_crop.json.")
     ] = False,
@@ -111,6 +123,9 @@ def animate(
         int | None, typer.Option(help="Frame of a portrait that is a video. Default: the calmest.")
     ] = None,
     background: Annotated[str, typer.Option(help="Laid under transparent pictures: a name or #rrggbb.")] = "white",
+    alpha: Annotated[
+        bool, typer.Option("--alpha", help="Give the portrait's transparency back: a .webm or .mov output.")
+    ] = False,
     max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.")] = 100_000_000,
     regions: Annotated[
         str, typer.Option(help="What the driver moves: some of eyes,lips,brows,pose.")
@@ -122,7 +137,7 @@ def animate(
     neutral_frame: Annotated[
         int | None, typer.Option(help="The driver's frame without expression. Default: the one with the least.")
     ] = None,
-    chunk: Annotated[int, typer.Option(help="Frames made at once; longer videos are made in parts.")] = 240,
+    chunk: Annotated[int, typer.Option(help="Tiles and windows: frames made at once; the rest in parts.")] = 240,
     interval: Annotated[int | None, typer.Option("--N", help="Cache: one full step in N [default: 3].")] = None,
     order: Annotated[int | None, typer.Option(help="Cache: highest difference used [default: 2].")] = None,
     cut: Annotated[Cut | None, typer.Option(help="Cache: where the UNet is cut [default: outer].")] = None,
@@ -157,8 +172,14 @@ def animate(
     save_config: Annotated[Path | None, typer.Option(help="Write the settings as JSON.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[DType, typer.Option(help="Numbers of the networks; auto is float16 on CUDA.")] = DType.AUTO,
+    offload: Annotated[
+        Offload, typer.Option(help="GPU memory: hold one network (model) or one layer (sequential) at a time.")
+    ] = Offload.NONE,
+    vae_tiling: Annotated[
+        bool, typer.Option("--vae-tiling", help="Large pictures pass through the VAE in tiles: less memory.")
+    ] = False,
     overwrite: Overwrite = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep an output made with the same settings.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run broke off; keep a finished output.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -195,8 +216,10 @@ def animate(
             settings,
             output,
             overwrite=overwrite,
+            resume=resume,
             face_landmarker=face_landmarker,
             device=device,
+            offload=offload.value,
             on_progress=on_progress,
             on_note=reporter.note,
         )

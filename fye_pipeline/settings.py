@@ -39,7 +39,8 @@ class AnimationSettings:
     reference: a picture, or a video of which one frame is used. driving: a video, an animated picture, a folder of
     pictures, a landmark sequence (.npz) or an official template (.npy). model: a pipeline folder. fps None: the
     driver's; another rate resamples it, its length stays. size None: the model's own; pixels a side. frames None: all.
-    long: how more frames than one clip are joined (`generation/windows.py`).
+    long: how more frames than one clip are made: `progressive` (keyframes, then the gaps; a UNet of 9 input channels),
+    `tiles` or `uniform` (`generation/windows.py`); `auto`: progressive where the model can, else tiles.
     cache: arguments of `ticache.apply`, None to run without it. reference_landmarks: a one-frame sequence of the
     portrait, which then needs no detector.
     framing: `paste`: the face is cropped, animated and pasted back into the portrait; `crop`: the animated crop alone;
@@ -47,9 +48,12 @@ class AnimationSettings:
     (`unaligned` or with `reference_landmarks`, which belong to the whole picture).
     face: which face of the portrait: largest, a number from 1 (left to right), or x,y in pixels.
     reference_frame: which frame of a portrait that is a video; None: the calmest one that looks ahead.
+    background: laid under transparent pictures. alpha: the portrait's transparency comes back in the result.
+    vae_tiling: large pictures pass through the VAE in overlapping tiles, which needs less memory.
     neutral_frame: the driver's frame without expression; None: the one with the least.
     guidance: classifier-free guidance; None: what the model's recipe recommends, else 3.5.
-    chunk: frames that are made at once; a longer video is made in such parts, which fade into each other.
+    chunk: frames that tiles and windows are laid over at once; longer videos are made in such parts, which fade into
+    each other.
     """
 
     reference: Path = DEMO_PORTRAIT
@@ -61,7 +65,7 @@ class AnimationSettings:
     frames: int | None = None
     fps: Fraction | None = None
     size: int | None = None
-    long: Literal["tiles", "uniform"] = "tiles"
+    long: Literal["auto", "progressive", "tiles", "uniform"] = "auto"
     cache: dict[str, Any] | None = field(default_factory=lambda: {"N": 3, "order": 2, "cut": "outer"})
     compare: bool = False
     watermark: bool = True
@@ -73,6 +77,7 @@ class AnimationSettings:
     allow_partial: bool = False
     max_pixels: int = MAX_PIXELS
     background: str = BACKGROUND
+    alpha: bool = False
     framing: Framing | None = None
     crop_scale: float = DEFAULT_SCALE
     crop_shift: tuple[float, float] = DEFAULT_SHIFT
@@ -85,6 +90,7 @@ class AnimationSettings:
     pose: HeadPose = "absolute"
     dtype: DType = "auto"
     chunk: int = 240
+    vae_tiling: bool = False
 
     def __post_init__(self) -> None:
         least = {
