@@ -85,6 +85,7 @@ def ablation() -> dict[str, Any]:
         return {"name": name, "tables": tables, "steps": 30, "command": None, "error": None, **figures, **curve}
 
     untrained = {"name": "no facial loss", "tables": ["losses"], "steps": 30, "error": "n/a: not trained"}
+    untrained["config"] = "benchmarks/configs/no-facial-loss.toml"
     untrained["command"] = "fye train --config benchmarks/configs/no-facial-loss.toml --output runs/x"
     rows = [
         measured("uncached", ["interval", "losses"], 30, 100.0),
