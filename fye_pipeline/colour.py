@@ -42,10 +42,10 @@ def to_srgb(frame: VideoFrame) -> NDArray[np.uint8]:
     matrix = int(frame.colorspace)
     if matrix in (0, _UNSPECIFIED):
         matrix = _BT2020 if wide else _BT709 if frame.height >= _UNTAGGED_HD else matrix
-    options = {} if frame.format.is_rgb else {"src_colorspace": matrix, "dst_colorspace": matrix}
+    options: dict[str, int] = {} if frame.format.is_rgb else {"src_colorspace": matrix, "dst_colorspace": matrix}
     if transfer not in TRANSFERS and not wide and depth_of(frame) == 8:
-        return frame.reformat(format="rgb24", **options).to_ndarray()
-    deep = frame.reformat(format="rgb48le", interpolation=_EXACT, **options).to_ndarray()
+        return np.asarray(frame.reformat(format="rgb24", **options).to_ndarray(), np.uint8)
+    deep = np.asarray(frame.reformat(format="rgb48le", interpolation=_EXACT, **options).to_ndarray(), np.uint16)
     if transfer in TRANSFERS:
         return tone_map(deep, transfer)
     return narrow(deep) if wide else ((deep.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
@@ -123,7 +123,7 @@ def _hlg_light(signal: NDArray[np.uint16], peak: float) -> NDArray[np.float32]:
     return (peak * luma[..., None] ** np.float32(gamma - 1) * scene).astype(np.float32)
 
 
-def _coded(linear: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _coded(linear: NDArray[np.floating]) -> NDArray[np.uint8]:
     return _srgb_code()[np.clip(linear * (_LEVELS - 1) + 0.5, 0, _LEVELS - 1).astype(np.uint16)]
 
 

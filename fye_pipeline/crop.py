@@ -32,11 +32,11 @@ class Crop:
     height: int
 
     def cut(self, picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-        """The square, resized. uint8 [H, W, 3] -> [size, size, 3]."""
+        """The square, resized. uint8 [H, W, 3] -> [size, size, 3], or one channel [H, W] -> [size, size]."""
         rows, columns = self._inside()
         before = rows.start - self.top, columns.start - self.left
         after = self.top + self.side - rows.stop, self.left + self.side - columns.stop
-        edges = ((before[0], after[0]), (before[1], after[1]), (0, 0))
+        edges = ((before[0], after[0]), (before[1], after[1]), (0, 0))[: picture.ndim]
         return _resized(np.pad(picture[rows, columns], edges, mode="edge"), size)
 
     def seam(self) -> NDArray[np.float32]:

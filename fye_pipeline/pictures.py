@@ -51,6 +51,21 @@ def read_picture(
         return to_rgb(picture, background)
 
 
+def read_cover(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
+    """How much of each pixel a picture covers, uint8 [H, W], upright; None where it is opaque all over.
+
+    Raises:
+        UserError: as `read_picture`.
+    """
+    path = existing_file(path, "the reference")
+    with opened_picture(path, what="the reference", max_pixels=max_pixels) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        if "A" not in upright.getbands() and "transparency" not in upright.info:
+            return None
+        cover = np.asarray(upright.convert("RGBA").getchannel("A"), np.uint8)
+    return None if cover.min() == 255 else cover
+
+
 def read_animation(
     path: Path, *, what: str = "the driving animation", max_pixels: int = MAX_PIXELS, background: str = BACKGROUND
 ) -> Iterator[tuple[Fraction, Fraction, np.ndarray]]:

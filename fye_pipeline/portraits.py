@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from fye_pipeline.alpha import Matte
 from fye_pipeline.crop import Crop, crop_around, pick_face
 from fye_pipeline.errors import UserError
 from fye_pipeline.files import existing_file
@@ -20,7 +21,7 @@ from fye_pipeline.inputs import LazyDetector, OnNote, no_face_sentence, read_ref
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
 from fye_pipeline.landmarks.faces import Box, Face
 from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.pictures import picture_frames, read_picture
+from fye_pipeline.pictures import picture_frames, read_cover, read_picture
 from fye_pipeline.settings import AnimationSettings
 from fye_pipeline.sources import open_source
 
@@ -32,12 +33,24 @@ _TURN = 15.0  # degrees away from the camera that weigh as much as one blendshap
 class Portrait:
     """picture: as it was read, uint8 [H, W, 3]. square: what the model sees of it, [512, 512, 3]. crop: where that lies
     in the picture, None where it is the whole, letterboxed. face: in the square, one frame; None with `unaligned`.
+    cover: the picture's alpha channel, uint8 [H, W], with `alpha`.
     """
 
     picture: NDArray[np.uint8]
     square: NDArray[np.uint8]
     crop: Crop | None
     face: LandmarkSequence | None
+    cover: NDArray[np.uint8] | None = None
+
+    def matte(self, settings: AnimationSettings, size: int) -> Matte | None:
+        """The matte of the result, whose squares have `size` pixels a side; None where none was asked for."""
+        if self.cover is None:
+            return None
+        if self.crop is None:
+            cover = np.asarray(letterbox(Image.fromarray(self.cover), size, size).getchannel(0), np.uint8)
+        else:
+            cover = self.cover if settings.resolved_framing == "paste" else self.crop.cut(self.cover, size)
+        return Matte(cover, settings.background)
 
 
 def read_portrait(settings: AnimationSettings, detector: LazyDetector, on_note: OnNote) -> Portrait:
@@ -48,6 +61,7 @@ def read_portrait(settings: AnimationSettings, detector: LazyDetector, on_note: 
     """
     name = str(settings.reference)
     picture = read_still(settings, detector, on_note)
+    cover = _read_cover(settings) if settings.alpha else None
     faces = detector.open().detect_all(picture) if settings.seeks_face else []
     chosen = None
     if faces:
@@ -56,14 +70,23 @@ def read_portrait(settings: AnimationSettings, detector: LazyDetector, on_note: 
             on_note(note)
         _check_size(chosen, settings.min_face, name)
     if settings.resolved_framing == "whole":
-        return _whole(settings, picture, chosen, detector)
+        return replace(_whole(settings, picture, chosen, detector), cover=cover)
     if chosen is None:
         raise UserError(no_face_sentence(name, detector.best_score(picture)))
     height, width = picture.shape[:2]
     crop = crop_around(chosen.box, width, height, scale=settings.crop_scale, shift=settings.crop_shift)
     square = crop.cut(picture, DRAW_SIZE)
     face = read_reference(square, detector, name=f"the crop of {name}", near=box_in(crop, chosen.box))
-    return Portrait(picture, square, crop, face)
+    return Portrait(picture, square, crop, face, cover)
+
+
+def _read_cover(settings: AnimationSettings) -> NDArray[np.uint8]:
+    cover = None
+    if picture_frames(settings.reference):
+        cover = read_cover(settings.reference, max_pixels=settings.max_pixels)
+    if cover is None:
+        raise UserError(f"{settings.reference} has no transparency to give back: leave out --alpha.")
+    return cover
 
 
 def _whole(

@@ -13,6 +13,7 @@ import numpy as np
 from av.error import FFmpegError
 
 COPIED = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # what an mp4 may hold and players know
+COPIED_WEBM = ("opus", "vorbis")
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _BIT_RATE = 128_000
 _LEAD = Fraction(
@@ -36,22 +37,26 @@ class Sound:
         path: the video whose sound it is.
         target: the container that is being written; the stream is added to it here.
         on_note: told one sentence where the sound breaks off.
+        webm: the container is WebM, which holds Opus where mp4 would hold AAC.
     """
 
-    def __init__(self, path: Path, target: Any, on_note: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, path: Path, target: Any, on_note: Callable[[str], None] = lambda text: None, *, webm: bool = False
+    ) -> None:
         self._path, self._target, self._on_note = path, target, on_note
         self._source = av.open(str(path))
         stream = self._source.streams.audio[0]
-        self.copied = stream.codec_context.name in COPIED
+        self.copied = stream.codec_context.name in (COPIED_WEBM if webm else COPIED)
         self._start = _start_of_picture(self._source)
         if self.copied:
             self._stream = target.add_stream_from_template(stream)
             self._pieces = self._copy()
         else:
             rate = stream.codec_context.sample_rate
-            self._rate = rate if rate in _AAC_RATES else 48000
+            self._rate = rate if rate in _AAC_RATES and not webm else 48000
+            self._frame_size = 960 if webm else 1024  # samples that Opus (20 ms) and AAC code together
             layout = "mono" if stream.codec_context.channels == 1 else "stereo"
-            self._stream = target.add_stream("aac", rate=self._rate, layout=layout)
+            self._stream = target.add_stream("libopus" if webm else "aac", rate=self._rate, layout=layout)
             self._stream.bit_rate = _BIT_RATE
             self._pieces = self._encode(layout)
         self._next = self._read()
@@ -105,7 +110,7 @@ class Sound:
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=self._rate)
         held = np.zeros((1 if layout == "mono" else 2, 0), np.float32)
         at, first = 0, True  # the place, in samples of the new video, of the first one held
-        size = 1024  # of an AAC frame
+        size = self._frame_size
         for frame in self._decoded():
             if first and frame is not None:
                 at, first = round((Fraction(frame.pts or 0) * frame.time_base - self._start) * self._rate), False

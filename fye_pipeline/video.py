@@ -17,12 +17,12 @@ import cv2
 import numpy as np
 from av.error import FFmpegError
 
+from fye_pipeline.colour import colour_note, to_srgb
 from fye_pipeline.errors import UserError
 from fye_pipeline.files import atomic_target, existing_file, is_cut_off, is_iso_media
 from fye_pipeline.sound import Sound
 
 WATERMARK = "AI-generated"
-_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273, transfer characteristics
 _BT709 = 1  # ITU-T H.273, the same number for primaries, transfer and matrix
 _LARGEST_CLOCK = 1_000_000  # ticks a second; a stranger rate is rounded to a common one
 _HALF = Fraction(1, 2)
@@ -113,7 +113,7 @@ def _decode(
                 origin = time if origin is None else origin
                 duration = (frame.duration or 0) * base or 1 / info.fps
                 end = time - origin + duration
-                turned = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+                turned = np.rot90(to_srgb(frame), k=round(frame.rotation / 90) % 4)
                 yield time - origin, duration, turned
                 count += 1
     except FFmpegError as error:
@@ -147,14 +147,11 @@ def at_constant_rate(timed: Iterable[tuple[Fraction, Fraction, T]], fps: Fractio
 
 
 def depth_note(path: str | Path) -> str | None:
-    """One sentence where the first frame holds more than 8 bits a colour or is coded for HDR, else None."""
+    """One sentence where the first frame is HDR, has BT.2020 colours or more than 8 bits a colour, else None."""
     try:
         with av.open(str(path)) as container:
             for frame in container.decode(container.streams.video[0]):
-                if kind := _HDR_TRANSFERS.get(int(frame.color_trc)):
-                    return f"{path} is {kind} HDR; its colours are read as if it were SDR and may look flat."
-                bits = max(component.bits for component in frame.format.components)
-                return f"{path} has {bits} bits a colour; it is read with 8." if bits > 8 else None
+                return colour_note(frame, str(path))
     except FFmpegError:
         pass  # the decoder will say so with the second at which it fails
     return None
@@ -257,7 +254,8 @@ def read_comment(path: Path) -> str:
     """The comment in a video's container, "" where there is none or the file cannot be opened."""
     try:
         with av.open(str(path)) as container:
-            return container.metadata.get("comment", "")
+            tags = {name.lower(): value for name, value in container.metadata.items()}  # WebM writes COMMENT
+            return tags.get("comment", "")
     except FFmpegError:
         return ""
 
