@@ -61,6 +61,9 @@ def tune(
     reporter = Reporter(quiet=quiet, as_json=as_json)
     if target_psnr is not None and full_steps is not None:
         raise UserError("--target-psnr and --full-steps exclude each other.")
+    cuts = tuple(cut.split(","))
+    if not set(cuts) <= {"outer", "output", "branches"}:
+        raise UserError(f"--cut must be some of outer, output and branches, with commas, got {cut!r}.")
     if full_steps is not None and full_steps > steps:
         raise UserError(f"--full-steps must be at most the {steps} denoising steps, got {full_steps}.")
     from fye_pipeline.files import atomic_target, writable_target
@@ -83,7 +86,7 @@ def tune(
             pipe,
             calls,
             clips,
-            goal | {"trials": trials, "minutes": minutes, "cuts": tuple(cut.split(","))},
+            goal | {"trials": trials, "minutes": minutes, "cuts": cuts},
             {"face": face, "seed": seed, "journal": journal},
             on_progress,
             reporter,
