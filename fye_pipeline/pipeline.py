@@ -151,7 +151,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
     def enable_cache(self, config: "CacheConfig | None" = None, **options: Any) -> "Session":
         """Accelerate the UNet with `ticache.apply(self, config, **options)`; the session gets each run's `region`.
 
-        `preset="fast"`, "balanced" or "faithful" without N is the model's own, if its folder holds one that was tuned on
+        `preset="fast"`, "balanced" or "faithful" without N is the model's own, if its folder holds one tuned on
         these weights (`fye tune`); else it is ticache's generic one, and a note in the log says so.
         """
         import ticache
