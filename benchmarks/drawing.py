@@ -117,7 +117,7 @@ def draw(path: Path, paint: Callable[[Theme], Figure], rows: Any, *, preview: bo
 @contextmanager
 def style(theme: Theme) -> Iterator[None]:
     """matplotlib's settings for a theme, and as before afterwards."""
-    settings: dict[str, Any] = {
+    settings: dict[Any, Any] = {
         "svg.hashsalt": "ticache",
         "font.family": "DejaVu Sans",
         "font.size": 10,

@@ -3,8 +3,8 @@
     python -m benchmarks.quality_speed [--json benchmarks/results/acceleration.json] [--output FOLDER] [--preview]
 
 Upwards: PSNR of the face against the uncached run; to the right: how many times less time (upper panel) and how many
-times fewer operations (lower panel). The line is the front: no row is both faster and nearer to the uncached run than
-a row on it. The solvers with fewer steps stand beside the caches. `--preview` also writes PNGs to look at.
+times fewer operations (lower panel). The broad line is the front: no row is both faster and nearer to the uncached run
+than a row on it. The solvers with fewer steps stand beside the caches. `--preview` also writes PNGs to look at.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def _panel(axes: Axes, theme: Theme, found: Sequence[Point], ratio: str, rivals:
     mine, colour = [p for p in found if p.ours], theme.colours[OURS]
     best = front(found, ratio)
     if best:
-        axes.plot(*zip(*(at[id(p)] for p in best), strict=True), color=colour, linewidth=5, alpha=0.22, zorder=1)
+        axes.plot(*zip(*(at[id(p)] for p in best), strict=True), color=theme.faint, linewidth=5, alpha=0.35, zorder=1)
     if mine:
         axes.plot(*zip(*(at[id(p)] for p in mine), strict=True), color=colour, linestyle="", marker="o", markersize=5)
     axes.margins(x=0.06, y=0.12)
     label_right(axes, labels)
-    told = [p for p in mine if p in best or "paper" in p.name]
-    texts = [p.name if p is best[0] else p.name.removeprefix("ticache").strip(" ,") or "ticache" for p in told]
+    told = sorted((p for p in mine if p in best or "paper" in p.name), key=lambda p: (p not in best, at[id(p)][0]))
+    texts = [p.name if p is told[0] else p.name.removeprefix("ticache").strip() for p in told]
     _label_points(axes, [(*at[id(p)], text) for p, text in zip(told, texts, strict=True)], list(at.values()), colour)
 
 
