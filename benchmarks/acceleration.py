@@ -8,8 +8,8 @@ same noise. The columns:
 
 calls         full evaluations of the UNet (of `steps`; fewer-step rows take `nfe` steps)
 flops         of one clip's denoising, by torch's FlopCounterMode (2 per multiply-add), counted while it really ran
-time_ratio    denoising time of the uncached run over this one's: the median over repeats, before each of which a few
-              uncached steps are timed, so that both are told in the speed the machine has at that moment
+time_ratio    denoising time of the uncached run over this one's: the median over repeats; a few uncached steps timed
+              before and after each tell how fast the machine is at that moment
 psnr, ssim    of the decoded frames against the uncached run; psnr_region within the face
 l1_truth ...  against the rendered truth (portrait model); landmark_error in picture widths
 bytes_held    between steps; 0 where nothing is kept
@@ -54,7 +54,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--only", type=re.compile, metavar="REGEX", help='rows whose "model / base / name" has it')
     parser.add_argument("--clips", type=int, help="videos, and batches of pictures; default 4, quick 2")
-    parser.add_argument("--frames", type=int, default=16, help="of a video")
+    parser.add_argument("--frames", type=int, help="of a video; default 16, quick 8")
     parser.add_argument("--pictures", type=int, default=8, help="of a batch")
     parser.add_argument("--repeats", type=int, help="timed runs of each row; default 5, quick 2")
     parser.add_argument("--seed", type=int, default=0, help="which heads and which noise")
@@ -64,6 +64,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     options.clips = options.clips or (2 if options.quick else 4)
+    options.frames = options.frames or (8 if options.quick else 16)
     options.repeats = options.repeats or (2 if options.quick else 5)
     for name in ("clips", "frames", "pictures", "repeats", "threads"):
         if getattr(options, name) < 1:
@@ -159,7 +160,7 @@ def main() -> None:
             "seed": options.seed,
             "models": told,
             "flops": "torch.utils.flop_counter.FlopCounterMode over the first clip's denoising, 2 per multiply-add",
-            "time": "of denoising; uncached over this, each relative to uncached steps timed just before it",
+            "time": "of denoising; uncached over this, each relative to uncached steps timed just before and after it",
             "lpips": "n/a: needs weights",
             "claims": verdict,
         }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -20,7 +22,7 @@ from benchmarks.rivals.packages import NotApplicable, deepest_branch
 from benchmarks.rivals.threshold import recorded, tune_threshold
 from benchmarks.subjects import Subject
 
-YARDSTICK = 3  # uncached DDIM steps that tell how fast the machine is before each timed run
+YARDSTICK = 3  # uncached DDIM steps that tell how fast the machine is, before and after each timed run
 FIGURES = (
     *("calls", "flops", "flops_ratio", "time_ratio", "time_ratios", "psnr", "psnr_region", "ssim", "lpips"),
     *("l1_truth", "l1_truth_region", "ssim_truth", "landmark_error", "frames_without_face", "bytes_held"),
@@ -76,25 +78,24 @@ class Bench:
         ratios: list[float] = []
         flops = held = 0
         for turn, clip in enumerate(self._turns()):
-            if turn and clip in measured and len(ratios) == self.repeats:
-                continue
-            slowness = self.yardstick() if turn and len(ratios) < self.repeats else None
             with row.method(subject.pipe, clip) as running, counted_calls(subject.pipe) as counter:
                 if turn == 0:
                     latents, flops = count_flops(lambda: subject.run(0, row.nfe))
+                elif turn <= self.repeats:
+                    cost, latents = self.cost(lambda clip=clip: subject.run(clip, row.nfe))
+                    ratios.append(base.cost / cost)
                 else:
-                    seconds, latents = self.timed(lambda clip=clip: subject.run(clip, row.nfe))
-                    if slowness is not None:
-                        ratios.append(base.cost / (seconds / slowness))
-                if clip not in measured:
-                    calls[clip] = running.full_calls() if running.full_calls else counter[0]
-                    held = max(held, running.bytes_held())
-            if clip not in measured:
-                measured[clip] = subject.figures(clip, subject.decode(latents), base.videos[clip])
-        figures = {name: _mean([each[name] for each in measured.values()]) for name in measured[0]}
+                    latents = subject.run(clip, row.nfe)
+                if clip in measured:
+                    continue
+                calls[clip] = running.full_calls() if running.full_calls else counter[0]
+                held = max(held, running.bytes_held())
+            measured[clip] = subject.figures(clip, subject.decode(latents), base.videos[clip])
+        figures: dict[str, Any] = {name: _mean([each[name] for each in measured.values()]) for name in measured[0]}
         if figures["frames_without_face"] is not None:
             figures["frames_without_face"] = sum(each["frames_without_face"] for each in measured.values())
-        mean_calls = sum(calls.values()) / len(calls)
+        mean_calls = _mean(list(calls.values()))
+        assert mean_calls is not None
         return figures | {
             "calls": int(mean_calls) if mean_calls == int(mean_calls) else round(mean_calls, 2),
             "flops": flops,
@@ -109,12 +110,18 @@ class Bench:
         timed = [(turn + 1) % self.clips for turn in range(self.repeats)]
         return [0, *timed, *(clip for clip in range(self.clips) if clip not in {0, *timed})]
 
-    def yardstick(self) -> float:
+    def cost(self, call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        """How many times as long as a few uncached steps a call takes, timed before and after it; and what it gave."""
+        before = self._yardstick()
+        seconds, result = self._timed(call)
+        return 2 * seconds / (before + self._yardstick()), result
+
+    def _yardstick(self) -> float:
         """Seconds that a few uncached steps take now."""
         self.subject.set_sampler("ddim", self.subject.plain)
-        return self.timed(lambda: self.subject.run(0, YARDSTICK, self.subject.plain))[0]
+        return self._timed(lambda: self.subject.run(0, YARDSTICK, self.subject.plain))[0]
 
-    def timed(self, call: Any) -> tuple[float, Tensor]:
+    def _timed(self, call: Callable[[], Tensor]) -> tuple[float, Tensor]:
         """Seconds, and what the call gave."""
         device = torch.device(self.subject.plain.device)
         clock = time.process_time if timer_of(device) == "time.process_time" else time.perf_counter
@@ -132,15 +139,20 @@ class Base:
 
     def __init__(self, bench: Bench, sampler: str, steps: int):
         self._bench, self._sampler, self._steps = bench, sampler, steps
-        subject, costs = bench.subject, []
-        self.videos = []
-        for clip in range(bench.clips):
-            slowness = bench.yardstick()
-            subject.set_sampler(sampler, subject.plain)
-            seconds, latents = bench.timed(lambda clip=clip: subject.run(clip, steps, subject.plain))
-            costs.append(seconds / slowness)
-            self.videos.append(subject.decode(latents))
+        subject, costs = bench.subject, list[float]()
+        self.videos: list[NDArray[np.floating]] = []
+        for turn in range(max(bench.clips, bench.repeats + 1)):
+            clip = turn % bench.clips
+            cost, latents = bench.cost(lambda clip=clip: self._run(clip))
+            costs.append(cost)
+            if turn < bench.clips:
+                self.videos.append(subject.decode(latents))
         self.cost = statistics.median(costs)
+
+    def _run(self, clip: int) -> Tensor:
+        subject = self._bench.subject
+        subject.set_sampler(self._sampler, subject.plain)
+        return subject.run(clip, self._steps, subject.plain)
 
     @cached_property
     def flops(self) -> int:
@@ -150,7 +162,7 @@ class Base:
         return self._steps * count_flops(lambda: subject.run(0, 1, subject.plain))[1]
 
 
-def count_flops(call: Any) -> tuple[Any, int]:
+def count_flops(call: Callable[[], Any]) -> tuple[Any, int]:
     """What a call gives, and the floating-point operations that it took."""
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     with FlopCounterMode(display=False, custom_mapping={on_cpu: _cpu_attention_flops}) as counter:
