@@ -43,6 +43,9 @@ from ticache.tuning import Tuning
 STEPS = 30
 TARGET = 45.0  # dB
 SHOWN = 6  # full steps whose trials are drawn
+COUNTS = {True: (4, 5, 6, 8, 10), False: (3, 4, 5, 6, 7, 8, 10, 12, 15)}  # full steps, for the short form and the long
+# Bounds: at the count that is drawn, at the others, at the second cut (which begins with what the first found), target.
+TRIALS = {True: (26, 12, 8, 40), False: (40, 24, 16, 60)}
 # The least PSNR in calibration of each preset: the cheapest tuned setting that has it.
 LEVELS = {"fast": 45.0, "balanced": 50.0, "faithful": 60.0}
 DOCUMENT = ROOT / "docs" / "tune.md"
@@ -106,12 +109,12 @@ def measure(
     """Late and tuned at several numbers of full steps, for two cuts; the target; the presets."""
     watch = Watch()
     tuning = Tuning(pipe, calls=search, check=check, journal=journal, progress=watch)
-    counts = (4, 5, 6, 8, 10) if quick else (3, 4, 5, 6, 7, 8, 10, 12, 15)
+    shown, others, second, wanted = TRIALS[quick]
     rows: list[Row] = []
     configs: list[ticache.CacheConfig] = []
     outer: dict[int, Sequence[int]] = {}
-    for count in counts:
-        trials = 26 if count == SHOWN else 12 if quick else 24
+    for count in COUNTS[quick]:
+        trials = shown if count == SHOWN else others
         watch.begin(f"outer, {count} full steps")
         hints = [resampled(steps, count, STEPS) for steps in list(outer.values())[-1:]]
         config = tuning.find(
@@ -122,18 +125,18 @@ def measure(
         rows += rows_of(config)
         if count == SHOWN:
             rows.append({"name": "trials", "full_steps": count, "best": watch.best})
-    for count in counts:
+    for count in COUNTS[quick]:
         watch.begin(f"output, {count} full steps")
         config = tuning.find(
             full_steps=count,
             choices=Choices(orders=(2, 3), cuts=("output",)),
-            trials=8 if quick else 16,
+            trials=second,
             hints=[outer[count]],
         )
         configs.append(config)
         rows += rows_of(config)
     watch.begin(f"target {TARGET:g} dB")
-    found = tuning.find(target_psnr=TARGET, choices=Choices(orders=(2, 3), cuts=("outer",)), trials=40 if quick else 60)
+    found = tuning.find(target_psnr=TARGET, choices=Choices(orders=(2, 3), cuts=("outer",)), trials=wanted)
     rows += rows_of(found, f"target {TARGET:g} dB")
     for name, level in LEVELS.items():
         chosen = cheapest(configs, level)
