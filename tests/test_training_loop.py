@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.training.config import TrainConfig, build_config
+from fye_pipeline.training.data import render_heads
 from fye_pipeline.training.loop import train
 from fye_pipeline.training.outputs import export
 from fye_pipeline.training.portrait import Average, PortraitModel, motion_left_out
+from fye_pipeline.world import World
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +111,26 @@ def test_pictures_train_everything_but_the_motion_modules() -> None:
         assert any(name.startswith(part) for name in trainable)
 
 
+def test_the_vision_model_and_the_input_can_be_left_as_they_are() -> None:
+    model = PortraitModel(build_tiny(0, in_channels=9))
+    model.choose_trainable("image", image_encoder=False)
+    trainable = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {"appearance_net", "unet", "landmark_encoder"}
+    model.choose_trainable("video", conv_in=False)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names
+    assert all("motion_modules" in name for name in names)
+
+
+def test_several_processes_render_the_same_heads(tmp_path: Path, face_landmarker_path: Path) -> None:
+    world = World(CanonicalFace.from_task(face_landmarker_path), size=64)
+    alone = render_heads(world, tmp_path / "alone", 2)
+    together = render_heads(world, tmp_path / "together", 2, jobs=2)
+    assert np.array_equal(alone.frames, together.frames)
+    assert np.array_equal(alone.landmarks, together.landmarks)
+    assert together.frames.any(axis=(1, 2, 3, 4)).all()
+
+
 def test_motion_modules_are_left_out_and_put_back() -> None:
     model = PortraitModel(build_tiny(0, in_channels=9)).eval()
     unet = model.unet
@@ -142,9 +167,19 @@ def test_two_processes_train_together(start: Path, data: Path, tmp_path: Path, f
     recipe_file.write_text(config.to_json(), encoding="utf-8")
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys, torch\nfrom pathlib import Path\n"
+        "import os, sys, torch\nfrom pathlib import Path\n"
+        "from fye_pipeline.training import batches, portrait\n"
         "from fye_pipeline.training.config import load_config\nfrom fye_pipeline.training.loop import train\n"
         "torch.set_num_threads(1)\n"
+        "collect, swap = batches.Batches._collect, portrait.Average.swap\n"
+        "def spy_collect(self, heads, *rest):\n"
+        "    print('drawn', os.environ['RANK'], *heads, *rest, flush=True)\n"
+        "    return collect(self, heads, *rest)\n"
+        "def spy_swap(self, model):\n"
+        "    total = sum(p.detach().double().abs().sum().item() for p in model.parameters())\n"
+        "    print('weights', os.environ['RANK'], repr(total), flush=True)\n"
+        "    swap(self, model)\n"
+        "batches.Batches._collect, portrait.Average.swap = spy_collect, spy_swap\n"
         "train(load_config(sys.argv[1]), output=Path(sys.argv[2]), face_landmarker=Path(sys.argv[3]))\n",
         encoding="utf-8",
     )
@@ -157,3 +192,10 @@ def test_two_processes_train_together(start: Path, data: Path, tmp_path: Path, f
     assert result.returncode == 0, result.stderr[-3000:]
     assert sorted(losses(tmp_path / "run")) == [1, 2]
     assert result.stdout.count("image 2/2") == 1  # only the main process speaks
+    drawn, weights = (
+        {rank: re.findall(rf"^{word} {rank} (.*)$", result.stdout, re.M) for rank in "01"}
+        for word in ("drawn", "weights")
+    )
+    assert len(drawn["0"]) == len(drawn["1"]) == 2
+    assert drawn["0"] != drawn["1"]  # each has a batch of its own ...
+    assert weights["0"] == weights["1"] != []  # ... and both take the step of all of them

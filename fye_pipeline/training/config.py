@@ -88,6 +88,10 @@ class TrainConfig:
     sample_every: int = 500
     log_every: int = 25
 
+    def parts(self, phase: PhaseConfig) -> int:
+        """In how many parts a phase's batch is computed: `gradient_accumulation`, but no part is empty."""
+        return min(self.gradient_accumulation, phase.batch)
+
     def to_json(self) -> str:
         """Every resolved option."""
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -157,12 +161,14 @@ def _check(config: TrainConfig) -> None:
     for name in ("gradient_accumulation", "clip_stride", "shuffle_shards"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} must be >= 1, got {getattr(config, name)}")
-    for phase in config.phases:
-        batch = getattr(config, phase).batch
-        if batch < 1 or batch % config.gradient_accumulation:
+    for name in config.phases:
+        phase: PhaseConfig = getattr(config, name)
+        if phase.batch < 1:
+            raise UserError(f"{name}.batch must be >= 1, got {phase.batch}")
+        if phase.batch % config.parts(phase):
             raise UserError(
-                f"{phase}.batch must be a multiple of gradient_accumulation ({config.gradient_accumulation}), "
-                f"got {batch}"
+                f"{name}.batch must be a multiple of gradient_accumulation ({config.gradient_accumulation}), "
+                f"got {phase.batch}"
             )
 
 

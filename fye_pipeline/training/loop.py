@@ -208,7 +208,7 @@ def _train_phase(
         range(progress.step, end),
         rank=accelerator.process_index,
         clips=clips,
-        parts=config.gradient_accumulation,
+        parts=config.parts(settings),
         workers=config.workers,
     )
     log = _Log(phase, settings, folder, accelerator, report)

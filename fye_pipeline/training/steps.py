@@ -108,7 +108,7 @@ class Stepper:
         rate = settings.lr_at(number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        pieces = self.config.gradient_accumulation
+        pieces = self.config.parts(settings)
         drawn: list[Tensor] | None = None
         losses = []
         for part in range(pieces):

@@ -1,0 +1,126 @@
+"""A run on a dataset, killed as hard as can be and resumed, has the losses of an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from training_parts import make_dataset, save_small
+
+from fye_pipeline.training.config import TrainConfig, build_config
+from fye_pipeline.training.loop import train
+from fye_pipeline.training.outputs import cut_log
+
+PROGRAM = """
+import os, signal, sys, torch
+from pathlib import Path
+from fye_pipeline.training.config import load_config
+from fye_pipeline.training.loop import train
+torch.set_num_threads(1)
+def report(text):
+    if " 13/20 " in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(load_config(sys.argv[1]), output=Path(sys.argv[2]), on_progress=report)
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps a process's precision in a singleton."""
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A small model, a dataset, and what every run here does with them."""
+    folder = tmp_path_factory.mktemp("start")
+    return {
+        "init": str(save_small(folder / "model")),
+        "dataset": str(make_dataset(folder / "set")),
+        "data": str(folder / "latents"),
+        "phases": ["image"],
+        "image": {"steps": 20, "batch": 2, "frames": 2, "warmup": 2},
+        "video": {"steps": 4, "batch": 2, "frames": 3, "warmup": 1, "none_given": 0.5},
+        "checkpoint_every": 5,
+        "sample_every": 0,
+        "log_every": 1,
+    }
+
+
+def run(start: dict[str, Any], output: Path, *, resume: bool = False, **options: Any) -> dict[int, float]:
+    """The losses of a run, by their steps."""
+    config = build_config({**start, **options})
+    train(config, output=output, resume=resume, on_progress=lambda text: None)
+    return losses(output, config)
+
+
+def losses(output: Path, config: TrainConfig) -> dict[int, float]:
+    entries = [json.loads(line) for line in (output / config.phases[-1] / "log.jsonl").read_text("utf-8").splitlines()]
+    assert [entry["step"] for entry in entries] == sorted({entry["step"] for entry in entries})
+    return {entry["step"]: entry["total"] for entry in entries}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_killed_run_on_a_dataset_repeats_the_losses_exactly(start: dict[str, Any], tmp_path: Path) -> None:
+    recipe, program = tmp_path / "recipe.json", tmp_path / "program.py"
+    recipe.write_text(json.dumps(start), encoding="utf-8")
+    program.write_text(PROGRAM, encoding="utf-8")
+    command = [sys.executable, "-W", "ignore", str(program), str(recipe), str(tmp_path / "cut")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    pointer = json.loads((tmp_path / "cut" / "image" / "last.json").read_text(encoding="utf-8"))
+    assert pointer["step"] == 10
+    resumed = run(start, tmp_path / "cut", resume=True)
+    whole = run(start, tmp_path / "whole")
+    assert sorted(whole) == list(range(1, 21))
+    assert resumed == whole
+
+
+def test_clips_resume_too_and_parts_and_encoding_keep_the_curve(start: dict[str, Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"phases": ["video"], "checkpoint_every": 2}
+    whole = run(start, tmp_path / "whole", **options)
+    config = build_config({**start, **options})
+    train(config, output=tmp_path / "cut", max_steps=2, on_progress=lambda text: None)
+    assert run(start, tmp_path / "cut", resume=True, **options) == whole
+    parts = run(start, tmp_path / "parts", gradient_accumulation=2, **options)
+    assert list(parts.values()) == pytest.approx(list(whole.values()), rel=1e-4)
+    encoded = run(start, tmp_path / "encoded", latents="encode", **options)
+    assert list(encoded.values()) == pytest.approx(list(whole.values()), rel=1e-2)  # without float16's rounding
+
+
+def test_going_on_from_weights_takes_other_batches_with_another_data_seed(
+    start: dict[str, Any], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"image": {**start["image"], "steps": 1}}
+    same = run(start, tmp_path / "same", **options)
+    assert run(start, tmp_path / "again", **options) == same
+    assert run(start, tmp_path / "other", data_seed=1, **options) != same
+
+
+def test_bfloat16_trains_both_phases(start: dict[str, Any], tmp_path: Path) -> None:
+    short = {name: {**start[name], "steps": 2} for name in ("image", "video")}
+    exact = run(start, tmp_path / "exact", phases=["image", "video"], **short)
+    AcceleratorState._reset_state(True)
+    rounded = run(start, tmp_path / "rounded", phases=["image", "video"], mixed_precision="bf16", **short)
+    assert rounded != exact
+    assert list(rounded.values()) == pytest.approx(list(exact.values()), rel=0.03)
+
+
+def test_the_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    cut_log(log, 3)
+    assert not log.exists()
+    log.write_text('{"step": 2}\n{"step": 3}\n{"step": 4}\n{"ste', encoding="utf-8")
+    cut_log(log, 3)
+    assert log.read_text(encoding="utf-8") == '{"step": 2}\n{"step": 3}\n'
