@@ -36,6 +36,8 @@ from benchmarks.acceleration_rows import Row, rows_of
 from benchmarks.common import conditions, flags, print_table, require_green, write_json
 from benchmarks.subjects import Portrait, SDLike, Sizes, Subject
 from fye_pipeline.console import Reporter
+from fye_pipeline.errors import UserError
+from fye_pipeline.evaluation.networks import Lpips
 from fye_pipeline.inputs import obtain_face_landmarker
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 
@@ -58,6 +60,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=8, help="of a batch")
     parser.add_argument("--repeats", type=int, help="timed runs of each row; default 5, quick 2")
     parser.add_argument("--seed", type=int, default=0, help="which heads and which noise")
+    parser.add_argument("--lpips", type=Path, metavar="FILE", help="torchvision's AlexNet, a state dict: adds LPIPS")
     parser.add_argument("--resume", action="store_true", help="keep the rows that an interrupted run has finished")
     parser.add_argument(
         "--journal", type=Path, default=Path("runs/acceleration.jsonl"), help="finished rows, as they come"
@@ -107,13 +110,15 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
     device = torch.device(options.device)
     sizes = Sizes(options.clips, options.frames, options.pictures, options.seed)
     task = obtain_face_landmarker(None, Reporter(quiet=True).note)
-    told: dict[str, Any] = {}
-    journal: Journal | None = None
+    lpips = None if options.lpips is None else Lpips(options.lpips)
     finished = False
     with FaceLandmarkDetector(task, max_faces=1) as detector:
         subjects: list[Subject] = [SUBJECTS[name](sizes, device, detector) for name in options.models]
+        for subject in subjects:
+            subject.lpips = lpips
         told = {subject.name: subject.conditions() for subject in subjects}
         key = {"models": told, "repeats": options.repeats, "device": options.device, "threads": options.threads}
+        key["lpips"] = None if options.lpips is None else options.lpips.name
         journal = Journal(options.journal, key, resume=options.resume)
         try:
             for subject in subjects:
@@ -146,7 +151,11 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     require_green(*TESTS)
-    rows, told, finished = measure(options)
+    try:
+        rows, told, finished = measure(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     show(rows)
     verdict = claims(rows)
     print()
@@ -161,7 +170,7 @@ def main() -> None:
             "models": told,
             "flops": "torch.utils.flop_counter.FlopCounterMode over the first clip's denoising, 2 per multiply-add",
             "time": "of denoising; uncached over this, each relative to uncached steps timed just before and after it",
-            "lpips": "n/a: needs weights",
+            "lpips": "n/a: needs --lpips" if options.lpips is None else f"of {options.lpips.name}",
             "claims": verdict,
         }
         write_json(options.json, rows, conditions(options.device, **more))

@@ -79,9 +79,8 @@ def build_unet(seed: int = 0) -> UNet2DConditionModel:
 def build_pipeline(unet: UNet2DConditionModel, vae: AutoencoderKL) -> StableDiffusionPipeline:
     """A text-free pipeline: pass `prompt_embeds` (and `negative_prompt_embeds`), see `prompt_tokens`."""
     parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    pipe = StableDiffusionPipeline(
-        unet=unet, vae=vae, scheduler=DDIMScheduler(**SCHEDULER), requires_safety_checker=False, **parts
-    )
+    parts["scheduler"] = DDIMScheduler(**SCHEDULER)
+    pipe = StableDiffusionPipeline(unet=unet, vae=vae, requires_safety_checker=False, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -102,14 +101,15 @@ def load_pipeline(folder: Path = ASSETS, model: Path = SHIPPED_MODEL) -> StableD
 
 def sample(pipe: StableDiffusionPipeline, tokens: Tensor, *, seed: int, steps: int = 30, guidance: float = 1.0) -> Any:
     """Pictures [B, H, W, 3] in [0, 1] for tokens [B, 32, 64], each from noise of its own seed."""
-    return pipe(
+    made: Any = pipe(
         prompt_embeds=tokens,
         negative_prompt_embeds=torch.zeros_like(tokens),
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=[torch.Generator().manual_seed(seed * 1000 + index) for index in range(len(tokens))],
         output_type="np",
-    ).images
+    )
+    return made.images
 
 
 def held_out(world: World, count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 
 from benchmarks import sd_like
 from fye_pipeline.evaluation import metrics
+from fye_pipeline.evaluation.networks import Lpips
 from fye_pipeline.evaluation.reenactment import model_hash
 from fye_pipeline.generation.clips import cut_clip
 from fye_pipeline.generation.windows import plan_windows
@@ -64,6 +65,7 @@ class Subject(ABC):
     pipe: Any
     masks: list[NDArray[np.float32]]  # of each clip's face, [F, H, W]
     regions: list[NDArray[np.float32]]  # of each clip's expression, for Eq. 4
+    lpips: Lpips | None = None
 
     def renew(self) -> None:
         """Throw away the pipeline that methods were put on."""
@@ -99,7 +101,8 @@ class Subject(ABC):
         mask = self.masks[clip]
         found = [self._fidelity(video[part], reference[part], mask[part]) for part in self._parts(len(video))]
         means = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
-        return means | self.truth_figures(clip, video)
+        perceived = None if self.lpips is None else self.lpips(video, reference)
+        return means | {"lpips": perceived} | self.truth_figures(clip, video)
 
     @staticmethod
     def _fidelity(video: Any, reference: Any, mask: Any) -> dict[str, float]:
