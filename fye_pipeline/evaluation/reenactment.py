@@ -16,60 +16,21 @@ import torch
 from numpy.typing import NDArray
 
 from fye_pipeline.evaluation import figures, metrics
+from fye_pipeline.evaluation.cases import Case, Plan, Video, head_of, make_case
 from fye_pipeline.evaluation.expression import landmark_jitter
 from fye_pipeline.evaluation.journal import Entry, Journal, finished_result, journal_path, write_result
 from fye_pipeline.evaluation.seen import FindFace, compare_faces, landmark_error, see
 from fye_pipeline.evaluation.work import Estimate, Measure, work_off
-from fye_pipeline.evaluation.world_identity import FITTED_PEOPLE, WorldIdentity, fit_identity, separation
+from fye_pipeline.evaluation.world_identity import WorldIdentity, fit_identity, separation
 from fye_pipeline.landmarks.alignment import align
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.regions import expression_mask, facial_mask
-from fye_pipeline.world import WORLD_VERSION, RenderedClip, World
+from fye_pipeline.world import WORLD_VERSION, World
 
-Video = NDArray[np.floating]
 LoadModel = Callable[[], FollowYourEmojiPipeline]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured: everything that decides the figures, beside the model.
-
-    cache: options of `ticache.apply`, None to leave the cached rows out. cross: also the portrait of one head with the
-    driving clip of another. identity_people: heads that the identity measure is fitted to.
-    """
-
-    split: str = "held"
-    clips: int = 16
-    seed: int = 0
-    frames: int = 16
-    steps: int = 30
-    guidance: float = 3.5
-    cache: dict[str, Any] | None = None
-    cross: bool = True
-    identity_people: int = FITTED_PEOPLE
-
-    def __post_init__(self) -> None:
-        if self.clips < 2:
-            raise ValueError(f"clips must be >= 2, so that references and landmarks can be exchanged, got {self.clips}")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One clip: its truth in [0, 1], the drawn landmarks, its portrait, and what the detector sees in both.
-
-    portrait_face: the portrait's exact landmarks.
-    """
-
-    clip: RenderedClip
-    truth: Video
-    pictures: NDArray[np.uint8]
-    seen: LandmarkSequence
-    portrait: NDArray[np.uint8]
-    portrait_face: LandmarkSequence
-    portrait_seen: LandmarkSequence
 
 
 def evaluate_rendered(
@@ -123,7 +84,7 @@ def evaluate_rendered(
             people=plan.identity_people,
             on_progress=lambda done, total: on_progress("people", done, total),
         )
-        people = [_head(plan, k) for k in range(plan.clips)]
+        people = [head_of(plan, k) for k in range(plan.clips)]
         conditions["identity"] = separation(identity, world, detector.detect, split=plan.split, people=people)
     bench = Bench(load, plan, identity, face_landmarker, None if jobs > 1 else model)
     del model
@@ -174,7 +135,7 @@ class Bench:
 
     def _self(self, model: FollowYourEmojiPipeline, own: Case, other: Case, k: int, find: FindFace) -> dict[str, Entry]:
         """A head's own clip from its portrait, beside the baselines."""
-        seed = _head(self.plan, k)
+        seed = head_of(self.plan, k)
         ours, seconds = self._generate(model, own.portrait, own.pictures, seed)
         videos = {
             "ours": ours,
@@ -210,7 +171,7 @@ class Bench:
         self, model: FollowYourEmojiPipeline, own: Case, driver: Case, k: int, find: FindFace
     ) -> dict[str, Entry]:
         """A portrait with another head's clip: its face must make the driver's expressions and stay itself."""
-        seed, size = _head(self.plan, k), own.truth.shape[1]
+        seed, size = head_of(self.plan, k), own.truth.shape[1]
         asked = align(own.portrait_face, driver.clip.sequence, size, size)
         pictures = draw_sequence(asked, size)
         ours, seconds = self._generate(model, own.portrait, pictures, seed)
@@ -299,24 +260,3 @@ def model_hash(model: FollowYourEmojiPipeline) -> str:
 def picture_size(model: FollowYourEmojiPipeline) -> int:
     """Pixels a side that the model was made for."""
     return int(model.unet.config["sample_size"]) * model.vae_scale_factor
-
-
-def make_case(world: World, plan: Plan, k: int, find: FindFace) -> Case:
-    """Clip number `k` of a plan."""
-    index = _head(plan, k)
-    clip = world.clip(plan.split, index, take=1, frames=plan.frames)
-    portrait = world.portrait(plan.split, index)
-    return Case(
-        clip=clip,
-        truth=clip.frames / 255.0,
-        pictures=draw_sequence(clip.sequence.landmarks, world.size),
-        seen=see(clip.frames, find),
-        portrait=portrait.frames[0],
-        portrait_face=portrait.sequence,
-        portrait_seen=see(portrait.frames, find),
-    )
-
-
-def _head(plan: Plan, k: int) -> int:
-    """Which head, and which noise."""
-    return plan.seed * 1000 + k
