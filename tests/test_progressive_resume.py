@@ -38,7 +38,7 @@ def test_a_killed_run_goes_on_to_the_bit(
 ) -> None:
     seen = break_off(pipe, tmp_path, stop)
     assert len(list(tmp_path.glob("clip-*.safetensors"))) == stop // STEPS
-    assert len(list(tmp_path.iterdir())) == 1 + stop // STEPS
+    assert len(list(tmp_path.glob("[!.]*"))) == 1 + stop // STEPS
     assert all(torch.equal(batch[0], frame) for batch, frame in zip(seen, whole, strict=False))
     with Calls(pipe) as calls:
         assert torch.equal(collect(stream(pipe, tmp_path)), whole)
@@ -138,6 +138,15 @@ def test_a_folder_of_other_things_is_left_alone(pipe: FollowYourEmojiPipeline, t
     with pytest.raises(UserError, match="cannot be read"):
         stream(pipe, tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "settings.json"]
+
+
+def test_two_runs_in_one_folder_are_refused(pipe: FollowYourEmojiPipeline, whole: Tensor, tmp_path: Path) -> None:
+    frames = stream(pipe, tmp_path)
+    next(frames)
+    with pytest.raises(UserError, match="Another run is at work"):
+        stream(pipe, tmp_path)
+    frames.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert torch.equal(collect(stream(pipe, tmp_path)), whole)
 
 
 def test_an_interrupted_run_keeps_whole_clips_only(
