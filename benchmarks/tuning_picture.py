@@ -30,7 +30,7 @@ def draw_tuning(path: Path, rows: Sequence[Row], *, preview: bool = False) -> li
 def paint(theme: Theme, rows: Sequence[Row]) -> Figure:
     """Trials on the left, full steps on the right."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2), width_ratios=(1, 1.15))
-    figure.subplots_adjust(left=0.065, right=0.865, top=0.89, bottom=0.13, wspace=0.2)
+    figure.subplots_adjust(left=0.08, right=0.865, top=0.89, bottom=0.13, wspace=0.22)
     trials = next(row for row in rows if row["name"] == "trials")
     best = trials["best"]
     colour = theme.colours["vermillion"]
