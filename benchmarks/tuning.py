@@ -1,6 +1,7 @@
 """What does tuning the full steps bring? Curves for the shipped model, its presets, and the figures of docs/tune.md.
 
     python -m benchmarks.tuning [--quick] [--journal FILE] [--json FILE] [--ship] [--preview] [--exhaustive]
+    python -m benchmarks.tuning --from FILE
 
 Everything comes from one run: the search sees clips of heads of the training split, the check is on held-out heads.
 `--ship` writes the presets beside the model, the pictures in docs/images and the figures in docs/tune.md. `--journal`
@@ -36,6 +37,7 @@ from fye_pipeline.world import World
 from ticache.calls import Call
 from ticache.fidelity import as_tensor, psnr
 from ticache.progress import Progress
+from ticache.provenance import model_identity
 from ticache.schedule import late_steps_of
 from ticache.search import Choices, resampled
 from ticache.tuning import Tuning
@@ -67,7 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--face-landmarker", type=Path)
     for name, what in (("frames", "of a clip"), ("clips", "to search on"), ("check-clips", "for the check")):
         parser.add_argument(f"--{name}", type=int, help=what)
+    parser.add_argument(
+        "--from", dest="recorded", type=Path, metavar="FILE", help="ship a recorded run: measure nothing"
+    )
     args = parser.parse_args(argv)
+    if args.recorded:
+        recorded = json.loads(args.recorded.read_text(encoding="utf-8"))
+        ship(recorded["rows"], recorded["conditions"], preview=args.preview)
+        return
     torch.set_num_threads(args.threads)
     pipe = load_model(SHIPPED_MODEL, torch.device(args.device), torch.float32)
     usual = {"frames": 8, "clips": 3, "check_clips": 4} if args.quick else {"frames": 16, "clips": 4, "check_clips": 8}
@@ -234,6 +243,9 @@ class Watch:
 def ship(rows: list[Row], record: Row, *, preview: bool) -> None:
     """Presets beside the model, pictures, and the figures of the document."""
     found = {row["name"].removeprefix("preset "): row["config"] for row in rows if "config" in row}
+    weights = next(iter(found.values()))["provenance"]["model"]["weights"]
+    if weights != model_identity(load_model(SHIPPED_MODEL, torch.device("cpu"), torch.float32).unet)["weights"]:
+        sys.exit(f"these figures are of other weights than those in {SHIPPED_MODEL}: measure again")
     presets.write(SHIPPED_MODEL, found, {key: record[key] for key in ("model_hash", "frames", "steps", "guidance")})
     from benchmarks import tuning_picture
 
