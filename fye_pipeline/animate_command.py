@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -166,6 +165,10 @@ def animate(
     manifest: Annotated[
         Path | None, typer.Option(help="Many at once: a .csv or .jsonl whose columns are settings and output.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Rows of a manifest made at once, each in its own process.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Make a manifest's rows on Ray: local, auto, or a cluster's address.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings: JSON, or an mp4 made before. Flags beside it win.")
     ] = None,
@@ -179,7 +182,9 @@ def animate(
         bool, typer.Option("--vae-tiling", help="Large pictures pass through the VAE in tiles: less memory.")
     ] = False,
     overwrite: Overwrite = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run broke off; keep a finished output.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run broke off; keep a finished output.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -201,6 +206,8 @@ def animate(
             raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
         return settings
 
+    if manifest is None and (jobs > 1 or ray is not None):
+        raise UserError("--jobs and --ray are for the rows of a --manifest.")
     if manifest is not None:
         _run_manifest(context, manifest, settings_of, reporter)
         return
@@ -232,38 +239,43 @@ def _run_manifest(
     settings_of: Callable[[Mapping[str, Any], str], AnimationSettings],
     reporter: Reporter,
 ) -> None:
-    """Animate the rows; ends the command with code 1 where some failed."""
-    from fye_pipeline.animation import Studio
-    from fye_pipeline.manifest import own_share, run_manifest
+    """Animate the rows here, in several processes or on Ray; ends the command with code 1 where some failed."""
+    from fye_pipeline import manifest as manifests
+    from fye_pipeline import ranks
+    from fye_pipeline.studio import Studio
+    from fye_pipeline.workers import Options, run_in_processes
 
-    given = context.params
+    given, note = context.params, reporter.note
+    rank, count = ranks.own_share()
+    options = Options(
+        face_landmarker=given["face_landmarker"],
+        device=ranks.own_device(given["device"]),
+        offload=given["offload"].value,
+        overwrite=given["overwrite"],
+        resume=given["resume"],
+    )
+    tasks, ledger = manifests.plan_tasks(manifest, settings_of)[rank::count], manifests.ledger_of(manifest)
+    told = {"on_note": note}
     with reporter.progress() as on_progress:
-        note = reporter.note
-        with Studio(given["face_landmarker"], device=_own_device(given["device"]), on_note=note) as studio:
-            summary = run_manifest(
-                manifest,
-                settings_of,
-                studio=studio,
-                overwrite=given["overwrite"],
-                resume=given["resume"],
-                share=own_share(),
-                on_progress=on_progress,
-                on_note=note,
-            )
-    reporter.result(str(summary), summary.to_dict())
-    if summary.failed:
+        if given["ray"] is not None:
+            from fye_pipeline.manifest_ray import run_on_ray
+
+            summary = run_on_ray(tasks, ledger, options, address=given["ray"], actors=given["jobs"], **told)
+        elif given["jobs"] > 1:
+            summary = run_in_processes(tasks, ledger, options, given["jobs"], on_progress=on_progress, **told)
+        else:
+            with Studio(options.face_landmarker, device=options.device, offload=options.offload, **told) as studio:
+                again = {"overwrite": options.overwrite, "resume": options.resume}
+                summary = manifests.run_tasks(tasks, ledger, studio=studio, **again, on_progress=on_progress, **told)
+    if count > 1:
+        summary = ranks.gather(summary)
+    if rank == 0:
+        reporter.result(str(summary), summary.to_dict())
         if reporter.quiet:
             for number, reason in summary.failed.items():
                 print(f"fye: row {number}: {reason}", file=sys.stderr)
+    if summary.failed:
         raise typer.Exit(1)
-
-
-def _own_device(name: str) -> str:
-    """Under `accelerate launch` each process on a machine takes the GPU of its own number."""
-    import torch
-
-    local = os.environ.get("LOCAL_RANK", "")
-    return f"cuda:{local}" if name == "auto" and local.isdigit() and torch.cuda.is_available() else name
 
 
 def _save(path: Path, settings: AnimationSettings, *, overwrite: bool) -> None:

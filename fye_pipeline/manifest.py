@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from fye_pipeline.animation import Studio, animate, is_finished
 from fye_pipeline.console import OnProgress, silent
 from fye_pipeline.errors import UserError
 from fye_pipeline.files import existing_file
+from fye_pipeline.ledger import Entry, Ledger
 from fye_pipeline.settings import SHIPPED, AnimationSettings
 
 _PATHS = ("reference", "driving", "output", "model", "reference_landmarks")
 
 Values = dict[str, Any]
+SettingsOf = Callable[[Mapping[str, Any], str], AnimationSettings]
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,27 @@ class Row:
 
 @dataclass
 class Summary:
-    """What became of the rows of one process: numbers of those made, found finished, and failed with their reasons."""
+    """What became of rows: numbers of those made, found finished, and failed with their reasons."""
 
     made: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
 
+    def add(self, entry: Entry) -> str:
+        """Count an ended row. -> what to tell of it."""
+        number = int(entry["row"])
+        if entry["status"] == "failed":
+            self.failed[number] = entry["error"]
+            return f"row {number} failed: {entry['error']}"
+        (self.made if entry["status"] == "made" else self.kept).append(number)
+        return f"row {number}: {entry['output']}" + (" (kept)" if entry["status"] == "kept" else "")
+
+    def __add__(self, other: Summary) -> Summary:
+        failed = dict(sorted((self.failed | other.failed).items()))
+        return Summary(sorted(self.made + other.made), sorted(self.kept + other.kept), failed)
+
     def to_dict(self) -> Values:
+        """Plain values for JSON."""
         return {"made": self.made, "kept": self.kept, "failed": self.failed}
 
     def __str__(self) -> str:
@@ -123,100 +139,101 @@ def _placed(row: Row, folder: Path) -> Row:
     return Row(row.number, values)
 
 
-def run_manifest(
-    manifest: Path,
-    settings_of: Callable[[Mapping[str, Any], str], AnimationSettings],
+@dataclass(frozen=True)
+class Task:
+    """A row that was looked at: what to make and where, or what is wrong with it."""
+
+    number: int
+    output: str | None
+    settings: AnimationSettings | None
+    error: str | None = None
+
+
+def plan_tasks(manifest: Path, settings_of: SettingsOf) -> list[Task]:
+    """Every row as a task. Raises `UserError` where the manifest cannot be read.
+
+    settings_of: a row's values and its name -> settings; what it raises is that row's error.
+    """
+    tasks = []
+    for row in read_manifest(manifest):
+        values = dict(row.values)
+        output = values.pop("output", None)
+        settings, error = None, row.error
+        if error is None:
+            try:
+                settings = settings_of(values, f"row {row.number}")
+            except Exception as fault:  # whatever a row says, the rows after it are made
+                error = reason_of(fault)
+        tasks.append(Task(row.number, output, settings, error))
+    return tasks
+
+
+def carry_out(
+    task: Task, studio: Studio, *, overwrite: bool = False, resume: bool = False, on_progress: OnProgress = silent
+) -> Entry:
+    """Make one row. -> its line for the ledger, whose `status` is made, kept or failed."""
+    entry: Entry = {"row": task.number, "output": task.output}
+    try:
+        if task.error is not None:
+            raise UserError(task.error)
+        assert task.settings is not None
+        assert task.output is not None
+        output = Path(task.output)
+        entry["settings"] = task.settings.to_dict()
+        if resume and not overwrite and is_finished(output, task.settings):
+            return entry | {"status": "kept"}
+        again = {"overwrite": overwrite, "resume": resume}
+        result = animate(task.settings, output, **again, studio=studio, on_progress=on_progress)
+        return entry | {"status": "made", "frames": result.frames, "seconds": result.seconds, "notes": result.notes}
+    except Exception as error:  # whatever a row's files do, the rows after it are made
+        return entry | {"status": "failed", "error": reason_of(error)}
+
+
+def reason_of(error: Exception) -> str:
+    """One line on what went wrong."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def ledger_of(manifest: Path) -> Ledger:
+    """`<manifest>.ledger.jsonl`, beside the manifest."""
+    return Ledger(manifest.with_name(f"{manifest.name}.ledger.jsonl"))
+
+
+def note_entry(entry: Entry, ledger: Ledger, *, resume: bool) -> None:
+    """Write an ended row down. One that was kept was made by a run that was killed before it could say so, or is there
+    already."""
+    if entry["status"] == "kept":
+        ledger.append(entry | {"status": "made"}, once=True)
+    else:
+        ledger.append(entry, once=resume and entry["status"] == "made")
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    ledger: Ledger,
     *,
     studio: Studio,
     overwrite: bool = False,
     resume: bool = False,
-    share: tuple[int, int] = (0, 1),
     on_progress: OnProgress = silent,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> Summary:
-    """Animate every row; one that fails is noted, and the others go on.
-
-    `<manifest>.ledger.jsonl` beside the manifest gets one line for every row that ends, written at once, so that
-    several processes may share it.
+    """Animate the rows one after the other; one that fails is noted, and the others go on.
 
     Args:
-        manifest: what `read_manifest` takes.
-        settings_of: a row's values and its name -> settings.
+        tasks: what `plan_tasks` gives, or some of it.
+        ledger: gets one line for every row that ends.
         studio: detector and model, which the rows share.
         overwrite: replace outputs that are there.
         resume: keep outputs that were made with the same settings; rows that failed are tried again.
-        share: (rank, count): of `count` processes this one takes every row whose index leaves `rank`.
         on_note: told of every row that ends.
-
-    Raises:
-        UserError: the manifest cannot be read.
     """
     summary = Summary()
-    rank, count = share
-    rows = read_manifest(manifest)[rank::count]
-    ledger = manifest.with_name(f"{manifest.name}.ledger.jsonl")
-    noted = _rows_made(ledger) if resume else set()
-    for done, row in enumerate(rows):
-        on_progress("rows", done, len(rows))
-        entry: Values = {"row": row.number, "output": row.values.get("output")}
-        try:
-            if row.error is not None:
-                raise UserError(row.error)
-            values = dict(row.values)
-            output = Path(values.pop("output"))
-            settings = settings_of(values, f"row {row.number}")
-            entry["settings"] = settings.to_dict()
-            if resume and not overwrite and is_finished(output, settings):
-                summary.kept.append(row.number)
-                if row.number in noted:
-                    continue
-                entry["status"] = "made"  # by a run that was killed before it could say so
-                _append(ledger, entry)
-                continue
-            again = {"overwrite": overwrite, "resume": resume}
-            result = animate(settings, output, **again, studio=studio, on_progress=on_progress)
-            entry |= {"status": "made", "frames": result.frames, "seconds": result.seconds, "notes": result.notes}
-            summary.made.append(row.number)
-            on_note(f"row {row.number}: {output}")
-        except Exception as error:  # whatever a row's files do, the rows after it are made
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            reason = " ".join(reason.split())
-            entry |= {"status": "failed", "error": reason}
-            summary.failed[row.number] = reason
-            on_note(f"row {row.number} failed: {reason}")
-        _append(ledger, entry)
-    on_progress("rows", len(rows), len(rows))
+    for done, task in enumerate(tasks):
+        on_progress("rows", done, len(tasks))
+        entry = carry_out(task, studio, overwrite=overwrite, resume=resume, on_progress=on_progress)
+        note_entry(entry, ledger, resume=resume)
+        on_note(summary.add(entry))
+    on_progress("rows", len(tasks), len(tasks))
     return summary
-
-
-def own_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """(rank, count) of this process as `accelerate launch` and `torchrun` tell it; (0, 1) where it is alone."""
-    try:
-        rank, count = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
-    except ValueError:
-        return 0, 1
-    return (rank, count) if 0 <= rank < count else (0, 1)
-
-
-def _rows_made(ledger: Path) -> set[int]:
-    """The numbers of the rows that the ledger calls made; a last line that was cut off by a kill does not count."""
-    made: set[int] = set()
-    if ledger.exists():
-        for line in ledger.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if entry.get("status") == "made":
-                made.add(entry["row"])
-    return made
-
-
-def _append(ledger: Path, entry: Values) -> None:
-    """One line in one write, on the disk before the next row begins."""
-    handle = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        os.write(handle, (json.dumps(entry) + "\n").encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,7 +16,8 @@ from fye_command import Fye
 
 from fye_pipeline import manifest as manifests
 from fye_pipeline.errors import UserError
-from fye_pipeline.manifest import own_share, read_manifest
+from fye_pipeline.manifest import read_manifest
+from fye_pipeline.ranks import own_share
 
 FAST = {"steps": 2, "frames": 2, "size": 64}
 
