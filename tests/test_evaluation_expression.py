@@ -136,7 +136,9 @@ def test_videos_of_two_lengths_are_refused() -> None:
 def test_frames_without_a_face_are_marked_and_left_out() -> None:
     one = Face(face()[0].astype(np.float32), np.zeros((468, 3), np.float32), np.eye(4), np.ones(52, np.float32), 8, 8)
     answers = iter([one, None])
-    seen = see(np.zeros((2, 8, 8, 3), np.uint8), lambda frame: next(answers))
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    frames[1] = 1
+    seen = see(frames, lambda frame: next(answers))
     assert seen.found.tolist() == [True, False]
     assert np.isnan(seen.landmarks[1]).all()
     driver = sequence(np.repeat(face(), 2, axis=0))
@@ -146,6 +148,13 @@ def test_frames_without_a_face_are_marked_and_left_out() -> None:
     assert figures["lmd"] == pytest.approx(0, abs=1e-4)
     shifted = sequence(np.repeat(face(), 2, axis=0) + np.array([0.03, 0.04, 0]))
     assert landmark_error(seen, shifted) == pytest.approx(0.05)
+
+
+def test_a_still_is_sought_once() -> None:
+    calls: list[int] = []
+    seen = see(np.zeros((3, 8, 8, 3), np.uint8), lambda frame: calls.append(1))
+    assert len(calls) == 1
+    assert seen.found.tolist() == [False] * 3
 
 
 def test_a_driver_without_scores_gives_no_score() -> None:

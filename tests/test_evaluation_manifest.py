@@ -94,7 +94,7 @@ def test_finished_videos_are_measured_with_the_networks_given(
     target = tmp_path / "figures.json"
     code, out, err = fye(
         *("evaluate", "--outputs", tmp_path, "--method", "copy", manifest, "--json", target),
-        *("--face-landmarker", face_landmarker_path, "--fid", network, "--hyperiqa", network, "--jobs", "2"),
+        *("--face-landmarker", face_landmarker_path, "--fid", network, "--hyperiqa", network),
     )
     assert code == 0, err
     copy, still = (json.loads(target.read_text())["self"][name] for name in ("copy", "still portrait"))

@@ -95,7 +95,8 @@ def test_a_perfect_model_beats_every_baseline(
 
     monkeypatch.setattr(reenactment, "make_case", remember)
     monkeypatch.setattr(reenactment, "generate", redraw)
-    plan = reenactment.Plan(**(SMALL | {"frames": 2}), cross=False)
+    smaller: dict[str, Any] = SMALL | {"frames": 2, "cross": False}
+    plan = reenactment.Plan(**smaller)
     result = reenactment.evaluate_rendered(lambda: model, plan, face_landmarker=face_landmarker_path)
     assert result["ours"]["l1"] == 0
     for name in ("landmark_error", "exp", "lms", "lmd", "gaze", "aed", "apd_rotation", "apd_translation"):

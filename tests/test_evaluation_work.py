@@ -25,7 +25,7 @@ class Squares:
         def measure(name: str) -> Entry:
             if name == self.bad:
                 raise ZeroDivisionError("planted")
-            return {"square": int(name) ** 2, "process": os.getpid()}
+            return {"square": int(name) ** 2, "process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
 
         yield measure
 
@@ -47,13 +47,17 @@ def test_parts_in_the_journal_are_not_measured_again(tmp_path: Path) -> None:
     assert not Journal(path, {"seed": 2}, overwrite=True).entries
 
 
-def test_several_processes_share_the_parts(tmp_path: Path) -> None:
+def test_several_processes_share_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
     names = [str(k) for k in range(4)]
     journal = Journal(tmp_path / "journal.jsonl", {})
     found = work_off(Squares(), names, journal, jobs=2)
     assert list(found) == names
     assert [entry["square"] for entry in found.values()] == [0, 1, 4, 9]
     assert os.getpid() not in {entry["process"] for entry in found.values()}
+    assert {entry["threads"] for entry in found.values()} == {"3"}
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_a_failure_in_another_process_is_told() -> None:

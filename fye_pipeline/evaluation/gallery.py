@@ -77,7 +77,7 @@ class Gallery:
         count = min(len(frames), len(driver.sequence), *([] if truth is None else [len(truth)]))
         portrait = read_video(pair.driving, 1)[0] if pair.portrait is None else read_picture(pair.portrait)
         find = studio.detector.open().detect
-        still = np.broadcast_to(cv2.resize(portrait, frames.shape[2:0:-1], interpolation=cv2.INTER_AREA), frames.shape)
+        small = np.asarray(cv2.resize(portrait, frames.shape[2:0:-1], interpolation=cv2.INTER_AREA), np.uint8)
         scene = Scene(portrait, driver.sequence[:count], None if truth is None else truth[:count], find, instruments)
         features = self.folder / f"{pair.name}.features.npz"
         return {
@@ -86,7 +86,7 @@ class Gallery:
             "frames": count,
             "output_frames": len(frames),
             "method": scene.measure(frames[:count], features),
-            "still": scene.measure(np.ascontiguousarray(still[:count])),
+            "still": scene.measure(np.repeat(small[None], count, axis=0)),
         }
 
     def _driver(self, path: Path, landmarks: Path, studio: Studio) -> Driver:
@@ -170,7 +170,8 @@ class Scene:
             figures |= self._against_truth(frames, self.truth)
             if tools.features is not None and features is not None:
                 sets = {"": tools.features(frames), "_truth": tools.features(self.truth)}
-                np.savez(features, **{f"{n}{end}": v for end, found in sets.items() for n, v in found.items()})
+                arrays = {f"{name}{end}": values for end, found in sets.items() for name, values in found.items()}
+                np.savez(features, allow_pickle=False, **arrays)
         return {name: None if value is None or math.isnan(value) else value for name, value in figures.items()}
 
     def _against_truth(self, frames: Frames, truth: Frames) -> dict[str, float | None]:

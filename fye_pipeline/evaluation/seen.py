@@ -32,9 +32,12 @@ def see(frames: Iterable[NDArray[np.uint8]], find: FindFace) -> LandmarkSequence
     }
     rows: dict[str, list[NDArray]] = {name: [] for name in empty}
     found, height, width = [], 0, 0
+    face: Face | None = None
+    last: NDArray[np.uint8] | None = None
     for frame in frames:
         height, width = frame.shape[:2]
-        face = find(frame)
+        if last is None or not np.array_equal(frame, last):  # a still is sought once
+            face, last = find(frame), frame
         found.append(face is not None)
         seen = empty if face is None else {
             "landmarks": face.landmarks, "mesh": face.mesh, "transforms": face.transform,

@@ -8,11 +8,9 @@ import queue
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
-
-import torch
 
 from fye_pipeline.evaluation.journal import Entry, Journal
 
@@ -64,13 +62,11 @@ def _spread(workshop: Workshop, names: Sequence[str], jobs: int, keep: Callable[
         parts.put(name)
     for _ in range(jobs):
         parts.put(None)
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    workers = [
-        context.Process(target=_serve, args=(workshop, parts, answers, threads), daemon=True) for _ in range(jobs)
-    ]
+    workers = [context.Process(target=_serve, args=(workshop, parts, answers), daemon=True) for _ in range(jobs)]
     try:
-        for worker in workers:
-            worker.start()
+        with _threads(max((os.cpu_count() or 1) // jobs, 1)):
+            for worker in workers:
+                worker.start()
         left = set(names)
         while left:
             name, figures, failure = _next(answers, workers)
@@ -99,10 +95,23 @@ def _next(answers: Any, workers: Sequence[Any]) -> tuple[str, Entry, str | None]
                 ) from None
 
 
-def _serve(workshop: Workshop, parts: Any, answers: Any, threads: int) -> None:
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Processes started within use so many threads each, unless the user's environment says how many."""
+    name = "OMP_NUM_THREADS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def _serve(workshop: Workshop, parts: Any, answers: Any) -> None:
     """One process: measures parts until there are none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which ends the others
-    torch.set_num_threads(threads)
     name = "the start"
     try:
         with workshop.open() as measure:
