@@ -1,8 +1,8 @@
 """A manifest's rows on Ray: Ray Data's actor pool, each actor with the detector and the model loaded once.
 
-Ray starts an actor that dies anew and gives its row to another. A row is written down by the actor that makes it, before
-its answer leaves; one that is found finished is not made again, so that no row is lost and none is done twice. The
-manifest, its files and its ledger must lie on a disk that all machines share.
+Ray starts an actor that dies anew and gives its row to another. A row is written down by the actor that makes it,
+before its answer leaves; one that is found finished is not made again, so that no row is lost and none is done twice.
+The manifest, its files and its ledger must lie on a disk that all machines share.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def run_on_ray(
         UserError: Ray is not installed, or the cluster cannot be reached.
     """
     try:
-        import ray
-        import ray.data
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError('--ray needs Ray: pip install -c constraints.txt -e ".[ray]".') from error
     summary = Summary()

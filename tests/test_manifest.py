@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 from fye_command import Fye
 
-from fye_pipeline import manifest as manifests
 from fye_pipeline.errors import UserError
 from fye_pipeline.manifest import read_manifest
 from fye_pipeline.ranks import own_share
@@ -101,7 +99,8 @@ def jobs(folder: Path, model: Path) -> Path:
 
 def ledger(manifest: Path) -> list[dict[str, Any]]:
     path = manifest.with_name("jobs.jsonl.ledger.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def results(manifest: Path) -> dict[str, bytes]:
@@ -109,7 +108,7 @@ def results(manifest: Path) -> dict[str, bytes]:
 
 
 def test_row_31_a_manifest_that_is_killed_twice_ends_as_an_unbroken_one(
-    fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_model: Path
+    fye: Fye, tmp_path: Path, random_model: Path
 ) -> None:
     whole = jobs(tmp_path / "whole", random_model)
     code, out, err = fye("animate", "--manifest", whole, "--json", "--quiet")
@@ -122,38 +121,31 @@ def test_row_31_a_manifest_that_is_killed_twice_ends_as_an_unbroken_one(
     assert [len(ledger(whole)), len(results(whole))] == [12, 7]
 
     broken = jobs(tmp_path / "broken", random_model)
-    command = [sys.executable, "-m", "fye_pipeline.cli", "animate", "--manifest", str(broken), "--quiet"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while len(ledger(broken)) < 4 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-    process.wait()
-    survived = results(broken)
-    assert survived, "killed before anything was made"
-
-    original, calls = manifests.animate, []
-
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(manifests, "animate", interrupted)
-    if len(survived) < 4:
-        assert fye("animate", "--manifest", broken, "--resume", "--quiet")[0] == 130
-    monkeypatch.setattr(manifests, "animate", original)
+    for lines in (2, 6):
+        kill_at(broken, lines)
+    made = {entry["row"] for entry in ledger(broken) if entry["status"] == "made"}
+    assert 0 < len(made) < 7, "the kills came before the first or after the last row"
     code, out, err = fye("animate", "--manifest", broken, "--resume", "--quiet", "--json")
     assert code == 1, err
     summary = json.loads(out)
     assert len(summary["made"]) + len(summary["kept"]) == 7
-    assert summary["kept"]
+    assert set(summary["kept"]) >= made
     assert len(summary["failed"]) == 5
     assert results(broken) == results(whole)
-    assert not list(broken.parent.glob(".*.part*")) or survived, "only a kill may leave a temporary file"
-    made = [entry["row"] for entry in ledger(broken) if entry["status"] == "made"]
-    assert len(made) == len(set(made)) == 7, "every row is made once and noted once"
+    rows = [entry["row"] for entry in ledger(broken) if entry["status"] == "made"]
+    assert len(rows) == len(set(rows)) == 7, "every row is made once and noted once"
+
+
+def kill_at(manifest: Path, lines: int) -> None:
+    """Run a manifest in a process of its own, and kill it when its ledger has so many lines."""
+    command = [sys.executable, "-m", "fye_pipeline.cli", "animate", "--manifest", str(manifest), "--resume", "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while len(ledger(manifest)) < lines and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
 
 
 def test_two_processes_share_a_manifest_and_its_ledger(
