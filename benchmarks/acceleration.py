@@ -134,7 +134,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
 def _measure_subject(bench: Bench, journal: Journal, options: argparse.Namespace) -> None:
     rows = wanted(rows_of(bench.subject.name, bench.facts()), options)
     left = [row for row in rows if not journal.has(row)]
-    with tqdm(left, initial=len(rows) - len(left), total=len(rows), desc=bench.subject.name, disable=None) as bar:
+    with tqdm(left, initial=len(rows) - len(left), total=len(rows), desc=bench.subject.name) as bar:
         for row in bar:
             bar.set_postfix_str(f"{row.base} {row.name}")
             journal.add(bench.measure(row))
