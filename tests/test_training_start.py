@@ -130,7 +130,7 @@ def test_a_run_starts_from_a_folder_and_a_checkpoint(tmp_path: Path, monkeypatch
     parts = load_parts(build_config({"init": str(folder), **options}), said.append)
     assert parts["unet"].config["in_channels"] == 9
     assert all(torch.equal(motion_of(parts["unet"])[key], value) for key, value in adapter().items())
-    assert said == [f"motion modules: 5 of 5 from {tmp_path / 'mm.safetensors'}"]
+    assert said == [f"motion modules: 7 of 7 from {tmp_path / 'mm.safetensors'}"]
     read: list[Path] = []
     monkeypatch.setattr(start.FollowYourEmojiPipeline, "from_pretrained", lambda place: read.append(place) or 1 / 0)
     with pytest.raises(ZeroDivisionError):

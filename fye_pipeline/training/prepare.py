@@ -89,10 +89,11 @@ def prepare(
     if len(todo) < len(names):
         on_note(f"{len(names) - len(todo)} of {len(names)} videos were done before")
     works = _work(todo, ledger, options, jobs, task, on_progress)
+    packer = _Packer(output, list(names), options.shard_bytes)
     with closing(works):
         for _ in works:
-            _pack(output, list(names), options, last=False)
-    _pack(output, list(names), options, last=True)
+            packer.advance()
+    packer.finish()
     report = _report(ledger)
     _write_json(output / REPORT, report)
     shards = sorted((output / SHARDS).glob("*.tar"))
@@ -258,47 +259,57 @@ def _prepare_one(
     _write_json(_entry(ledger, name), {"outcome": asdict(outcome), "size": size, "clips": clips})
 
 
-def _pack(output: Path, names: list[str], options: PrepareOptions, *, last: bool) -> None:
-    """Join the ledger's parts into shards, in the order of the names and only as far as all before are done.
+class _Packer:
+    """Joins the ledger's parts into shards, in the order of the names and only as far as all before are done.
 
-    A shard is closed once it has `shard_bytes`; the rest waits for more unless this is the `last` call.
+    So the shards do not depend on who finished first. A shard is closed once it has `shard_bytes`.
     """
-    ledger, shards = output / LEDGER, output / SHARDS
-    waiting: list[tuple[Path, int, list[ClipEntry]]] = []
-    for name in names:
-        entry = _entry(ledger, name)
-        if not entry.is_file():
-            break
-        part = entry.with_suffix(".tar")
-        if not part.is_file():  # packed before, or without clips
-            continue
-        held = json.loads(entry.read_text(encoding="utf-8"))
+
+    def __init__(self, output: Path, names: list[str], shard_bytes: int) -> None:
+        self._ledger, self._shards = output / LEDGER, output / SHARDS
+        self._names, self._next, self._shard_bytes = names, 0, shard_bytes
+        self._waiting: list[tuple[Path, int, list[ClipEntry]]] = []
+        self._packed = self._newest()
+
+    def advance(self) -> None:
+        """Take in what is done by now."""
+        while self._next < len(self._names):
+            entry = _entry(self._ledger, self._names[self._next])
+            if not entry.is_file():
+                return
+            self._next += 1
+            part = entry.with_suffix(".tar")
+            if part.is_file():  # else packed before, or without clips
+                self._take(part, json.loads(entry.read_text(encoding="utf-8")))
+
+    def finish(self) -> None:
+        """Close the last shard, however small."""
+        self.advance()
+        if self._waiting:
+            self._close()
+
+    def _take(self, part: Path, held: dict[str, Any]) -> None:
         clips = [ClipEntry.from_json(clip) for clip in held["clips"]]
-        if _is_packed(shards, clips[0].key):  # killed before it could be removed
+        if clips[0].key in self._packed:  # killed before the part could be removed
             part.unlink()
-            continue
-        waiting.append((part, held["size"], clips))
-        if sum(size for _, size, _ in waiting) >= options.shard_bytes:
-            _close_shard(shards, waiting)
-            waiting = []
-    if waiting and last:
-        _close_shard(shards, waiting)
+            return
+        self._waiting.append((part, held["size"], clips))
+        if sum(size for _, size, _ in self._waiting) >= self._shard_bytes:
+            self._close()
 
+    def _close(self) -> None:
+        number = len(list(self._shards.glob("*.json")))
+        join_parts(self._waiting, self._shards / f"shard-{number:05d}.tar")
+        for path, _, _ in self._waiting:
+            path.unlink()
+        self._waiting = []
 
-def _close_shard(shards: Path, parts: list[tuple[Path, int, list[ClipEntry]]]) -> None:
-    number = len(list(shards.glob("*.json")))
-    join_parts(parts, shards / f"shard-{number:05d}.tar")
-    for path, _, _ in parts:
-        path.unlink()
-
-
-def _is_packed(shards: Path, key: str) -> bool:
-    """Whether the newest shard holds a clip: only its parts can have outlived it."""
-    indices = sorted(shards.glob("*.json"))
-    if not indices:
-        return False
-    clips = json.loads(indices[-1].read_text(encoding="utf-8"))["clips"]
-    return any(clip["key"] == key for clip in clips)
+    def _newest(self) -> set[str]:
+        """The keys in the newest shard: only its parts can have outlived it."""
+        indices = sorted(self._shards.glob("*.json"))
+        if not indices:
+            return set()
+        return {clip["key"] for clip in json.loads(indices[-1].read_text(encoding="utf-8"))["clips"]}
 
 
 def _report(ledger: Path) -> dict[str, Any]:
