@@ -17,6 +17,7 @@ from fye_pipeline.console import OnProgress
 from fye_pipeline.errors import UserError
 from fye_pipeline.inputs import OnNote
 from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.machine import tile_vae
 from fye_pipeline.models.recipe import recommended_guidance
 from fye_pipeline.motion import Motion
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
@@ -89,7 +90,9 @@ class Job:
             try:
                 run = self._denoise(attempt, cached)
             except torch.OutOfMemoryError as error:
-                raise UserError("Out of GPU memory: use a smaller --chunk or --size, or --device cpu.") from error
+                raise UserError(
+                    "Out of GPU memory: use --offload sequential, a smaller --size or --chunk, or --device cpu."
+                ) from error
         if not run.latents.isfinite().all() and self.pipe.unet.dtype != torch.float32:
             self.on_note(f"{_name(self.pipe.unet.dtype)} overflowed: this is done again in float32")
             self.pipe.to(dtype=torch.float32)
@@ -100,12 +103,33 @@ class Job:
         """Decode [1, 4, F, h, w] frame by frame. Yields [H, W, 3] in [0, 1]; only the frame at hand is held."""
         for index in range(latents.shape[2]):
             part = latents[:, :, index : index + 1]
-            (frame,) = next(self.pipe.decode_frames(part))
+            frame = self._decoded(part)
             if not frame.isfinite().all() and self.pipe.vae.dtype != torch.float32:
                 self.on_note(f"{_name(self.pipe.vae.dtype)} overflowed in decoding: it goes on in float32")
                 torch.nn.Module.to(self.pipe.vae, torch.float32)
-                (frame,) = next(self.pipe.decode_frames(part))
+                frame = self._decoded(part)
             yield frame.permute(1, 2, 0).cpu().numpy()
+
+    def _decoded(self, part: Tensor) -> Tensor:
+        """Decode one frame, [1, 4, 1, h, w] -> [3, H, W]; in four tiles from when memory has run out.
+
+        Raises:
+            UserError: out of memory in spite of that.
+        """
+        try:
+            (frame,) = next(self.pipe.decode_frames(part))
+        except torch.OutOfMemoryError:
+            self.on_note("out of GPU memory in decoding: it goes on in tiles")
+            cell = self.pipe.vae_scale_factor
+            tile_vae(self.pipe, max(self.size // 2 // cell, 1) * cell)
+            self._make_room()
+            try:
+                (frame,) = next(self.pipe.decode_frames(part))
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    "Out of GPU memory in decoding: use --offload model, a smaller --size, or --device cpu."
+                ) from error
+        return frame
 
     def _denoise(self, attempt: Callable[[], Tensor], cached: bool) -> Run:
         """One pass; the cache is on the UNet for its length only."""
@@ -127,9 +151,12 @@ class Job:
         return report
 
     def _make_room(self) -> None:
-        if self.pipe.device.type == "cuda":
-            self.pipe.enable_model_cpu_offload()
-            torch.cuda.empty_cache()
+        """Leave on the GPU what is needed at a time only: a network, or, where that is so already, a layer."""
+        if self.pipe._execution_device.type != "cuda":
+            return
+        offloaded = self.pipe.device.type != "cuda"
+        (self.pipe.enable_sequential_cpu_offload if offloaded else self.pipe.enable_model_cpu_offload)()
+        torch.cuda.empty_cache()
 
 
 def _name(dtype: torch.dtype) -> str:

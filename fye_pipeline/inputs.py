@@ -27,11 +27,12 @@ from fye_pipeline.landmarks.model_file import (
     find_face_landmarker,
 )
 from fye_pipeline.landmarks.sequence import ARRAYS, LandmarkSequence, load_official_npy
-from fye_pipeline.landmarks.spool import Spool
+from fye_pipeline.landmarks.spool import DiskSpool, Spool
 from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace
 from fye_pipeline.pictures import BACKGROUND, MAX_PIXELS
 from fye_pipeline.sources import DEFAULT_FPS, open_source
 
+_HELD = 16_000_000  # bytes of a landmark sequence; arrays of a larger one stay on the disk
 MIN_FACE = 48  # pixels, the longer side of the portrait's face
 _SCORES = (0.4, 0.3, 0.2, 0.1, 0.05)
 
@@ -174,10 +175,13 @@ def read_driver(
     sound: Path | None = None
     if path.suffix in (".npz", ".npy") and not path.is_dir():
         path = existing_file(path, "the driving video or sequence")
-        sequence = LandmarkSequence.load(path) if path.suffix == ".npz" else load_official_npy(path)
+        folder = spool.folder if isinstance(spool, DiskSpool) and path.stat().st_size > _HELD else None
+        sequence = LandmarkSequence.load(path, folder=folder) if path.suffix == ".npz" else load_official_npy(path)
         if len(sequence) == 0:
             raise UserError(f"{path} has no frames.")
-        sequence = resample(sequence, fps)[:frames]
+        sequence = resample(sequence, fps)
+        if frames is not None and frames < len(sequence):
+            sequence = sequence[:frames]
         on_open(len(sequence), sequence.fps or DEFAULT_FPS, False)
     else:
         options = {"max_pixels": max_pixels, "background": background, "allow_partial": allow_partial}

@@ -18,7 +18,7 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 48
 BACKGROUND = "white"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _DEFAULT_DELAY = Fraction(1, 10)  # seconds, what viewers show where an animation names no delay
 
 OnNote = Callable[[str], None]
@@ -149,7 +149,7 @@ def _register_heif() -> None:
 def _is_heic(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
 
 
 def check_background(colour: str) -> str:

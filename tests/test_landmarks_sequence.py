@@ -19,6 +19,7 @@ import pytest
 from landmark_faces import face, sequence
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.landmarks.disk_array import DiskArray
 from fye_pipeline.landmarks.sequence import LandmarkSequence, load_official_npy, runs_of
 
 ARRAYS = ("landmarks", "mesh", "transforms", "blendshapes", "found")
@@ -325,3 +326,18 @@ def test_what_is_no_template_is_named(made: LandmarkSequence, tmp_path: Path) ->
     path.write_bytes(struct.pack("<100B", *range(100)))
     with pytest.raises(UserError, match="not an official landmark template"):
         load_official_npy(path)
+
+
+def test_row_41_a_long_sequence_stays_on_the_disk(tmp_path: Path) -> None:
+    held = sequence([face(number) for number in range(5)])
+    held.save(tmp_path / "driver.npz")
+    read = LandmarkSequence.load(tmp_path / "driver.npz", folder=tmp_path / "work" / "landmarks")
+    assert type(read.landmarks) is type(read.mesh) is DiskArray
+    assert (len(read), read.fps, read.gaps()) == (5, held.fps, [])
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(read[1:4], name), getattr(held, name)[1:4])
+        assert getattr(read, name).dtype == getattr(held, name).dtype
+    held.mesh[4, 7] = np.nan
+    held.save(tmp_path / "damaged.npz")
+    with pytest.raises(UserError, match="mesh has values that are not finite"):
+        LandmarkSequence.load(tmp_path / "damaged.npz", folder=tmp_path / "other")

@@ -192,6 +192,8 @@ def test_row_12_ten_bits_and_hdr_are_never_silent(tmp_path: Path) -> None:
     open_source(hdr, on_note=notes.append)
     assert "10 bits" in notes[0]
     assert "PQ HDR" in notes[1]
+    assert "tone-mapped" in notes[1]
+    assert levels(open_source(hdr)) != [0, 1, 2]
 
 
 def test_row_13_odd_sides_become_even(tmp_path: Path) -> None:

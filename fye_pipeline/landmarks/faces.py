@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class Face:
 
     def as_sequence(self) -> LandmarkSequence:
         """A sequence of this one frame, as `align` takes it for the reference."""
-        arrays = {name: values[None] for name, values in self.arrays.items()}
+        arrays: dict[str, Any] = {name: values[None] for name, values in self.arrays.items()}
         return LandmarkSequence(**arrays, found=np.ones(1, bool), width=self.width, height=self.height)
 
 

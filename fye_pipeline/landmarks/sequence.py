@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.files import atomic_target, existing_file
+from fye_pipeline.landmarks.disk_array import DiskArray
 from fye_pipeline.landmarks.official_npy import read_template
 from fye_pipeline.landmarks.topology import N_BLENDSHAPES, N_MESH, N_POINTS
 
 SCHEMA = "fye.landmarks"
 VERSION = 1
+_BLOCK = 1 << 20  # bytes that are unpacked at once
 ARRAYS = {
     "landmarks": (N_POINTS, 3),
     "mesh": (N_MESH, 3),
@@ -96,13 +99,14 @@ class LandmarkSequence:
             raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LandmarkSequence:
+    def load(cls, path: str | os.PathLike[str], *, folder: Path | None = None) -> LandmarkSequence:
         """Read a `.npz` written by `save`; nothing in it is unpickled.
 
+        folder: where the arrays are unpacked to, so that they need not be held; None holds them.
         Raises `UserError` for a file that is absent, not an `.npz`, cut short, of another version or point count.
         """
         path = Path(path)
-        content = _read_arrays(path)
+        content = _read_arrays(path, folder)
         if "header" not in content:
             raise UserError(f"{path} is an .npz file but not a landmark sequence: it has no header.")
         try:
@@ -144,7 +148,7 @@ def runs_of(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray]:
+def _read_arrays(path: Path, folder: Path | None) -> dict[str, Any]:
     """Every array of an `.npz`, each failure told as what it is: judged from the file, not from an error's wording."""
     path = existing_file(path, "the landmark sequence")
     with open(path, "rb") as file:
@@ -155,14 +159,36 @@ def _read_arrays(path: Path) -> dict[str, NDArray]:
     try:
         # Opened here, because numpy leaves a damaged file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            large = () if folder is None else tuple(name for name in ARRAYS if name in archive.files)
+            held = {name: archive[name] for name in archive.files if name not in large}
+            return held | {name: _unpack(archive, name, folder) for name in large if folder is not None}
     except Exception as error:  # a damaged zip or array header fails in whatever way its bytes lead to
         raise UserError(
             f"{path} is cut short or damaged ({type(error).__name__}: {error}); make it again with `fye landmarks`."
         ) from error
 
 
-def _check_header(path: Path, header: Any, content: dict[str, NDArray]) -> dict[str, Any]:
+def _unpack(archive: Any, name: str, folder: Path) -> NDArray | DiskArray:
+    """One array of an open `.npz` as a file of raw numbers, copied piece by piece; in memory where it is no such."""
+    with archive.zip.open(f"{name}.npy") as packed:
+        version = np.lib.format.read_magic(packed)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
+        shape, by_column, kind = read_header(packed)
+        if by_column or kind.hasobject or shape[1:] != ARRAYS[name] or name == "found":
+            return archive[name]
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{name}.raw"
+        with open(target, "wb") as file:
+            shutil.copyfileobj(packed, file, _BLOCK)
+    return DiskArray(target, ARRAYS[name], kind)
+
+
+def _all_finite(array: NDArray | DiskArray) -> bool:
+    frames = 4096
+    return all(np.isfinite(array[at : at + frames]).all() for at in range(0, len(array), frames))
+
+
+def _check_header(path: Path, header: Any, content: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a `LandmarkSequence`, or a `UserError` that names what does not fit."""
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         raise UserError(f"{path} is not a landmark sequence: expected the schema {SCHEMA!r} in its header.")
@@ -181,7 +207,7 @@ def _check_header(path: Path, header: Any, content: dict[str, NDArray]) -> dict[
         if array.shape != expected or not kind_fits:
             got = f"{array.dtype} {array.shape}"
             raise UserError(f"{path}: {name} must have shape {expected} of its kind of numbers, got {got}.")
-        if not np.isfinite(array).all():
+        if not _all_finite(array):
             raise UserError(f"{path}: {name} has values that are not finite.")
     try:
         fps = None if header["fps"] is None else Fraction(header["fps"])

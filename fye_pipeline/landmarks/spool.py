@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fye_pipeline.landmarks.disk_array import DiskArray
 from fye_pipeline.landmarks.sequence import ARRAYS
 
 _TYPES = {name: np.dtype(np.float32) for name in ARRAYS} | {
@@ -19,48 +20,6 @@ _TYPES = {name: np.dtype(np.float32) for name in ARRAYS} | {
     "found": np.dtype(np.bool_),
 }
 _BLOCK = 1 << 16  # bytes, of a file's buffer
-
-
-class DiskArray:
-    """An array [F, ...] in a file of raw numbers: only the frames that are asked for are read, and none are held."""
-
-    def __init__(self, path: Path, item: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._path, self._item, self.dtype = path, item, dtype
-        self._bytes = int(np.prod(item, dtype=np.int64)) * dtype.itemsize
-        self._frames = path.stat().st_size // self._bytes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[F, ...]."""
-        return (self._frames, *self._item)
-
-    @property
-    def ndim(self) -> int:
-        """How many axes it has."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self._frames
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Frames by number, slice of step 1, or list of numbers, as numpy gives them."""
-        if isinstance(index, slice):
-            start, stop, step = index.indices(self._frames)
-            return self._read(start, max(stop - start, 0))[::step]
-        if isinstance(index, int | np.integer):
-            return self._read(range(self._frames)[index], 1)[0]
-        return np.stack([self[int(each)] for each in index])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """The whole array, in memory."""
-        return np.asarray(self[:], dtype)
-
-    def _read(self, start: int, count: int) -> NDArray[Any]:
-        # Read, not mapped: pages of a mapped file count as memory until something else needs it.
-        with open(self._path, "rb", buffering=0) as file:
-            file.seek(start * self._bytes)
-            data = file.read(count * self._bytes)
-        return np.frombuffer(bytearray(data), self.dtype).reshape(count, *self._item)
 
 
 class Spool:
