@@ -35,7 +35,6 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.acceleration --quick --json $(RESULTS)/acceleration.json
 	$(BIN)/python -m benchmarks.ablation --quick --json $(RESULTS)/ablation.json
 	$(BIN)/fye evaluate rendered --clips 4 --no-cross --N 3 --json $(RESULTS)/evaluation.json --overwrite
-	$(BIN)/python -m benchmarks.quality_speed --json $(RESULTS)/acceleration.json
 	$(BIN)/python -m benchmarks.tables --results $(RESULTS)
 
 gpu: $(READY)

@@ -91,6 +91,12 @@ def digest(rows: Any) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def is_drawn(path: Path, rows: Any) -> bool:
+    """Do both pictures show these rows?"""
+    targets = [path.with_name(f"{path.name}-{theme.name}.svg") for theme in THEMES]
+    return all(each.is_file() and f"rows {digest(rows)}" in each.read_text("utf-8") for each in targets)
+
+
 def draw(path: Path, paint: Callable[[Theme], Figure], rows: Any, *, preview: bool = False) -> list[Path]:
     """Write PATH-light.svg and PATH-dark.svg; `preview`: a PNG of each on its page beside them. -> the SVG files.
 

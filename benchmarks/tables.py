@@ -2,8 +2,9 @@
 
     python -m benchmarks.tables [--check] [--results FOLDER]
 
-Text between the markers is replaced, the rest of a document stays. `--check` writes nothing and ends with 1 where a
-document is not what the results say. Nothing is left out for being bad: every row of a file stands in its table.
+Text between the markers is replaced, the rest of a document stays; pictures that show other rows are drawn anew.
+`--check` writes nothing and ends with 1 where a document is not what the results say. Nothing is left out for being
+bad: every row of a file stands in its table.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import Any
 
 from benchmarks import sections, summary
 from benchmarks.common import ROOT
+from benchmarks.drawing import is_drawn
+from benchmarks.error_per_step import curves, draw_curves
+from benchmarks.quality_speed import draw_all
 
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: made by `python -m benchmarks.tables` -->", "<!-- end of results -->"
@@ -117,11 +121,26 @@ def documents(results: Path) -> dict[Path, str]:
     return {path: replaced(path.read_text("utf-8"), text, path.name) for path, text in made.items()}
 
 
+def draw_stale(results: Path) -> list[Path]:
+    """Draw the pictures that do not show the rows of the results. -> the files"""
+    data, written = load(results), []
+    if "acceleration" in data:
+        written += draw_all(data["acceleration"], results, only_stale=True)
+    if "ablation" in data:
+        drawn = [row for row, *_ in curves(data["ablation"]["rows"])]
+        if not is_drawn(results / "ablation", drawn):
+            written += draw_curves(data["ablation"], results / "ablation")
+    return written
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 where a document differs")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args()
+    if not options.check:
+        for path in draw_stale(options.results):
+            print(f"{path}: drawn")
     changed = {path: text for path, text in documents(options.results).items() if path.read_text("utf-8") != text}
     for path, text in changed.items():
         print(f"{path}: {'differs from the results' if options.check else 'written'}")
