@@ -255,18 +255,27 @@ def _run_manifest(
         resume=given["resume"],
     )
     tasks, ledger = manifests.plan_tasks(manifest, settings_of)[rank::count], manifests.ledger_of(manifest)
-    told = {"on_note": note}
     with reporter.progress() as on_progress:
         if given["ray"] is not None:
             from fye_pipeline.manifest_ray import run_on_ray
 
-            summary = run_on_ray(tasks, ledger, options, address=given["ray"], actors=given["jobs"], **told)
+            summary = run_on_ray(tasks, ledger, options, address=given["ray"], actors=given["jobs"], on_note=note)
         elif given["jobs"] > 1:
-            summary = run_in_processes(tasks, ledger, options, given["jobs"], on_progress=on_progress, **told)
+            jobs = given["jobs"]
+            summary = run_in_processes(tasks, ledger, options, jobs, on_note=note, on_progress=on_progress)
         else:
-            with Studio(options.face_landmarker, device=options.device, offload=options.offload, **told) as studio:
-                again = {"overwrite": options.overwrite, "resume": options.resume}
-                summary = manifests.run_tasks(tasks, ledger, studio=studio, **again, on_progress=on_progress, **told)
+            with Studio(
+                options.face_landmarker, device=options.device, offload=options.offload, on_note=note
+            ) as studio:
+                summary = manifests.run_tasks(
+                    tasks,
+                    ledger,
+                    studio=studio,
+                    overwrite=options.overwrite,
+                    resume=options.resume,
+                    on_progress=on_progress,
+                    on_note=note,
+                )
     if count > 1:
         summary = ranks.gather(summary)
     if rank == 0:

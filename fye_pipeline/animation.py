@@ -71,8 +71,7 @@ def animate(
     """
     if studio is None:
         with Studio(face_landmarker, device=device, offload=offload, on_note=on_note) as own:
-            options = {"overwrite": overwrite, "resume": resume}
-            return animate(settings, output, **options, studio=own, on_progress=on_progress)
+            return animate(settings, output, overwrite=overwrite, resume=resume, studio=own, on_progress=on_progress)
     check_container(output, alpha=settings.alpha)
     output = writable_target(output, overwrite=overwrite)
     opaque = ".mp4" if settings.alpha else output.suffix

@@ -182,8 +182,9 @@ def carry_out(
         entry["settings"] = task.settings.to_dict()
         if resume and not overwrite and is_finished(output, task.settings):
             return entry | {"status": "kept"}
-        again = {"overwrite": overwrite, "resume": resume}
-        result = animate(task.settings, output, **again, studio=studio, on_progress=on_progress)
+        result = animate(
+            task.settings, output, overwrite=overwrite, resume=resume, studio=studio, on_progress=on_progress
+        )
         return entry | {"status": "made", "frames": result.frames, "seconds": result.seconds, "notes": result.notes}
     except Exception as error:  # whatever a row's files do, the rows after it are made
         return entry | {"status": "failed", "error": reason_of(error)}

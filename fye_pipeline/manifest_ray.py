@@ -62,9 +62,11 @@ def run_on_ray(
         raise UserError('--ray needs Ray: pip install -c constraints.txt -e ".[ray]".') from error
     summary = Summary()
     if not ray.is_initialized():
-        where: dict[str, Any] = {"num_cpus": actors + 1} if address == "local" else {}
+        where: dict[str, Any] = {"logging_level": "ERROR", "include_dashboard": False}
+        if address == "local":
+            where["num_cpus"] = actors + 1
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False, **where)
+            ray.init(address=address, log_to_driver=False, **where)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"Ray at {address!r} cannot be reached: {error}") from error
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -42,7 +42,8 @@ class Motion:
         if neutral_frame is not None and neutral_frame >= len(driving):
             raise UserError(f"neutral_frame must be below the driver's {len(driving)} frames, got {neutral_frame}.")
         self._driving, self._face = driving, face
-        self._regions, self._intensity, self._pose = regions, intensity, pose
+        self._regions, self._intensity = regions, intensity
+        self._pose: Pose = pose
         self._base = 0 if neutral_frame is None else 1  # which of the two turns are counted from
         if face is not None:
             neutral = neutral_of(driving) if neutral_frame is None else neutral_frame

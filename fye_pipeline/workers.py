@@ -40,7 +40,7 @@ class Options:
 @dataclass
 class _Worker:
     process: BaseProcess
-    pipe: Connection
+    pipe: Any
     task: Task | None = None
 
 

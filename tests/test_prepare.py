@@ -233,7 +233,7 @@ def test_from_videos_to_a_trained_model(tmp_path: Path, fye: Fye, face_landmarke
     with FaceLandmarkDetector(face_landmarker_path) as detector:
         for clip in range(len(dataset)):
             large = cv2.resize(dataset.frame(clip, 2), (256, 256), interpolation=cv2.INTER_CUBIC)
-            face = detector.detect(large)
+            face = detector.detect(np.asarray(large, np.uint8))
             assert face is not None
             known = dataset.landmarks(clip, [2])[0]
             assert np.linalg.norm((face.landmarks - known)[:, :2], axis=1).mean() < 0.02

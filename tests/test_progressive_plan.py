@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fye_pipeline.errors import UserError
@@ -98,6 +100,6 @@ def test_frames_are_shown_when_their_last_clip_is_done() -> None:
         ({"length": 2, "limit": None}, "3 to any number of frames, got 2"),
     ],
 )
-def test_impossible_plans_are_refused(options: dict, words: str) -> None:
+def test_impossible_plans_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        plan_clips(**({"frames": 10, "length": 6, "limit": 32} | options))
+        plan_clips(**{"frames": 10, "length": 6, "limit": 32, **options})

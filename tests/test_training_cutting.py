@@ -25,7 +25,8 @@ def face(x: float = 320, y: float = 260, size: float = 100) -> Face:
     # The box is that of the 468 mesh points.
     points[:468, 0] = (x + size * np.linspace(-0.5, 0.5, 468)) / WIDTH
     points[:468, 1] = (y + size * np.linspace(-0.5, 0.5, 468)) / HEIGHT
-    return Face(points.astype(np.float32), np.zeros((468, 3), np.float32), np.eye(4), np.zeros(52), WIDTH, HEIGHT)
+    rest = np.zeros((468, 3), np.float32), np.eye(4), np.zeros(52, np.float32)
+    return Face(points.astype(np.float32), *rest, WIDTH, HEIGHT)
 
 
 def seen(*faces: Face | None) -> list[Sighting]:
@@ -100,6 +101,7 @@ def test_the_square_stays_inside_the_picture_as_long_as_the_face_has_room() -> N
     assert piece.crop == Crop(0, 144, 200, WIDTH, HEIGHT)
     (tight,) = cut(seen(*[face(y=250, size=300)] * 6), RULES)
     assert tight.crop == Crop(80, 0, 480, WIDTH, HEIGHT)
+    assert tight.crop is not None
     assert cutting.beyond(tight.crop) == 0
 
 

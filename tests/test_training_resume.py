@@ -102,17 +102,17 @@ def test_clips_resume_too_and_parts_and_encoding_keep_the_curve(start: dict[str,
 def test_going_on_from_weights_takes_other_batches_with_another_data_seed(
     start: dict[str, Any], tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"image": {**start["image"], "steps": 1}}
-    same = run(start, tmp_path / "same", **options)
-    assert run(start, tmp_path / "again", **options) == same
-    assert run(start, tmp_path / "other", data_seed=1, **options) != same
+    start = {**start, "image": {**start["image"], "steps": 1}}
+    same = run(start, tmp_path / "same")
+    assert run(start, tmp_path / "again") == same
+    assert run(start, tmp_path / "other", data_seed=1) != same
 
 
 def test_bfloat16_trains_both_phases(start: dict[str, Any], tmp_path: Path) -> None:
-    short = {name: {**start[name], "steps": 2} for name in ("image", "video")}
-    exact = run(start, tmp_path / "exact", phases=["image", "video"], **short)
+    start = {**start, **{name: {**start[name], "steps": 2} for name in ("image", "video")}}
+    exact = run(start, tmp_path / "exact", phases=["image", "video"])
     AcceleratorState._reset_state(True)
-    rounded = run(start, tmp_path / "rounded", phases=["image", "video"], mixed_precision="bf16", **short)
+    rounded = run(start, tmp_path / "rounded", phases=["image", "video"], mixed_precision="bf16")
     assert rounded != exact
     assert list(rounded.values()) == pytest.approx(list(exact.values()), rel=0.03)
 

@@ -126,13 +126,10 @@ def load_networks(
     Raises UserError when a file is absent or unreadable, when keys are missing or unexpected (with what the file looks
     like), or when shapes differ.
     """
-    read = {part: read_part(folder, part, prefix) for part in FILES}
-    states, keys = {}, {}
+    states, keys, names = {}, {}, {}
     for part in FILES:
-        state, _ = read[part]
-        states[part], keys[part] = rename(state), list(state)
-    names = {part: path.name for part, (_, path) in read.items()}
-    del read, state
+        state, path = read_part(folder, part, prefix)
+        states[part], keys[part], names[part] = rename(state), list(state), path.name
     widths = {part: state["clip_fc.weight"].shape[1] for part, state in states.items() if "clip_fc.weight" in state}
     with torch.device("meta"):
         networks = build_networks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -92,7 +92,7 @@ def make_clips(
     return outcome
 
 
-def _readable(frames: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+def _readable(frames: Iterator[NDArray[np.uint8]]) -> Generator[NDArray[np.uint8]]:
     try:
         yield from frames
     except UserError as error:

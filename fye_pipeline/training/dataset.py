@@ -78,7 +78,7 @@ class Dataset:
         if picture is None or picture.shape != (self.size, self.size, 3):
             shard = self.shards[self.shard_of[clip]]
             raise UserError(f"{shard}: frame {number} of {self.clips[clip].key} is damaged; copy the shard again.")
-        return np.ascontiguousarray(picture[..., ::-1])
+        return np.ascontiguousarray(picture[..., ::-1], np.uint8)
 
     def frames(self, clip: int, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Several pictures of a clip. -> [F, size, size, 3]."""

@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -172,7 +172,7 @@ def _work(
     jobs: int,
     task: Path | None,
     on_progress: OnProgress,
-) -> Iterator[str]:
+) -> Generator[str]:
     """Prepare videos, each into the ledger; yields the names of those that are done."""
     frames = 0
 
