@@ -267,6 +267,19 @@ def test_row_27_the_detector_is_given_bytes_so_that_no_path_can_hurt(
     assert set(given[0]) == {"model_asset_buffer"}
 
 
+def test_row_28_what_is_there_is_replaced_only_when_told(fye: Fye, tmp_path: Path, random_model: Path) -> None:
+    output = tmp_path / "a.mp4"
+    arguments = ("animate", "--model", random_model, "--output", output, *FAST)
+    assert fye(*arguments)[0] == 0
+    made = output.read_bytes(), output.stat().st_mtime_ns
+    assert "--overwrite" in fye.refused(*arguments)
+    assert fye(*arguments, "--resume")[0] == 0  # the same settings: it is done
+    assert "--overwrite" in fye.refused(*arguments, "--resume", "--seed", 5)
+    assert (output.read_bytes(), output.stat().st_mtime_ns) == made
+    assert fye(*arguments, "--seed", 5, "--overwrite")[0] == 0
+    assert output.read_bytes() != made[0]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
 def test_row_29_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     program = """
