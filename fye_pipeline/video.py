@@ -23,6 +23,8 @@ from fye_pipeline.files import atomic_target, existing_file, is_cut_off, is_iso_
 from fye_pipeline.sound import Sound
 
 WATERMARK = "AI-generated"
+# x264's fastest look ahead depends on where its buffers happen to lie; then equal frames give unequal files.
+_H264 = {"crf": "16", "x264-params": "cpu-independent=1"}
 _BT709 = 1  # ITU-T H.273, the same number for primaries, transfer and matrix
 _LARGEST_CLOCK = 1_000_000  # ticks a second; a stranger rate is rounded to a common one
 _HALF = Fraction(1, 2)
@@ -210,7 +212,7 @@ class VideoWriter:
             self._sound.advance(self._count / self._fps)
 
     def _open(self, height: int, width: int) -> av.VideoStream:
-        stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": "16"})
+        stream = self._container.add_stream("libx264", rate=self._fps, options=_H264)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
