@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -145,7 +146,7 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, torch.Generator):
         _feed(digest, value.get_state())
     elif isinstance(value, Tensor) or hasattr(value, "__array_interface__") or hasattr(value, "__array__"):
-        tensor = value.detach().cpu().double() if isinstance(value, Tensor) else as_tensor(value)
+        tensor = value.detach().cpu().double() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
         digest.update(str(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
     elif value is None or isinstance(value, bool | int | float | str | bytes):
         digest.update(repr(value).encode())
