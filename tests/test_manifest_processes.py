@@ -113,9 +113,9 @@ def test_accelerate_launch_shares_the_rows_by_rank(tmp_path: Path, random_model:
         sys.executable,
         "-m",
         "accelerate.commands.launch",
+        "--multi_gpu",  # --cpu would start one process only
         "--num_processes",
         "2",
-        "--cpu",
         "--num_machines",
         "1",
     ]
@@ -182,8 +182,8 @@ def parents(line):
 threading.Thread(target=kill_one, daemon=True).start()
 tasks = plan_tasks(manifest, settings_of)
 summary = run_on_ray(tasks, ledger_of(manifest), Options(device="cpu"), address="local", actors=2)
-print(json.dumps(summary.to_dict() | {"killed": len(killed)}))
 ray.shutdown()
+print(json.dumps(summary.to_dict() | {"killed": len(killed)}))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run(

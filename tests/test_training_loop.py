@@ -183,12 +183,12 @@ def test_two_processes_train_together(start: Path, data: Path, tmp_path: Path, f
         "train(load_config(sys.argv[1]), output=Path(sys.argv[2]), face_landmarker=Path(sys.argv[3]))\n",
         encoding="utf-8",
     )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [*launch, str(program), str(recipe_file), str(tmp_path / "run"), str(face_landmarker_path)]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
+    )  # --cpu would start one process only
     assert result.returncode == 0, result.stderr[-3000:]
     assert sorted(losses(tmp_path / "run")) == [1, 2]
     assert result.stdout.count("image 2/2") == 1  # only the main process speaks

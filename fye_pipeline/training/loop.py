@@ -71,6 +71,7 @@ def train(
     if (output / "config.json").exists() and not resume:
         raise UserError(f"{output} already holds a training run; continue it with --resume or choose another folder.")
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without this, processes on CPUs do not find each other
         mixed_precision=config.mixed_precision,
         log_with="tensorboard",
         project_dir=output,
