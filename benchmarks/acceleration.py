@@ -66,9 +66,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--journal", type=Path, default=Path("runs/acceleration.jsonl"), help="finished rows, as they come"
     )
     options = parser.parse_args(argv)
-    options.clips = options.clips or (2 if options.quick else 4)
-    options.frames = options.frames or (8 if options.quick else 16)
-    options.repeats = options.repeats or (2 if options.quick else 5)
+    for name, quick, whole in (("clips", 2, 4), ("frames", 8, 16), ("repeats", 2, 5)):
+        if getattr(options, name) is None:
+            setattr(options, name, quick if options.quick else whole)
     for name in ("clips", "frames", "pictures", "repeats", "threads"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be >= 1, got {getattr(options, name)}")
