@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from fye_pipeline.evaluation.journal import Entry, Journal
 
 Measure = Callable[[str], Entry]
+_PARTING = 20.0  # seconds that a process may take to put its model away
 
 
 class Workshop(Protocol):
@@ -74,6 +75,8 @@ def _spread(workshop: Workshop, names: Sequence[str], jobs: int, keep: Callable[
                 raise RuntimeError(f"a process failed at {name}:\n{failure}")
             keep(name, figures)
             left.remove(name)
+        for worker in workers:  # one that is terminated as it ends leaves its locks behind, with a warning
+            worker.join(_PARTING)
     finally:
         started = [worker for worker in workers if worker.pid is not None]
         for worker in started:
