@@ -194,7 +194,7 @@ def test_row_22_a_portrait_without_a_face_names_the_best_score(
     assert not (tmp_path / "a.mp4").exists()
 
 
-def test_rows_23_and_24_a_driver_without_a_face_is_refused_and_with_gaps_is_filled(
+def test_row_23_and_row_24_a_driver_without_a_face_is_refused_and_with_gaps_is_filled(
     fye: Fye, tmp_path: Path, face: np.ndarray, face_landmarker_path: Path, random_model: Path
 ) -> None:
     blank = np.zeros_like(face)
@@ -211,7 +211,7 @@ def test_rows_23_and_24_a_driver_without_a_face_is_refused_and_with_gaps_is_fill
     assert any("no sound" in note for note in json.loads(out)["notes"])
 
 
-def test_rows_6_25_and_26_a_group_picture_with_a_strange_name_driven_by_a_picture(
+def test_row_6_row_25_and_row_26_a_group_picture_with_a_strange_name_driven_by_a_picture(
     fye: Fye,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -410,7 +410,7 @@ def test_row_34_a_device_that_is_not_there_names_those_that_are(fye: Fye, tmp_pa
         assert "cpu" in sentence
 
 
-def test_rows_35_to_37_a_model_that_is_absent_a_pointer_or_another_kind(
+def test_row_35_row_36_and_row_37_a_model_that_is_absent_a_pointer_or_another_kind(
     fye: Fye, tmp_path: Path, random_model: Path
 ) -> None:
     def sentence(folder: Path) -> str:
@@ -436,7 +436,7 @@ class Trap:
         return os.mkdir, ("trapped",)
 
 
-def test_rows_38_and_39_templates_with_code_or_of_another_version_are_refused(
+def test_row_38_and_row_39_templates_with_code_or_of_another_version_are_refused(
     fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
