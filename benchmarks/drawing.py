@@ -93,20 +93,29 @@ def digest(rows: Any) -> str:
 
 def is_drawn(path: Path, rows: Any) -> bool:
     """Do both pictures show these rows?"""
-    targets = [path.with_name(f"{path.name}-{theme.name}.svg") for theme in THEMES]
-    return all(each.is_file() and f"rows {digest(rows)}" in each.read_text("utf-8") for each in targets)
+    shown = f"rows {digest(rows)}"
+    return all(each.is_file() and shown in each.read_text("utf-8") for each in (_target(path, it) for it in THEMES))
 
 
-def draw(path: Path, paint: Callable[[Theme], Figure], rows: Any, *, preview: bool = False) -> list[Path]:
+def _target(path: Path, theme: Theme) -> Path:
+    return path.with_name(f"{path.name}-{theme.name}.svg")
+
+
+def draw(
+    path: Path, paint: Callable[[Theme], Figure], rows: Any, *, preview: bool = False, only_stale: bool = False
+) -> list[Path]:
     """Write PATH-light.svg and PATH-dark.svg; `preview`: a PNG of each on its page beside them. -> the SVG files.
 
     The same input gives the same bytes with the same version of matplotlib. `rows`: what is drawn, for `digest`.
+    only_stale: write nothing where both show these rows already.
     """
     written = []
+    if only_stale and is_drawn(path, rows):
+        return written
     for theme in THEMES:
         with style(theme):
             figure = paint(theme)
-            target = path.with_name(f"{path.name}-{theme.name}.svg")
+            target = _target(path, theme)
             target.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(
                 target,

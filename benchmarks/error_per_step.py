@@ -61,10 +61,10 @@ def paint(theme: Theme, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def draw_curves(data: dict[str, Any], path: Path, *, preview: bool = False) -> list[Path]:
-    """PATH-light.svg and PATH-dark.svg; nothing where no row has curves."""
+def draw_curves(data: dict[str, Any], path: Path, **options: bool) -> list[Path]:
+    """PATH-light.svg and PATH-dark.svg, nothing where no row has curves; options as for `draw`. -> the files written"""
     drawn = [row for row, *_ in curves(data["rows"])]
-    return draw(path, lambda theme: paint(theme, drawn), drawn, preview=preview) if drawn else []
+    return draw(path, lambda theme: paint(theme, drawn), drawn, **options) if drawn else []
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from benchmarks.common import ROOT
-from benchmarks.drawing import LOOKS, OURS, Look, Theme, draw, is_drawn, label_right
+from benchmarks.drawing import LOOKS, OURS, Look, Theme, draw, label_right
 from benchmarks.grouping import family, flops_ratio, groups, ours, slug, uncached
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -143,21 +143,21 @@ def _label_points(
             note.remove()
 
 
-def draw_all(data: dict[str, Any], folder: Path, *, preview: bool = False, only_stale: bool = False) -> list[Path]:
+def draw_all(data: dict[str, Any], folder: Path, **options: bool) -> list[Path]:
     """A picture for every model and base that has something to show, none for others. -> the files written
 
-    only_stale: leave alone what already shows its rows.
+    options: as for `draw`.
     """
-    written = []
-    kept = {slug(*key) for key, rows in groups(data["rows"]).items() if points(rows)}
-    for old in folder.glob("quality_speed-*.svg"):
-        if old.stem.rpartition("-")[0] not in kept:
-            old.unlink()
+    written, shown = [], set()
     for (model, base), rows in groups(data["rows"]).items():
         found = points(rows)
-        if found and not (only_stale and is_drawn(folder / slug(model, base), rows)):
-            title = f"{model}, {base}"
-            written += draw(folder / slug(model, base), partial(paint, title=title, found=found), rows, preview=preview)
+        if found:
+            name = slug(model, base)
+            shown.add(name)
+            written += draw(folder / name, partial(paint, title=f"{model}, {base}", found=found), rows, **options)
+    for old in folder.glob("quality_speed-*.svg"):
+        if old.stem.rpartition("-")[0] not in shown:
+            old.unlink()
     return written
 
 

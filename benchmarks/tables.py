@@ -19,8 +19,7 @@ from typing import Any
 
 from benchmarks import sections, summary
 from benchmarks.common import ROOT
-from benchmarks.drawing import is_drawn
-from benchmarks.error_per_step import curves, draw_curves
+from benchmarks.error_per_step import draw_curves
 from benchmarks.quality_speed import draw_all
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -127,9 +126,7 @@ def draw_stale(results: Path) -> list[Path]:
     if "acceleration" in data:
         written += draw_all(data["acceleration"], results, only_stale=True)
     if "ablation" in data:
-        drawn = [row for row, *_ in curves(data["ablation"]["rows"])]
-        if not is_drawn(results / "ablation", drawn):
-            written += draw_curves(data["ablation"], results / "ablation")
+        written += draw_curves(data["ablation"], results / "ablation", only_stale=True)
     return written
 
 

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     torch.set_num_threads(args.threads)
     pipe = load_model(SHIPPED_MODEL, torch.device(args.device), torch.float32)
-    usual = {"frames": 8, "clips": 4, "check_clips": 8} if args.quick else {"frames": 16, "clips": 4, "check_clips": 8}
+    usual = {"frames": 8 if args.quick else 16, "clips": 4, "check_clips": 8}
     sizes = {name: getattr(args, name) or value for name, value in usual.items()}
     world = World(CanonicalFace.from_task(find_face_landmarker(args.face_landmarker)))
     calls = {steps: clips_of(world, steps, **sizes) for steps in (STEPS, 10)}
