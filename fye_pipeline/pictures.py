@@ -18,7 +18,7 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 48
 BACKGROUND = "white"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _DEFAULT_DELAY = Fraction(1, 10)  # seconds, what viewers show where an animation names no delay
 
 OnNote = Callable[[str], None]
@@ -119,7 +119,9 @@ def opened_picture(path: Path, *, what: str, max_pixels: int) -> Iterator[Image.
                 )
             yield picture
     except UnidentifiedImageError:
-        if _is_heic(path):
+        with open(path, "rb") as file:
+            head = file.read(12)
+        if is_heic(head):
             raise UserError(f"{path} is a HEIC picture: `pip install pillow-heif`, or save it as JPEG.") from None
         raise UserError(f"{path} is not a picture that can be read ({what}); use PNG, JPEG or WebP.") from None
     except (OSError, EOFError, SyntaxError) as error:
@@ -146,10 +148,9 @@ def _register_heif() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _is_heic(path: Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+def is_heic(head: bytes) -> bool:
+    """Whether a file whose first 12 bytes these are is a HEIC picture."""
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
 
 
 def check_background(colour: str) -> str:

@@ -21,7 +21,7 @@ from fye_pipeline.inputs import LazyDetector, OnNote, no_face_sentence, read_ref
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
 from fye_pipeline.landmarks.faces import Box, Face
 from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.pictures import HEIC_BRANDS, picture_frames, read_cover, read_picture
+from fye_pipeline.pictures import is_heic, picture_frames, read_cover, read_picture
 from fye_pipeline.settings import AnimationSettings
 from fye_pipeline.sources import open_source
 
@@ -136,7 +136,7 @@ def _is_video(path: Path) -> bool:
     """Whether a file that is no picture should be read as a video: judged by its first bytes."""
     with open(path, "rb") as file:
         head = file.read(12)
-    iso = head[4:8] == b"ftyp" and head[8:12] not in (*HEIC_BRANDS, b"avif")
+    iso = head[4:8] == b"ftyp" and head[8:12] != b"avif" and not is_heic(head)
     return iso or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"FLV\x01") or head[4:8] in (b"moov", b"wide", b"mdat")
 
 

@@ -16,6 +16,7 @@ from fye_pipeline.models.appearance_net import AppearanceNet
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.landmark_encoder import LandmarkEncoder
 from fye_pipeline.models.official import SCHEDULER
+from fye_pipeline.models.tiny import VAE
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.training.prepare import PrepareOptions
 from fye_pipeline.training.shards import INDEX, KIND, SHARDS, VERSION, ShardWriter, join_parts
@@ -49,15 +50,7 @@ def small_parts(seed: int = 0, *, in_channels: int = 9, reference_hint: bool = T
                 torch.nn.init.normal_(parameter, std=0.05)
         encoder = LandmarkEncoder(out_channels=16, hidden_channels=(4, 4, 8, 8)).eval()
         torch.nn.init.normal_(encoder.conv_out.weight, std=0.1)  # zero at first, as the published one's
-        vae: dict[str, Any] = {
-            "block_out_channels": (8, 8, 8, 8),
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "layers_per_block": 1,
-            "latent_channels": 4,
-            "norm_num_groups": 4,
-            "sample_size": SIZE,
-        }
+        vae: dict[str, Any] = VAE | {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "sample_size": SIZE}
         return {
             "vae": AutoencoderKL(**vae).eval(),
             "image_encoder": CLIPVisionModelWithProjection(

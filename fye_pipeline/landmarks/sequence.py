@@ -159,9 +159,9 @@ def _read_arrays(path: Path, folder: Path | None) -> dict[str, Any]:
     try:
         # Opened here, because numpy leaves a damaged file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            large = () if folder is None else tuple(name for name in ARRAYS if name in archive.files)
-            held = {name: archive[name] for name in archive.files if name not in large}
-            return held | {name: _unpack(archive, name, folder) for name in large if folder is not None}
+            if folder is None:
+                return {name: archive[name] for name in archive.files}
+            return {name: _unpack(archive, name, folder) if name in ARRAYS else archive[name] for name in archive.files}
     except Exception as error:  # a damaged zip or array header fails in whatever way its bytes lead to
         raise UserError(
             f"{path} is cut short or damaged ({type(error).__name__}: {error}); make it again with `fye landmarks`."
