@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.grouping import family, flops_ratio, groups, ours, slug, uncached
 from benchmarks.markdown import conditions, decibels, number, table, without_empty
-from benchmarks.sections import Pictures, count
+from benchmarks.report_tables import Pictures, count
 
 Row = dict[str, Any]
 DEFAULT = "ticache N=3"

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sections, summary
+from benchmarks import report_tables, summary
 from benchmarks.common import ROOT
-from benchmarks.error_per_step import draw_curves
-from benchmarks.quality_speed import draw_all
+from benchmarks.plots.error_per_step import draw_curves
+from benchmarks.plots.quality_speed import draw_all
 
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: made by `python -m benchmarks.tables` -->", "<!-- end of results -->"
@@ -33,7 +33,7 @@ class Section:
     name: str
     title: str
     command: str
-    tell: Callable[[dict[str, Any], sections.Pictures], str]
+    tell: Callable[[dict[str, Any], report_tables.Pictures], str]
 
 
 SECTIONS = (
@@ -41,37 +41,37 @@ SECTIONS = (
         "acceleration",
         "Speed and fidelity, beside every rival",
         "python -m benchmarks.acceleration --json benchmarks/results/acceleration.json",
-        sections.acceleration,
+        report_tables.acceleration,
     ),
     Section(
         "ablation",
         "What each setting does",
         "python -m benchmarks.ablation --json benchmarks/results/ablation.json",
-        sections.ablation,
+        report_tables.ablation,
     ),
     Section(
         "evaluation",
         "What the shipped model makes",
         "fye evaluate rendered --N 3 --json benchmarks/results/evaluation.json",
-        sections.evaluation,
+        report_tables.evaluation,
     ),
     Section(
         "latency",
         "Time of a run on published sizes",
         "python -m benchmarks.latency --json benchmarks/results/latency.json",
-        sections.latency,
+        report_tables.latency,
     ),
     Section(
         "kernels",
         "Kernels beside the memory bandwidth",
         "python -m benchmarks.kernels --json benchmarks/results/kernels.json",
-        sections.kernels,
+        report_tables.kernels,
     ),
     Section(
         "compiled_kernels",
         "Kernels as they are compiled",
         "python -m benchmarks.compiled_kernels --json benchmarks/results/compiled_kernels.json",
-        sections.compiled_kernels,
+        report_tables.compiled_kernels,
     ),
 )
 
@@ -85,7 +85,7 @@ def load(results: Path) -> dict[str, dict[str, Any]]:
 def document(data: dict[str, dict[str, Any]], results: Path) -> str:
     """Every table, for benchmarks/README.md; of an absent file, the command that makes it."""
     parts = []
-    pictures = sections.Pictures(results, "results")
+    pictures = report_tables.Pictures(results, "results")
     for section in SECTIONS:
         told = section.tell(data[section.name], pictures) if section.name in data else _absent(section)
         parts.append(f"## {section.title}\n\n{told}")
@@ -94,7 +94,7 @@ def document(data: dict[str, dict[str, Any]], results: Path) -> str:
 
 def short(data: dict[str, dict[str, Any]], results: Path) -> str:
     """The table of README.md."""
-    pictures = sections.Pictures(results, "benchmarks/results")
+    pictures = report_tables.Pictures(results, "benchmarks/results")
     if "acceleration" not in data:
         return _absent(SECTIONS[0])
     return summary.tell(data["acceleration"], pictures)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import ticache
-from benchmarks import ablation
-from benchmarks.ablation import Bench, Clip, Take
-from benchmarks.ablation_rows import TABLES, UNCACHED, Recipe, recipes
-from benchmarks.error_per_step import CURVES, curves, draw_curves
+from benchmarks.ablation import command as ablation
+from benchmarks.ablation.command import Clip, RecipeRun, RecipeRunner
+from benchmarks.ablation.rows import TABLES, UNCACHED, Recipe, recipes
+from benchmarks.plots.error_per_step import CURVES, curves, draw_curves
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.training.config import TrainConfig, load_config
@@ -42,17 +42,17 @@ def make_clip(seed: int = 0) -> Clip:
     )
 
 
-def make_take(value: float, *, face: float | None = None, steps: int = STEPS) -> Take:
+def make_take(value: float, *, face: float | None = None, steps: int = STEPS) -> RecipeRun:
     """Grey frames, with another grey in the face; latents off by 0.1 from the second step on, if the frames are."""
     video = np.full((FRAMES, SIZE, SIZE, 3), 0.5 + value)
     if face is not None:
         video[:, 8:24, 8:24] = 0.5 + face
     latents = [torch.full((1, 4, FRAMES, 4, 4), 0.1 if value and step else 0.0) for step in range(steps)]
-    return Take(video, latents, [0, 2, 4] if value else list(range(steps)), 600 if value else 1000)
+    return RecipeRun(video, latents, [0, 2, 4] if value else list(range(steps)), 600 if value else 1000)
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(monkeypatch: pytest.MonkeyPatch) -> RecipeRunner:
     """Two clips; a cached row is 0.1 off everywhere but in the face, where it is 0.01 off."""
 
     class Silent:
@@ -60,12 +60,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
         def set_progress_bar_config(self, **_: Any) -> None: ...
 
-    def take(_self: Bench, recipe: Recipe, _clip: Clip, _model: Any = None) -> Take:
+    def take(_self: RecipeRunner, recipe: Recipe, _clip: Clip, _model: Any = None) -> RecipeRun:
         return make_take(0.1, face=0.01, steps=recipe.steps) if recipe.cache or recipe.steps < STEPS else make_take(0)
 
-    monkeypatch.setattr(Bench, "take", take)
+    monkeypatch.setattr(RecipeRunner, "take", take)
     model: Any = Silent()
-    return Bench(model, [make_clip(0), make_clip(1)], 1.0, blind)
+    return RecipeRunner(model, [make_clip(0), make_clip(1)], 1.0, blind)
 
 
 CACHED = Recipe("ticache N=2 order=2", ("interval",), {"N": 2}, steps=STEPS)
@@ -122,7 +122,7 @@ def test_a_training_config_differs_from_the_shipped_recipe_in_what_it_is_called(
     assert all(options == {"landmark_style"} for options in changed.values())
 
 
-def test_figures_of_a_row(bench: Bench) -> None:
+def test_figures_of_a_row(bench: RecipeRunner) -> None:
     row = bench.measure(CACHED, lambda: None)
     area = 16 * 16 / SIZE**2
     assert row["psnr_region"] == pytest.approx(40)
@@ -136,14 +136,14 @@ def test_figures_of_a_row(bench: Bench) -> None:
     assert row["error"] is None
 
 
-def test_fewer_steps_have_no_curve(bench: Bench) -> None:
+def test_fewer_steps_have_no_curve(bench: RecipeRunner) -> None:
     row = bench.measure(FEWER, lambda: None)
     assert "mse" not in row
     assert row["psnr_region"] == pytest.approx(40)
 
 
 def test_a_model_that_was_not_trained_says_how_it_is(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bench: RecipeRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ablation, "ROOT", tmp_path)
     recipe = next(recipe for recipe in recipes(quick=True) if recipe.name == "no facial loss")
@@ -157,19 +157,19 @@ def test_a_model_that_was_not_trained_says_how_it_is(
 
 
 def test_ctrl_c_keeps_finished_rows_and_resume_measures_the_others(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bench: RecipeRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     measured: list[str] = []
-    measure = Bench.measure
+    measure = RecipeRunner.measure
 
-    def until_interrupted(self: Bench, recipe: Recipe, on_clip: Any) -> dict[str, Any]:
+    def until_interrupted(self: RecipeRunner, recipe: Recipe, on_clip: Any) -> dict[str, Any]:
         if recipe.name == CACHED.name and not measured.count("stop"):
             measured.append("stop")
             raise KeyboardInterrupt
         measured.append(recipe.name)
         return measure(self, recipe, on_clip)
 
-    monkeypatch.setattr(Bench, "measure", until_interrupted)
+    monkeypatch.setattr(RecipeRunner, "measure", until_interrupted)
     planned, path = [FEWER, CACHED], tmp_path / "f.json"
     conditions = {"seed": 0}
 
@@ -197,7 +197,7 @@ def test_rows_of_another_run_are_refused(tmp_path: Path) -> None:
 def test_a_real_run_counts_and_keeps_the_latents() -> None:
     """The shipped architecture with random weights: exact until the first prediction, cheaper, calls as scheduled."""
     model = FollowYourEmojiPipeline(**build_tiny(0, in_channels=9, reference_hint=True))
-    bench = Bench(model, [make_clip()], 1.0, blind)
+    bench = RecipeRunner(model, [make_clip()], 1.0, blind)
     base = bench.take(Recipe("uncached", (), steps=STEPS), bench.clips[0])
     take = bench.take(Recipe("x", (), {"N": 2, "order": 1, "schedule": "uniform"}, steps=STEPS), bench.clips[0])
     assert model.session is None

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import acceleration, sd_like
-from benchmarks.acceleration_measure import FIGURES, Bench, claims, count_flops
-from benchmarks.acceleration_rows import Facts, Row, plain, rows_of
-from benchmarks.rivals import Running, schedules, tensor_bytes
-from benchmarks.rivals.packages import deepcache, deepest_branch
-from benchmarks.rivals.sito import gather_tokens, select_tokens, sito
-from benchmarks.rivals.threshold import ThresholdReuse, tune_threshold
-from benchmarks.subjects import Subject
+from benchmarks import sd_like
+from benchmarks.acceleration import command as acceleration
+from benchmarks.acceleration.measure import FIGURES, RowRunner, claims, count_flops
+from benchmarks.acceleration.rows import Facts, Row, plain, rows_of
+from benchmarks.baselines import Running, schedules, tensor_bytes
+from benchmarks.baselines.packages import deepcache, deepest_branch
+from benchmarks.baselines.sito import gather_tokens, select_tokens, sito
+from benchmarks.baselines.threshold import ThresholdReuse, tune_threshold
+from benchmarks.models import BenchmarkModel
 from fye_pipeline.models.tiny import build_tiny
 
 
@@ -182,7 +183,7 @@ def test_claims_are_judged_from_the_rows() -> None:
     assert claims([row for row in rows if row["name"] != "ticache N=3"])[0]["met"] is False
 
 
-class Small(Subject):
+class Small(BenchmarkModel):
     """An SD-like pipeline with random weights, on 8 x 8 latents."""
 
     name = "sd-like"
@@ -222,8 +223,8 @@ class Small(Subject):
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return Bench(Small(), repeats=1)
+def bench() -> RowRunner:
+    return RowRunner(Small(), repeats=1)
 
 
 def _row(name: str, method: Any = plain, nfe: int = 6) -> Row:
@@ -235,7 +236,7 @@ def _method(name: str) -> Any:
     return found[name]
 
 
-def test_the_uncached_row_equals_itself(bench: Bench) -> None:
+def test_the_uncached_row_equals_itself(bench: RowRunner) -> None:
     row = bench.measure(_row("uncached"))
     assert row["error"] is None
     assert set(FIGURES) <= set(row)
@@ -246,7 +247,7 @@ def test_the_uncached_row_equals_itself(bench: Bench) -> None:
     json.dumps(row)
 
 
-def test_a_recipe_and_deepcache_count_their_full_calls(bench: Bench) -> None:
+def test_a_recipe_and_deepcache_count_their_full_calls(bench: RowRunner) -> None:
     ours = bench.measure(_row("ticache N=3", _method("ticache N=3")))
     assert (ours["error"], ours["calls"]) == (None, 2)
     assert 1.5 < ours["flops_ratio"] < 3
@@ -260,14 +261,14 @@ def test_a_recipe_and_deepcache_count_their_full_calls(bench: Bench) -> None:
     assert theirs["bytes_held"] > ours["bytes_held"]
 
 
-def test_pruning_costs_less_and_changes_the_picture(bench: Bench) -> None:
+def test_pruning_costs_less_and_changes_the_picture(bench: RowRunner) -> None:
     row = bench.measure(_row("SiTo 0.5", _method("SiTo 0.5")))
     assert row["error"] is None
     assert row["flops_ratio"] > 1
     assert row["psnr"] < 100
 
 
-def test_fewer_steps_and_what_does_not_run(bench: Bench) -> None:
+def test_fewer_steps_and_what_does_not_run(bench: RowRunner) -> None:
     fewer = bench.measure(_row("DDIM 2", nfe=2))
     assert (fewer["calls"], fewer["nfe"], fewer["flops_ratio"]) == (2, 2, 3.0)
     assert bench.measure(_row("T-GATE", _method("T-GATE")))["error"] == "n/a: needs text"

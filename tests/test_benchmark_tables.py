@@ -11,12 +11,12 @@ from pathlib import Path
 import benchmark_rows
 import pytest
 
-from benchmarks import sections, summary, tables
-from benchmarks.drawing import is_drawn
-from benchmarks.error_per_step import curves
+from benchmarks import report_tables, summary, tables
 from benchmarks.grouping import family, groups, slug
 from benchmarks.markdown import table
-from benchmarks.quality_speed import points
+from benchmarks.plots.error_per_step import curves
+from benchmarks.plots.quality_speed import points
+from benchmarks.plots.style import is_drawn
 from benchmarks.tables import BEGIN, END, ROOT
 
 
@@ -175,4 +175,4 @@ def test_a_table_keeps_its_columns_apart() -> None:
 
 def test_columns_without_any_figure_are_left_out() -> None:
     rows = [row | {"l1_truth": None} for row in benchmark_rows.acceleration()["rows"]]
-    assert "L1" not in sections.acceleration_table(rows).splitlines()[0]
+    assert "L1" not in report_tables.acceleration_table(rows).splitlines()[0]

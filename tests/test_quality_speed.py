@@ -8,9 +8,9 @@ import benchmark_rows
 import pytest
 from matplotlib.text import Text
 
-from benchmarks.drawing import LIGHT, OURS, THEMES, spread
 from benchmarks.grouping import groups
-from benchmarks.quality_speed import Point, draw_all, front, looks, paint, points
+from benchmarks.plots.quality_speed import Point, draw_all, front, looks, paint, points
+from benchmarks.plots.style import LIGHT, OURS, THEMES, spread
 
 
 def group() -> list[Point]:

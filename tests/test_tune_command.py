@@ -153,8 +153,8 @@ def test_the_presets_that_ship_are_for_the_model_that_ships_and_from_the_recorde
 
 
 def test_the_document_shows_the_recorded_run() -> None:
-    benchmark = pytest.importorskip("benchmarks.tuning")
-    drawing = pytest.importorskip("benchmarks.drawing")
+    benchmark = pytest.importorskip("benchmarks.tuning.command")
+    drawing = pytest.importorskip("benchmarks.plots.style")
     recorded = json.loads(RESULTS.read_text())
     text = (ROOT / "docs" / "tune.md").read_text(encoding="utf-8")
     assert benchmark.figures_of(recorded["rows"], recorded["conditions"]) in text

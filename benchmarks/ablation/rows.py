@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 30
-CONFIGS = Path(__file__).resolve().parent / "configs"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 # The tables of the document, each with its title; a row stands in one or more of them.
 TABLES = {

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -60,7 +59,10 @@ Row = dict[str, Any]
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter, parents=[flags()]
+        prog="python -m benchmarks.tuning",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        parents=[flags()],
     )
     parser.add_argument("--journal", type=Path, help="a file in which trials are kept; the run goes on from it")
     parser.add_argument("--ship", action="store_true", help="write presets, pictures and the figures of the document")
@@ -247,9 +249,9 @@ def ship(rows: list[Row], record: Row, *, preview: bool) -> None:
     if weights != model_identity(load_model(SHIPPED_MODEL, torch.device("cpu"), torch.float32).unet)["weights"]:
         sys.exit(f"these figures are of other weights than those in {SHIPPED_MODEL}: measure again")
     presets.write(SHIPPED_MODEL, found, {key: record[key] for key in ("model_hash", "frames", "steps", "guidance")})
-    from benchmarks import tuning_picture
+    from benchmarks.plots.tuning import draw_tuning
 
-    tuning_picture.draw_tuning(PICTURE, rows, preview=preview)
+    draw_tuning(PICTURE, rows, preview=preview)
     text = DOCUMENT.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n{figures_of(rows, record)}\n\n{END}{after}", encoding="utf-8")
@@ -305,8 +307,3 @@ def figures_of(rows: Sequence[Row], record: Row) -> str:
             markdown.conditions(record),
         ]
     )
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("GLOG_minloglevel", "2")  # MediaPipe's C++ notes
-    main()

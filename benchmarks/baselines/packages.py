@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rivals import Running, tensor_bytes
+from benchmarks.baselines import Running, tensor_bytes
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The two models that acceleration is measured on: how a run is made, and what of it is measured.
+"""The two models that caches are measured on: how a run is made, and what of it is measured.
 
 Both keep a pipeline that nothing is ever put on (`plain`) and a copy of it that methods are put on (`pipe`).
 """
@@ -57,7 +57,7 @@ class Sizes:
     seed: int = 0
 
 
-class Subject(ABC):
+class BenchmarkModel(ABC):
     """A model with its inputs. A clip is one video, or one batch of pictures."""
 
     name: str
@@ -119,7 +119,7 @@ class Subject(ABC):
         return [slice(0, count)]
 
 
-class Portrait(Subject):
+class Portrait(BenchmarkModel):
     """The shipped portrait model on held-out heads of the rendered world, driven by their own landmarks."""
 
     name = "portrait"
@@ -195,7 +195,7 @@ class Portrait(Subject):
         }
 
 
-class SDLike(Subject):
+class SDLike(BenchmarkModel):
     """The small text-free `StableDiffusionPipeline` on where held-out faces are; each picture counts by itself."""
 
     name = "sd-like"

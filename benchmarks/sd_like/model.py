@@ -1,16 +1,12 @@
-"""A small Stable-Diffusion-like model, for the methods that only know `UNet2DConditionModel`.
+"""The model: a `UNet2DConditionModel` on a small autoencoder's latents, and what stands in the place of a text.
 
-    python -m benchmarks.sd_like --train [--data runs/world/train] [--output benchmarks/assets/sd_like] [--resume]
-    python -m benchmarks.sd_like --samples FILE.png
-
-A `UNet2DConditionModel` on the shipped autoencoder's latents (16 x 16 for 128 x 128 pixels), v-prediction on Stable
-Diffusion's noise schedule, inside a plain `StableDiffusionPipeline`. In the place of a text stand 32 tokens that say
-where 32 points of the face are; they have no parameters. Trained on the rendered world's training heads.
+16 x 16 latents for 128 x 128 pixels, v-prediction on Stable Diffusion's noise schedule, inside a plain
+`StableDiffusionPipeline`. In the place of a text stand 32 tokens that say where 32 points of the face are; they have no
+parameters.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -23,11 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fye_pipeline.settings import SHIPPED_MODEL
 from fye_pipeline.training.batches import weights_hash
 from fye_pipeline.world import World
 
-ASSETS = Path(__file__).resolve().parent / "assets" / "sd_like"
+ASSETS = Path(__file__).resolve().parent.parent / "assets" / "sd_like"
+VAE = "vae"  # the folder of the autoencoder that it was trained on
 WEIGHTS = "unet.safetensors"
 RECIPE = "recipe.json"
 
@@ -85,13 +81,13 @@ def build_pipeline(unet: UNet2DConditionModel, vae: AutoencoderKL) -> StableDiff
     return pipe
 
 
-def load_pipeline(folder: Path = ASSETS, model: Path = SHIPPED_MODEL) -> StableDiffusionPipeline:
-    """The trained pipeline in float32. RuntimeError if the shipped autoencoder is not the one it was trained on."""
-    vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32).eval()
+def load_pipeline(folder: Path = ASSETS) -> StableDiffusionPipeline:
+    """The trained pipeline in float32. RuntimeError if the autoencoder beside it is not the one it was trained on."""
+    vae = AutoencoderKL.from_pretrained(folder / VAE, torch_dtype=torch.float32).eval()
     recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
     if weights_hash(vae) != recipe["vae"]:
         raise RuntimeError(
-            f"{folder} was trained on another autoencoder than {model / 'vae'}; "
+            f"{folder} was trained on another autoencoder than {folder / VAE}; "
             "train it anew: python -m benchmarks.sd_like --train"
         )
     unet = build_unet()
@@ -126,29 +122,3 @@ def save_samples(path: Path, pipe: StableDiffusionPipeline, world: World, count:
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.round(sheet * 255).clip(0, 255).astype(np.uint8)).save(path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", action="store_true", help="train it, 15 minutes on one core; goes on where it was")
-    parser.add_argument("--data", type=Path, default=Path("runs/world/train"), help="rendered here if it is not there")
-    parser.add_argument("--heads", type=int, default=1000, help="how many, where they must be rendered")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--work", type=Path, default=Path("runs/sd_like"), help="where the training state is kept")
-    parser.add_argument("--output", type=Path, default=ASSETS)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--samples", type=Path, metavar="FILE", help="write a sheet of samples")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    from benchmarks.sd_like_training import open_world, train
-
-    if options.train:
-        train(options.data, options.work, options.output, heads=options.heads, steps=options.steps)
-    if options.samples:
-        save_samples(options.samples, load_pipeline(options.output), open_world())
-    if not options.train and not options.samples:
-        parser.error("expected --train, --samples FILE or both")
-
-
-if __name__ == "__main__":
-    main()

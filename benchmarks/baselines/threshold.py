@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.rivals import Running, tensor_bytes
+from benchmarks.baselines import Running, tensor_bytes
 
 START, END = 0.15, 0.95  # the shares of a run between which calls may be left out, by EasyCache's defaults
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.ablation_rows import STEPS, TABLES, UNCACHED, Recipe, recipes
+from benchmarks.ablation.rows import STEPS, TABLES, UNCACHED, Recipe, recipes
 from benchmarks.common import ROOT, conditions, flags, print_table, require_green, write_json
-from benchmarks.error_per_step import draw_curves
+from benchmarks.plots.error_per_step import draw_curves
 from fye_pipeline.console import Reporter, hush_libraries
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.reenactment import model_hash
@@ -59,7 +59,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Take:
+class RecipeRun:
     """One run on one clip: frames [F, H, W, 3] in [0, 1], the latents after every step, and what the UNet did."""
 
     video: NDArray[np.floating]
@@ -68,21 +68,21 @@ class Take:
     flops: int
 
 
-class Bench:
+class RecipeRunner:
     """The model, the clips and the uncached runs that every row is compared with."""
 
     def __init__(self, model: FollowYourEmojiPipeline, clips: Sequence[Clip], guidance: float, detect: metrics.Detect):
         self.model, self.clips, self.guidance, self.detect = model, clips, guidance, detect
         self.model.set_progress_bar_config(disable=True)
-        self._uncached: list[Take] = []
+        self._uncached: list[RecipeRun] = []
 
-    def reference(self) -> list[Take]:
+    def reference(self) -> list[RecipeRun]:
         """The uncached run on every clip."""
         if not self._uncached:
             self._uncached = [self.take(UNCACHED, clip) for clip in self.clips]
         return self._uncached
 
-    def take(self, recipe: Recipe, clip: Clip, model: FollowYourEmojiPipeline | None = None) -> Take:
+    def take(self, recipe: Recipe, clip: Clip, model: FollowYourEmojiPipeline | None = None) -> RecipeRun:
         """Run a recipe on a clip. Without a cache N=1, which is bit-identical, counts the operations."""
         model = model or self.model
         latents: list[torch.Tensor] = []
@@ -104,7 +104,7 @@ class Bench:
             )
             report = session.report().to_dict()
         model.disable_cache()
-        return Take(output.frames[0], latents, report["streams"][0]["full"], report["flops_run"])
+        return RecipeRun(output.frames[0], latents, report["streams"][0]["full"], report["flops_run"])
 
     def measure(self, recipe: Recipe, on_clip: Callable[[], None]) -> dict[str, Any]:
         """A row of the table: means over the clips, and the PSNR of each."""
@@ -126,7 +126,7 @@ class Bench:
             row |= against_uncached(takes, self.reference(), self.clips)
         return row | self._against_truth(takes) | {"error": None}
 
-    def _against_truth(self, takes: Sequence[Take]) -> dict[str, Any]:
+    def _against_truth(self, takes: Sequence[RecipeRun]) -> dict[str, Any]:
         """L1, SSIM and landmark error; frames without a face are left out of the last, and counted."""
         errors, missing = [], 0
         for take, clip in zip(takes, self.clips, strict=True):
@@ -142,7 +142,9 @@ class Bench:
         }
 
 
-def against_uncached(takes: Sequence[Take], uncached: Sequence[Take], clips: Sequence[Clip]) -> dict[str, Any]:
+def against_uncached(
+    takes: Sequence[RecipeRun], uncached: Sequence[RecipeRun], clips: Sequence[Clip]
+) -> dict[str, Any]:
     """Calls and operations, PSNR whole and in the face, and the latents' error after every step."""
     whole = [metrics.psnr(take.video, base.video) for take, base in zip(takes, uncached, strict=True)]
     face = [metrics.psnr(t.video, b.video, c.face) for t, b, c in zip(takes, uncached, clips, strict=True)]
@@ -157,7 +159,7 @@ def against_uncached(takes: Sequence[Take], uncached: Sequence[Take], clips: Seq
     return row
 
 
-def step_errors(take: Take, base: Take) -> list[float]:
+def step_errors(take: RecipeRun, base: RecipeRun) -> list[float]:
     """Mean squared error of the latents after each step."""
     return [float(torch.mean((a - b) ** 2)) for a, b in zip(take.latents, base.latents, strict=True)]
 
@@ -206,7 +208,7 @@ def make_clips(world: World, detect: metrics.Detect, *, clips: int, frames: int,
 
 
 def run(
-    bench: Bench, planned: Sequence[Recipe], known: dict[str, dict[str, Any]], save: Callable[[list], None]
+    bench: RecipeRunner, planned: Sequence[Recipe], known: dict[str, dict[str, Any]], save: Callable[[list], None]
 ) -> tuple[list[dict[str, Any]], bool]:
     """Measure every row that is not known; `save` sees the rows after each. -> (rows, was it interrupted)."""
     reporter, rows = Reporter(), []
@@ -250,7 +252,10 @@ def earlier_rows(path: Path, now: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[flags()]
+        prog="python -m benchmarks.ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[flags()],
     )
     parser.add_argument("--resume", action="store_true", help="keep the rows that FILE has, measure the others")
     parser.add_argument("--model", type=Path, default=SHIPPED_MODEL, help="a pipeline folder (default: what ships)")
@@ -274,7 +279,7 @@ def main() -> None:
         size = int(model.unet.config["sample_size"]) * model.vae_scale_factor
         world = World(detector.canonical, size=size)
         found = make_clips(world, detect, clips=clips, frames=frames, seed=options.seed)
-        bench = Bench(model, found, guidance, detect)
+        bench = RecipeRunner(model, found, guidance, detect)
         now = conditions(
             options.device,
             quick=options.quick, model_hash=model_hash(model), split=SPLIT, clips=clips, frames=frames, size=size,
@@ -298,7 +303,3 @@ def main() -> None:
         where = f"{options.json} has them; --resume goes on" if options.json else "without --json they are lost"
         print(f"stopped after {len(rows)} of {len(planned)} rows: {where}", file=sys.stderr)
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.drawing import Theme, draw, label_right
+from benchmarks.plots.style import Theme, draw, label_right
 
 Row = dict[str, Any]
 

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 import ticache
-from benchmarks.rivals import Running, packages, schedules
-from benchmarks.rivals.sito import sito
-from benchmarks.rivals.threshold import threshold_reuse
+from benchmarks.baselines import Running, packages, schedules
+from benchmarks.baselines.sito import sito
+from benchmarks.baselines.threshold import threshold_reuse
 from ticache.forecast import CHEBYSHEV_BLEND, CHEBYSHEV_DEGREE, CHEBYSHEV_RIDGE
 
 Method = Callable[[Any, int], AbstractContextManager[Running]]  # (pipeline, clip) -> the method in place

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.rivals import Running
+from benchmarks.baselines import Running
 
 
 def select_tokens(tokens: Tensor, height: int, width: int, ratio: float, patch: int = 2) -> tuple[Tensor, Tensor]:

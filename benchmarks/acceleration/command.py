@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.acceleration_measure import Bench, claims
-from benchmarks.acceleration_rows import Row, rows_of
+from benchmarks.acceleration.measure import RowRunner, claims
+from benchmarks.acceleration.rows import Row, rows_of
 from benchmarks.common import conditions, flags, print_table, require_green, write_json
-from benchmarks.subjects import Portrait, SDLike, Sizes, Subject
+from benchmarks.models import BenchmarkModel, Portrait, SDLike, Sizes
 from fye_pipeline.console import Reporter
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation.networks import Lpips
@@ -42,7 +42,7 @@ from fye_pipeline.inputs import obtain_face_landmarker
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 
 TESTS = ("tests/test_acceleration.py", "tests/test_forecast.py", "tests/test_schedule.py")
-SUBJECTS: dict[str, Any] = {"portrait": Portrait, "sd-like": SDLike}
+MODELS: dict[str, Any] = {"portrait": Portrait, "sd-like": SDLike}
 COLUMNS = (
     *("name", "nfe", "calls", "flops_ratio", "time_ratio", "psnr", "psnr_region", "ssim"),
     *("l1_truth", "landmark_error", "bytes_held", "error"),
@@ -51,9 +51,12 @@ COLUMNS = (
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[flags()]
+        prog="python -m benchmarks.acceleration",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[flags()],
     )
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--only", type=re.compile, metavar="REGEX", help='rows whose "model / base / name" has it')
     parser.add_argument("--clips", type=int, help="videos, and batches of pictures; default 4, quick 2")
     parser.add_argument("--frames", type=int, help="of a video; default 16, quick 8")
@@ -113,7 +116,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
     lpips = None if options.lpips is None else Lpips(options.lpips)
     finished = False
     with FaceLandmarkDetector(task, max_faces=1) as detector:
-        subjects: list[Subject] = [SUBJECTS[name](sizes, device, detector) for name in options.models]
+        subjects: list[BenchmarkModel] = [MODELS[name](sizes, device, detector) for name in options.models]
         for subject in subjects:
             subject.lpips = lpips
         told = {subject.name: subject.conditions() for subject in subjects}
@@ -122,7 +125,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         journal = Journal(options.journal, key, resume=options.resume)
         try:
             for subject in subjects:
-                _measure_subject(Bench(subject, options.repeats), journal, options)
+                _measure_subject(RowRunner(subject, options.repeats), journal, options)
             finished = True
         except KeyboardInterrupt:
             print("\ninterrupted: --resume goes on", file=sys.stderr)
@@ -131,7 +134,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
     return rows, told, finished
 
 
-def _measure_subject(bench: Bench, journal: Journal, options: argparse.Namespace) -> None:
+def _measure_subject(bench: RowRunner, journal: Journal, options: argparse.Namespace) -> None:
     rows = wanted(rows_of(bench.subject.name, bench.facts()), options)
     left = [row for row in rows if not journal.has(row)]
     with tqdm(left, initial=len(rows) - len(left), total=len(rows), desc=bench.subject.name) as bar:
@@ -176,7 +179,3 @@ def main() -> None:
         write_json(options.json, rows, conditions(options.device, **more))
     if not finished:
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,11 @@
-"""Training of `benchmarks.sd_like`: data, loop, and the recipe beside the weights."""
+"""Training: data, loop, and the recipe beside the weights."""
 
 from __future__ import annotations
 
 import copy
 import json
 import platform
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.sd_like import RECIPE, SCHEDULER, UNET, WEIGHTS, build_unet, prompt_tokens
+from benchmarks.sd_like.model import RECIPE, SCHEDULER, UNET, VAE, WEIGHTS, build_unet, prompt_tokens
 from fye_pipeline.console import Reporter
 from fye_pipeline.inputs import obtain_face_landmarker
 from fye_pipeline.landmarks.geometry import CanonicalFace
@@ -114,8 +115,12 @@ class Trainer:
 
 
 def train(folder: Path, work: Path, output: Path, *, heads: int, steps: int) -> None:
-    """Train, or go on training, and write weights and recipe to `output`."""
-    vae = AutoencoderKL.from_pretrained(SHIPPED_MODEL / "vae", torch_dtype=torch.float32).eval()
+    """Train, or go on training, and write weights, recipe and a copy of the autoencoder to `output`.
+
+    The autoencoder is the one beside the weights that are there, else the one of the model that ships.
+    """
+    source = output / VAE if (output / VAE).exists() else SHIPPED_MODEL / "vae"
+    vae = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32).eval()
     data, latents = read_data(folder, heads, vae)
     trainer = Trainer(data, latents, steps)
     saved = work / "last.pt"
@@ -132,6 +137,8 @@ def train(folder: Path, work: Path, output: Path, *, heads: int, steps: int) -> 
             torch.save(trainer.state(), saved.with_suffix(".part"))
             saved.with_suffix(".part").replace(saved)
     write(trainer, weights_hash(vae), output)
+    if source != output / VAE:
+        shutil.copytree(source, output / VAE)
 
 
 def write(trainer: Trainer, vae: str, output: Path) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import ticache
-from benchmarks.acceleration_rows import Facts, Row, base_name
+from benchmarks.acceleration.rows import Facts, Row, base_name
+from benchmarks.baselines.packages import NotApplicable, deepest_branch
+from benchmarks.baselines.threshold import recorded, tune_threshold
 from benchmarks.common import timer_of
-from benchmarks.rivals.packages import NotApplicable, deepest_branch
-from benchmarks.rivals.threshold import recorded, tune_threshold
-from benchmarks.subjects import Subject
+from benchmarks.models import BenchmarkModel
 
 YARDSTICK = 3  # uncached DDIM steps that tell how fast the machine is, before and after each timed run
 FIGURES = (
@@ -29,10 +29,10 @@ FIGURES = (
 )
 
 
-class Bench:
+class RowRunner:
     """One model, the uncached runs that its rows are compared with, and the clock."""
 
-    def __init__(self, subject: Subject, repeats: int):
+    def __init__(self, subject: BenchmarkModel, repeats: int):
         self.subject, self.repeats = subject, repeats
         self.clips = len(subject.masks)
         self._bases: dict[str, Base] = {}
@@ -137,7 +137,7 @@ class Bench:
 class Base:
     """The uncached runs of one sampler: pictures of each clip, FLOPs, and the cost in yardsticks."""
 
-    def __init__(self, bench: Bench, sampler: str, steps: int):
+    def __init__(self, bench: RowRunner, sampler: str, steps: int):
         self._bench, self._sampler, self._steps = bench, sampler, steps
         subject, costs = bench.subject, list[float]()
         self.videos: list[NDArray[np.floating]] = []

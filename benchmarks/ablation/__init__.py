@@ -1,0 +1,1 @@
+"""What each setting of the cache does: the rows and the command."""

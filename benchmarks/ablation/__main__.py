@@ -1,0 +1,3 @@
+from benchmarks.ablation.command import main
+
+main()

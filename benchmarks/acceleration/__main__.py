@@ -1,0 +1,3 @@
+from benchmarks.acceleration.command import main
+
+main()

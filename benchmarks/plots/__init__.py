@@ -1,0 +1,1 @@
+"""The pictures of the documents, each drawn from a file of results."""

@@ -1,0 +1,1 @@
+"""What tuning the full steps brings, and the presets that ship."""
