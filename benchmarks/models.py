@@ -32,12 +32,13 @@ from fye_pipeline.generation.clips import cut_clip
 from fye_pipeline.generation.windows import plan_windows
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence
-from fye_pipeline.models.recipe import recommended_guidance
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.regions import expression_mask, facial_mask
 from fye_pipeline.settings import SHIPPED_MODEL
 from fye_pipeline.training.batches import weights_hash
 from fye_pipeline.world import World
+
+RECORDED = 50  # the head, or batch of pictures, that schedules are fitted on: more than are ever measured
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
@@ -81,8 +82,11 @@ class BenchmarkModel(ABC):
     def _scheduler_config(self) -> Any: ...
 
     @abstractmethod
-    def run(self, clip: int, steps: int, pipe: Any = None) -> Tensor:
-        """Denoise one clip, always from the same noise. -> latents, as `decode` takes them."""
+    def run(self, clip: int, steps: int, pipe: Any = None, *, guidance: float = 1.0) -> Tensor:
+        """Denoise one clip, always from the same noise. -> latents, as `decode` takes them.
+
+        clip: from 0; the one after the last is measured nowhere: schedules that are fitted record it.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> NDArray[np.floating]:
@@ -126,21 +130,20 @@ class Portrait(BenchmarkModel):
 
     def __init__(self, sizes: Sizes, device: torch.device, detector: FaceLandmarkDetector, model: Path = SHIPPED_MODEL):
         self.sizes, self._detector = sizes, detector
-        self.guidance = recommended_guidance(model)
         self.plain: Any = FollowYourEmojiPipeline.from_pretrained(model).to(device)
         self.plain.set_progress_bar_config(disable=True)
         size = int(self.plain.unet.config["sample_size"]) * self.plain.vae_scale_factor
         world = World(detector.canonical, size=size)
-        heads = [sizes.seed * 1000 + index for index in range(sizes.clips)]
+        heads = [*(sizes.seed * 1000 + index for index in range(sizes.clips)), sizes.seed * 1000 + RECORDED]
         clips = [world.clip("held", head, take=1, frames=sizes.frames) for head in heads]
         landmarks = [clip.sequence.landmarks for clip in clips]
-        self.truths = [clip.frames / 255.0 for clip in clips]
-        self.masks = [facial_mask(each, size, size) for each in landmarks]
+        self.truths = [clip.frames / 255.0 for clip in clips[:-1]]
+        self.masks = [facial_mask(each, size, size) for each in landmarks[:-1]]
         self.regions = [expression_mask(each, size, size) for each in landmarks]
-        self._seen = [[self._detect(frame) for frame in clip.frames] for clip in clips]
+        self._seen = [[self._detect(frame) for frame in clip.frames] for clip in clips[:-1]]
         portraits = [world.portrait("held", head).frames[0] for head in heads]
-        with torch.no_grad():
-            self._inputs = [self._encode(*each, size) for each in zip(portraits, landmarks, strict=True)]
+        self._pictures = list(zip(portraits, landmarks, strict=True))
+        self._inputs: dict[tuple[int, bool], Any] = {}
         self.renew()
 
     @property
@@ -151,23 +154,28 @@ class Portrait(BenchmarkModel):
         face = self._detector.detect(frame)
         return None if face is None else face.landmarks
 
-    def _encode(self, portrait: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int) -> Any:
-        features = self.plain.encode_landmarks(draw_sequence(landmarks, size))
-        length = len(landmarks)
-        (window,) = plan_windows(length, "uniform", length=length, overlap=0, limit=length)
-        return self.plain.prepare_conditions(
-            Image.fromarray(portrait), None, [cut_clip(window, features, None)], guided=self.guidance > 1
-        )
+    def _conditions(self, clip: int, *, guided: bool) -> Any:
+        """What the UNet is given beside the noise, made when it is first asked for."""
+        if (clip, guided) not in self._inputs:
+            portrait, landmarks = self._pictures[clip]
+            features = self.plain.encode_landmarks(draw_sequence(landmarks, portrait.shape[0]))
+            length = len(landmarks)
+            (window,) = plan_windows(length, "uniform", length=length, overlap=0, limit=length)
+            self._inputs[clip, guided] = self.plain.prepare_conditions(
+                Image.fromarray(portrait), None, [cut_clip(window, features, None)], guided=guided
+            )
+        return self._inputs[clip, guided]
 
     @torch.no_grad()
-    def run(self, clip: int, steps: int, pipe: Any = None) -> Tensor:
+    def run(self, clip: int, steps: int, pipe: Any = None, *, guidance: float = 1.0) -> Tensor:
         pipe = pipe or self.pipe
         side = int(pipe.unet.config["sample_size"])
         pipe.scheduler.set_timesteps(steps, device=pipe.device)
         generator = Generator().manual_seed(self.sizes.seed * 1000 + clip)
         noise = torch.randn(1, 4, self.sizes.frames, side, side, generator=generator).to(pipe.device)
         noise = noise * pipe.scheduler.init_noise_sigma
-        return pipe.denoise(noise, self._inputs[clip], self.guidance, generator, lambda step, time, latents: latents)
+        conditions = self._conditions(clip, guided=guidance > 1)
+        return pipe.denoise(noise, conditions, guidance, generator, lambda step, time, latents: latents)
 
     def decode(self, latents: Tensor) -> NDArray[np.floating]:
         frames = torch.cat([part.cpu() for part in self.plain.decode_frames(latents, 8)])
@@ -187,7 +195,6 @@ class Portrait(BenchmarkModel):
     def conditions(self) -> dict[str, Any]:
         return {
             "model_hash": model_hash(self.plain),
-            "guidance": self.guidance,
             "clips": self.sizes.clips,
             "frames": self.sizes.frames,
             "split": "held",
@@ -207,10 +214,11 @@ class SDLike(BenchmarkModel):
         self.plain: Any = sd_like.load_pipeline(folder).to(device)
         world = World(detector.canonical, size=128)
         landmarks = [
-            sd_like.held_out(world, sizes.pictures, sizes.seed * 100 + clip + 10)[1] for clip in range(sizes.clips)
+            sd_like.held_out(world, sizes.pictures, sizes.seed * 100 + clip + 10)[1]
+            for clip in (*range(sizes.clips), RECORDED)
         ]
         self._tokens = [sd_like.prompt_tokens(each).to(device) for each in landmarks]
-        self.masks = [facial_mask(each, 128, 128) for each in landmarks]
+        self.masks = [facial_mask(each, 128, 128) for each in landmarks[:-1]]
         self.regions = [expression_mask(each, 128, 128) for each in landmarks]
         self.renew()
 
@@ -218,14 +226,15 @@ class SDLike(BenchmarkModel):
     def _scheduler_config(self) -> Any:
         return self.plain.scheduler.config
 
-    def run(self, clip: int, steps: int, pipe: Any = None) -> Tensor:
+    def run(self, clip: int, steps: int, pipe: Any = None, *, guidance: float = 1.0) -> Tensor:
         pipe = pipe or self.pipe
         side = int(pipe.unet.config["sample_size"])
         generator = Generator().manual_seed(self.sizes.seed * 1000 + clip)
         noise = torch.randn(self.sizes.pictures, 4, side, side, generator=generator)
         return pipe(
             prompt_embeds=self._tokens[clip],
-            guidance_scale=1.0,
+            negative_prompt_embeds=torch.zeros_like(self._tokens[clip]),
+            guidance_scale=guidance,
             num_inference_steps=steps,
             latents=noise,
             generator=generator,
@@ -248,7 +257,6 @@ class SDLike(BenchmarkModel):
     def conditions(self) -> dict[str, Any]:
         return {
             "unet_hash": weights_hash(self.plain.unet),
-            "guidance": 1.0,
             "clips": self.sizes.clips,
             "pictures": self.sizes.pictures,
             "split": "held",

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import sd_like
 from benchmarks.acceleration import command as acceleration
 from benchmarks.acceleration.measure import FIGURES, RowRunner, claims, count_flops
-from benchmarks.acceleration.rows import Facts, Row, plain, rows_of
+from benchmarks.acceleration.rows import MAIN, Base, Facts, Row, plain, rows_of
 from benchmarks.baselines import Running, schedules, tensor_bytes
 from benchmarks.baselines.packages import deepcache, deepest_branch
 from benchmarks.baselines.sito import gather_tokens, select_tokens, sito
@@ -136,13 +136,14 @@ def test_rows_have_names_of_their_own(all_rows: list[Row]) -> None:
     for row in all_rows:
         recipe = row.name.startswith("ticache ")
         assert recipe or "ticache" not in row.name
-        assert row.steps == int(row.base.rsplit("-", 1)[1])
-        assert row.nfe == row.steps or row.method is plain
+        assert row.nfe == row.base.steps or row.method is plain
+    assert Base("ddim", 30, 7.5).name == "ddim-30-g7.5"
+    assert MAIN.name == "ddim-30"
 
 
 def test_the_quick_table_is_short_and_has_every_rival(all_rows: list[Row]) -> None:
     quick = [row for row in all_rows if row.quick]
-    assert 25 <= len(quick) <= 40
+    assert 120 <= len(quick) <= 170
     names = " ".join(row.name for row in quick)
     for rival in (
         "DDIM",
@@ -157,11 +158,14 @@ def test_the_quick_table_is_short_and_has_every_rival(all_rows: list[Row]) -> No
         "threshold",
     ):
         assert rival in names
-    assert {"uncached"} <= {row.name for row in quick if row.base == "dpm-solver++-20"}
+    for base in ("ddim-30-g7.5", "ddim-30-g3", "ddim-30", "dpm-solver++-20-g7.5", "dpm-solver++-20-g3"):
+        people = {row.name for row in quick if row.base.name == base and row.model == "sd-like"}
+        assert {"uncached", "ticache N=3", "ticache late N=5", "ticache paper N=3", "DeepCache N=3 branch 0"} <= people
+        assert sum("equal FLOPs" in name for name in people) == 6
 
 
 def test_equal_flops_buy_the_steps_that_they_cost(all_rows: list[Row]) -> None:
-    found = {row.name: row.nfe for row in all_rows if "equal FLOPs" in row.name and row.base == "ddim-30"}
+    found = {row.name: row.nfe for row in all_rows if "equal FLOPs" in row.name and row.base == MAIN}
     assert found["DDIM 14 (equal FLOPs, N=3)"] == 14  # 10 + 20 x 0.2
     assert found["UniPC 11 (equal FLOPs, N=5)"] == 11  # 6 + 24 x 0.2 = 10.8, rounded up
 
@@ -200,11 +204,12 @@ class Small(BenchmarkModel):
     def _scheduler_config(self) -> Any:
         return self.plain.scheduler.config
 
-    def run(self, clip: int, steps: int, pipe: Any = None) -> Tensor:
+    def run(self, clip: int, steps: int, pipe: Any = None, *, guidance: float = 1.0) -> Tensor:
         noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(clip))
         return (pipe or self.pipe)(
             prompt_embeds=self._tokens,
-            guidance_scale=1.0,
+            negative_prompt_embeds=torch.zeros_like(self._tokens),
+            guidance_scale=guidance,
             num_inference_steps=steps,
             latents=noise,
             output_type="latent",
@@ -228,11 +233,11 @@ def bench() -> RowRunner:
 
 
 def _row(name: str, method: Any = plain, nfe: int = 6) -> Row:
-    return Row("sd-like", "ddim-6", name, 6, "ddim", nfe, method)
+    return Row("sd-like", Base("ddim", 6), name, "ddim", nfe, method)
 
 
 def _method(name: str) -> Any:
-    found = {row.name: row.method for row in rows_of("sd-like", FACTS) if row.base == "ddim-30"}
+    found = {row.name: row.method for row in rows_of("sd-like", FACTS) if row.base == MAIN}
     return found[name]
 
 
@@ -245,6 +250,15 @@ def test_the_uncached_row_equals_itself(bench: RowRunner) -> None:
     assert row["flops_ratio"] == 1.0
     assert row["bytes_held"] == 0
     json.dumps(row)
+
+
+def test_guidance_is_part_of_the_base(bench: RowRunner) -> None:
+    guided = Base("ddim", 6, 7.5)
+    row = bench.measure(Row("sd-like", guided, "uncached", "ddim", 6, plain))
+    assert (row["base"], row["guidance"], row["psnr"]) == ("ddim-6-g7.5", 7.5, 100.0)
+    videos = [bench.uncached(base).videos[0] for base in (guided, Base("ddim", 6))]
+    assert np.abs(videos[0] - videos[1]).max() > 0.01
+    assert bench.uncached(guided).flops == pytest.approx(2 * bench.uncached(Base("ddim", 6)).flops, rel=0.01)
 
 
 def test_a_recipe_and_deepcache_count_their_full_calls(bench: RowRunner) -> None:

@@ -93,7 +93,7 @@ class Journal:
         path.write_text("".join(f"{line}\n" for line in (head, *map(json.dumps, self.rows))), encoding="utf-8")
 
     def has(self, row: Row) -> bool:
-        return any((r["model"], r["base"], r["name"]) == (row.model, row.base, row.name) for r in self.rows)
+        return any((r["model"], r["base"], r["name"]) == (row.model, row.base.name, row.name) for r in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -139,7 +139,7 @@ def _measure_subject(bench: RowRunner, journal: Journal, options: argparse.Names
     left = [row for row in rows if not journal.has(row)]
     with tqdm(left, initial=len(rows) - len(left), total=len(rows), desc=bench.subject.name) as bar:
         for row in bar:
-            bar.set_postfix_str(f"{row.base} {row.name}")
+            bar.set_postfix_str(f"{row.base.name} {row.name}")
             journal.add(bench.measure(row))
 
 

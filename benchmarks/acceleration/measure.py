@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import ticache
-from benchmarks.acceleration.rows import Facts, Row, base_name
+from benchmarks.acceleration.rows import Base, Facts, Row
 from benchmarks.baselines.packages import NotApplicable, deepest_branch
 from benchmarks.baselines.threshold import recorded, tune_threshold
 from benchmarks.common import timer_of
@@ -35,7 +35,7 @@ class RowRunner:
     def __init__(self, subject: BenchmarkModel, repeats: int):
         self.subject, self.repeats = subject, repeats
         self.clips = len(subject.masks)
-        self._bases: dict[str, Base] = {}
+        self._uncached: dict[Base, Uncached] = {}
 
     def facts(self) -> Facts:
         """What the rows depend on: costs, and thresholds from one uncached run."""
@@ -52,8 +52,8 @@ class RowRunner:
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The row of the table; with `error` in place of figures where the method does not run."""
-        told = {"model": row.model, "base": row.base, "name": row.name, "steps": row.steps, "sampler": row.sampler}
-        told |= {"nfe": row.nfe, "settings": row.settings}
+        told = {"model": row.model, "base": row.base.name, "name": row.name, "steps": row.base.steps}
+        told |= {"guidance": row.base.guidance, "sampler": row.sampler, "nfe": row.nfe, "settings": row.settings}
         try:
             return told | dict.fromkeys(FIGURES) | self._figures(row) | {"error": None}
         except NotApplicable as reason:
@@ -62,15 +62,15 @@ class RowRunner:
             error = f"{type(failure).__name__}: {failure}".splitlines()[0]
         return told | dict.fromkeys(FIGURES) | {"error": error}
 
-    def base(self, row: Row) -> Base:
-        """The uncached runs of a row's base, made when the first row asks."""
-        if row.base not in self._bases:
-            sampler, steps = row.base.rsplit("-", 1)
-            self._bases[row.base] = Base(self, sampler, int(steps))
-        return self._bases[row.base]
+    def uncached(self, base: Base) -> Uncached:
+        """The uncached runs of a base, made when the first row asks."""
+        if base not in self._uncached:
+            self._uncached[base] = Uncached(self, base)
+        return self._uncached[base]
 
     def _figures(self, row: Row) -> dict[str, Any]:
-        subject, base = self.subject, self.base(row)
+        subject, base = self.subject, self.uncached(row.base)
+        guidance = row.base.guidance
         subject.renew()  # a method that failed, or does not clean up, leaves nothing to the next
         subject.set_sampler(row.sampler)
         measured: dict[int, dict[str, Any]] = {}
@@ -80,12 +80,12 @@ class RowRunner:
         for turn, clip in enumerate(self._turns()):
             with row.method(subject.pipe, clip) as running, counted_calls(subject.pipe) as counter:
                 if turn == 0:
-                    latents, flops = count_flops(lambda: subject.run(0, row.nfe))
+                    latents, flops = count_flops(lambda: subject.run(0, row.nfe, guidance=guidance))
                 elif turn <= self.repeats:
-                    cost, latents = self.cost(lambda clip=clip: subject.run(clip, row.nfe))
+                    cost, latents = self.cost(lambda clip=clip: subject.run(clip, row.nfe, guidance=guidance))
                     ratios.append(base.cost / cost)
                 else:
-                    latents = subject.run(clip, row.nfe)
+                    latents = subject.run(clip, row.nfe, guidance=guidance)
                 if clip in measured:
                     continue
                 calls[clip] = running.full_calls() if running.full_calls else counter[0]
@@ -134,11 +134,11 @@ class RowRunner:
         return clock() - started, result
 
 
-class Base:
-    """The uncached runs of one sampler: pictures of each clip, FLOPs, and the cost in yardsticks."""
+class Uncached:
+    """The uncached runs of one base: pictures of each clip, FLOPs, and the cost in yardsticks."""
 
-    def __init__(self, bench: RowRunner, sampler: str, steps: int):
-        self._bench, self._sampler, self._steps = bench, sampler, steps
+    def __init__(self, bench: RowRunner, base: Base):
+        self._bench, self._base = bench, base
         subject, costs = bench.subject, list[float]()
         self.videos: list[NDArray[np.floating]] = []
         bench.cost(lambda: self._run(0))  # the first run also fills caches, and would make every ratio look better
@@ -150,17 +150,15 @@ class Base:
                 self.videos.append(subject.decode(latents))
         self.cost = statistics.median(costs)
 
-    def _run(self, clip: int) -> Tensor:
-        subject = self._bench.subject
-        subject.set_sampler(self._sampler, subject.plain)
-        return subject.run(clip, self._steps, subject.plain)
+    def _run(self, clip: int, steps: int | None = None) -> Tensor:
+        subject, base = self._bench.subject, self._base
+        subject.set_sampler(base.sampler, subject.plain)
+        return subject.run(clip, steps or base.steps, subject.plain, guidance=base.guidance)
 
     @cached_property
     def flops(self) -> int:
         """Every call costs the same: one is counted."""
-        subject = self._bench.subject
-        subject.set_sampler(self._sampler, subject.plain)
-        return self._steps * count_flops(lambda: subject.run(0, 1, subject.plain))[1]
+        return self._base.steps * count_flops(lambda: self._run(0, 1))[1]
 
 
 def count_flops(call: Callable[[], Any]) -> tuple[Any, int]:
@@ -202,7 +200,7 @@ MARGIN, FLOOR = 10.0, 40.0  # dB: above every rival at 10 of 30 calls; in all at
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What is claimed of the default, by model, and whether these rows bear it out; nothing where rows are missing."""
     found = []
-    base = base_name("ddim", 30)
+    base = Base("ddim", 30).name
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = {row["name"]: row for row in rows if row["model"] == model and row["base"] == base and not row["error"]}
         ours = mine.get("ticache N=3")

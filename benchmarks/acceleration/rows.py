@@ -19,17 +19,30 @@ Method = Callable[[Any, int], AbstractContextManager[Running]]  # (pipeline, cli
 
 
 @dataclass(frozen=True)
+class Base:
+    """An uncached run that rows are compared with. `name`: "ddim-30", with guidance "ddim-30-g7.5"."""
+
+    sampler: str
+    steps: int
+    guidance: float = 1.0
+
+    @property
+    def name(self) -> str:
+        guided = "" if self.guidance == 1 else f"-g{self.guidance:g}"
+        return f"{self.sampler}-{self.steps}{guided}"
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the table.
 
-    base: the uncached run that it is compared with, such as "ddim-30"; steps: the base's. sampler, nfe: what really
-    runs, and for how many steps. settings: of the method, in words. quick: part of the short table.
+    base: the uncached run that it is compared with. sampler, nfe: what really runs, and for how many steps. settings:
+    of the method, in words. quick: part of the short table.
     """
 
     model: str
-    base: str
+    base: Base
     name: str
-    steps: int
     sampler: str
     nfe: int
     method: Method
@@ -38,7 +51,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        return f"{self.model} / {self.base} / {self.name}"
+        return f"{self.model} / {self.base.name} / {self.name}"
 
 
 @dataclass(frozen=True)
@@ -56,11 +69,25 @@ class Facts:
 
 
 SAMPLER_NAMES = {"ddim": "DDIM", "dpm-solver++": "DPM-Solver++ 2M", "unipc": "UniPC", "euler-a": "Euler ancestral"}
-BASES = (("ddim", 30), ("dpm-solver++", 20), ("euler-a", 30))
-
-
-def base_name(sampler: str, steps: int) -> str:
-    return f"{sampler}-{steps}"
+MAIN = Base("ddim", 30)  # where every setting and every rival is measured
+# By model, whether each belongs to the short table: where people run, first.
+BASES: dict[str, dict[Base, bool]] = {
+    "sd-like": {
+        Base("ddim", 30, 7.5): True,
+        Base("ddim", 30, 3.0): True,
+        MAIN: True,
+        Base("dpm-solver++", 20, 7.5): True,
+        Base("dpm-solver++", 20, 3.0): True,
+        Base("dpm-solver++", 20): False,
+        Base("euler-a", 30): False,
+    },
+    "portrait": {
+        MAIN: True,
+        Base("ddim", 30, 3.5): True,
+        Base("dpm-solver++", 20): False,
+        Base("euler-a", 30): False,
+    },
+}
 
 
 def plain(_pipe: Any, _clip: int) -> AbstractContextManager[Running]:
@@ -90,48 +117,60 @@ def rival(context: Callable[..., AbstractContextManager[Running]], **options: An
 
 def rows_of(model: str, facts: Facts) -> Iterator[Row]:
     """Every row of one model."""
-    for sampler, steps in BASES:
-        row = partial(Row, model, base_name(sampler, steps), steps=steps, sampler=sampler, nfe=steps)
-        main, portrait = (sampler, steps) == BASES[0], model == "portrait"
-        quick = main or (portrait and sampler == BASES[1][0])
+    for base, quick in BASES[model].items():
+        row = partial(Row, model, base, sampler=base.sampler, nfe=base.steps)
         yield row(name="uncached", method=plain, quick=quick)
-        yield from _fewer_steps(row, facts, main=main, quick=quick, portrait=portrait)
-        yield from _rivals(row, facts, main=main, portrait=portrait)
-        yield from _ours(row, facts, main=main, quick=quick, portrait=portrait)
+        yield from _fewer_steps(row, facts, quick=quick)
+        yield from _caches(row, facts, quick=quick)
+        yield from _other_methods(row, facts, portrait=model == "portrait")
+        yield from _ours(row, facts, portrait=model == "portrait")
 
 
-def _fewer_steps(row: Any, facts: Facts, *, main: bool, quick: bool, portrait: bool) -> Iterator[Row]:
+def _base_of(row: Any) -> Base:
+    return row.args[1]
+
+
+def _fewer_steps(row: Any, facts: Facts, *, quick: bool) -> Iterator[Row]:
     """The same calls, and the same FLOPs, spent on fewer steps of each solver."""
-    sampler, steps = row.keywords["sampler"], row.keywords["steps"]
-    if not main:
-        for N in (2, 3) if sampler != "euler-a" else (3,):
-            nfe = math.ceil(steps / N)
-            yield row(name=f"{SAMPLER_NAMES[sampler]} {nfe}", nfe=nfe, method=plain, quick=quick and N == 3)
-        return
-    for solver, counts in (("ddim", (15, 10, 6)), ("dpm-solver++", (15, 10, 8, 6)), ("unipc", (15, 10, 8, 6))):
-        for nfe in counts:
-            yield row(name=f"{SAMPLER_NAMES[solver]} {nfe}", sampler=solver, nfe=nfe, method=plain, quick=nfe == 10)
+    base = _base_of(row)
+    own = base.sampler == "euler-a"  # the others make another picture of the same noise
+    for solver in ("euler-a",) if own else ("ddim", "dpm-solver++", "unipc"):
+        for N in (2, 3, 5):
+            nfe = math.ceil(base.steps / N)
+            yield row(
+                name=f"{SAMPLER_NAMES[solver]} {nfe}", sampler=solver, nfe=nfe, method=plain, quick=quick and N > 2
+            )
         for N in (3, 5):
-            full = math.ceil(steps / N)
-            nfe = math.ceil(full + (steps - full) * facts.share)
+            full = math.ceil(base.steps / N)
+            nfe = math.ceil(full + (base.steps - full) * facts.share)
             yield row(
                 name=f"{SAMPLER_NAMES[solver]} {nfe} (equal FLOPs, N={N})",
                 sampler=solver,
                 nfe=nfe,
                 method=plain,
-                settings=f'as many steps, rounded up, as {full} full steps and {steps - full} predicted at "outer" buy',
-                quick=N == 3 and (portrait or solver == "dpm-solver++"),
+                settings=f'as many steps as {full} full and {base.steps - full} predicted at "outer" buy, rounded up',
+                quick=quick,
             )
 
 
-def _rivals(row: Any, facts: Facts, *, main: bool, portrait: bool) -> Iterator[Row]:
-    """Other methods; on the second and third sampler only those that cache."""
-    steps = row.keywords["steps"]
+def _caches(row: Any, facts: Facts, *, quick: bool) -> Iterator[Row]:
+    """On every base: DeepCache, and ours in its recipes for people."""
+    for N in (3, 5):
+        yield row(name=f"DeepCache N={N} branch 0", method=rival(packages.deepcache, interval=N, branch=0), quick=quick)
+        yield row(name=f"ticache N={N}", method=partial(cached, N=N), quick=quick)
+        yield row(name=f"ticache late N={N}", method=partial(cached, N=N, schedule="late"), quick=quick)
+        yield row(name=f"ticache paper N={N}", method=partial(cached, N=N, preset="paper"), quick=quick)
+
+
+def _other_methods(row: Any, facts: Facts, *, portrait: bool) -> Iterator[Row]:
+    """Rivals; on other bases than the main one only those that cache."""
+    base = _base_of(row)
+    main = base == MAIN
+    if main:
+        yield row(name="DeepCache N=2 branch 0", method=rival(packages.deepcache, interval=2, branch=0))
     for N in (2, 3, 5) if main else (3,):
-        for label, branch in (("branch 0", 0), (f"branch {facts.branch}", facts.branch)):
-            quick = main and (N == 3 or (N == 5 and branch == 0 and not portrait))
-            method = rival(packages.deepcache, interval=N, branch=branch)
-            yield row(name=f"DeepCache N={N} {label}", method=method, quick=quick)
+        method = rival(packages.deepcache, interval=N, branch=facts.branch)
+        yield row(name=f"DeepCache N={N} branch {facts.branch}", method=method, quick=main and N == 3)
     yield from _forecasts(row, main=main, portrait=portrait)
     if not main:
         return
@@ -145,7 +184,7 @@ def _rivals(row: Any, facts: Facts, *, main: bool, portrait: bool) -> Iterator[R
     for calls, threshold in facts.thresholds.items():
         yield row(
             name=f"threshold reuse, about {calls} calls",
-            method=rival(threshold_reuse, threshold=threshold, num_steps=steps),
+            method=rival(threshold_reuse, threshold=threshold, num_steps=base.steps),
             settings=f"EasyCache's rule, threshold {threshold:.4g}, between 15 and 95 % of the run",
             quick=calls == 10,
         )
@@ -153,7 +192,7 @@ def _rivals(row: Any, facts: Facts, *, main: bool, portrait: bool) -> Iterator[R
 
 def _forecasts(row: Any, *, main: bool, portrait: bool) -> Iterator[Row]:
     """Others' forecasting rules, computed from the same features as ours."""
-    steps = row.keywords["steps"]
+    steps = _base_of(row).steps
     words = f"degree {CHEBYSHEV_DEGREE}, ridge {CHEBYSHEV_RIDGE}, blend {CHEBYSHEV_BLEND} with a line"
     windows: list[tuple[str, dict[str, Any], bool]] = [("published windows", {}, False)]
     if main:
@@ -180,30 +219,28 @@ def _forecasts(row: Any, *, main: bool, portrait: bool) -> Iterator[Row]:
             )
 
 
-def _ours(row: Any, facts: Facts, *, main: bool, quick: bool, portrait: bool) -> Iterator[Row]:
-    """`ticache`: the default at each N, then one setting changed at a time."""
+def _ours(row: Any, facts: Facts, *, portrait: bool) -> Iterator[Row]:
+    """`ticache`, one setting of the default changed at a time."""
+    main = _base_of(row) == MAIN
 
     def recipe(name: str, shown: bool = False, **options: Any) -> Row:
-        return row(name=f"ticache {name}", method=partial(cached, **options), quick=quick and shown)
+        return row(name=f"ticache {name}", method=partial(cached, **options), quick=main and shown)
 
-    intervals = (2, 3, 4, 5, 6) if main else (2, 3)
-    for N in intervals:
-        yield recipe(f"N={N}", N == 3 or (main and N == 5), N=N)
+    for N in (2, 4, 6) if main else (2,):
+        yield recipe(f"N={N}", N=N)
     for N in (3, 5) if main else (3,):
         for order in (0, 1, 3):
             yield recipe(f"order={order} N={N}", N=N, order=order)
         for cut in ("output", "branches"):
-            shown = main and cut == "output" and N == 3
-            yield recipe(f"{cut} N={N}", shown, N=N, cut=cut)
+            yield recipe(f"{cut} N={N}", cut == "output" and N == 3, N=N, cut=cut)
         yield recipe(f"branches resnets N={N}", N=N, cut="branches", resnets=True)
-        yield recipe(f"uniform N={N}", main and portrait and N == 3, N=N, schedule="uniform")
+        yield recipe(f"uniform N={N}", portrait and N == 3, N=N, schedule="uniform")
         yield recipe(f"taylor N={N}", N=N, forecaster="taylor")
         yield recipe(f"chebyshev N={N}", N=N, forecaster="chebyshev")
         for axis in ("timestep", "logsnr"):
             yield recipe(f"axis={axis} N={N}", N=N, axis=axis)
         yield recipe(f"depth=1 N={N}", N=N, depth=1)
-        yield recipe(f"paper N={N}", main and portrait and N == 3, N=N, preset="paper")
-        yield recipe(f"paper region N={N}", main and portrait and N == 3, N=N, preset="paper", regions=facts.regions)
+        yield recipe(f"paper region N={N}", portrait and N == 3, N=N, preset="paper", regions=facts.regions)
     if main:
         for cut in ("output", "outer"):
             for order in (1, 3):
