@@ -22,7 +22,8 @@ from ticache.state import State
 
 logger = logging.getLogger("ticache")
 
-_COMPONENTS = ("unet", "denoising_unet")
+_COMPONENTS = ("unet", "denoising_unet", "image_unet", "decoder")
+_OTHER_DENOISERS = ("transformer", "prior")
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(CacheConfig))
 _LEFT_OUT: Any = object()
 
@@ -115,16 +116,25 @@ def find_unet(target: Any) -> tuple[Any, str, nn.Module]:
     if isinstance(target, nn.Module):
         pipe, component, model = None, "unet", target
     else:
-        found = {name: getattr(target, name, None) for name in (*_COMPONENTS, "transformer", "prior")}
+        found = {name: getattr(target, name, None) for name in (*_COMPONENTS, *_OTHER_DENOISERS)}
         component, model = next(((n, m) for n, m in found.items() if isinstance(m, nn.Module)), ("unet", None))
         pipe = target
         if model is None:
-            raise ValueError(f"expected a diffusers pipeline with a UNet, or a UNet, got {type(target).__name__}")
+            raise ValueError(_why_no_unet(target))
     unet = _unwrap(model)
     why = cuts.why_not_a_unet(unet)
     if why is not None:
         raise ValueError(why)
     return pipe, component, unet
+
+
+def _why_no_unet(target: Any) -> str:
+    """The sentence for a target that holds no module where a UNet stands."""
+    name, unet = type(target).__name__, getattr(target, "unet", None)
+    if unet is not None:
+        kind = type(unet).__name__
+        return f"{name} runs its UNet as {kind}, outside PyTorch; load the same model as a PyTorch pipeline to cache it"
+    return f"expected a diffusers pipeline with a UNet, or a UNet, got {name}"
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

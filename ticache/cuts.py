@@ -13,9 +13,16 @@ from typing import Any
 
 from torch import nn
 
-HEAD = ("conv_norm_out", "conv_act", "conv_out")
+HEAD = ("conv_norm_out", "conv_act", "conv_act_out", "conv_out")
 _PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
 _TRUNK = ("down_blocks", "mid_block", "up_blocks", "transformer_in")
+_UNCACHED = "run it uncached, or with fewer steps"
+_INSTEAD = {
+    "UNetControlNetXSModel": "take a ControlNet in StableDiffusion(XL)ControlNetPipeline, cached with its UNet",
+    "StableCascadeUNet": f"{_UNCACHED}, or cache an SDXL pipeline",
+    "WuerstchenDiffNeXt": f"{_UNCACHED}, or cache an SDXL pipeline",
+    "UniDiffuserModel": f"{_UNCACHED}, or cache a Stable Diffusion pipeline",
+}
 
 
 @dataclass(eq=False)
@@ -55,17 +62,23 @@ def why_not_a_unet(model: Any) -> str | None:
     parts: Any = model
     missing = [part for part in _PARTS if not isinstance(getattr(model, part, None), nn.Module)]
     missing = [part for part in missing if part != "mid_block"]
+    instead = _INSTEAD.get(name, _UNCACHED)
     if missing:
-        kind = "a transformer" if "transformer" in name.lower() else "no UNet of diffusers' layout"
-        return f"{name} is {kind} (it has no {', '.join(missing)}); ticache caches UNets"
+        transformer = "transformer" in name.lower()
+        kind = "a transformer" if transformer else "no UNet of diffusers' layout"
+        if transformer:
+            instead = "use diffusers' own caches (`enable_cache`) or cache-dit for it"
+        return f"{name} is {kind} (it has no {', '.join(missing)}), and ticache caches UNets; {instead}"
+    if _hands_on_whole_levels(model):
+        return None
     if any(not _layers(block) for block in parts.up_blocks):
-        return f"{name} has up blocks without resnets; ticache needs diffusers' layout"
+        return f"{name} has up blocks without resnets, and ticache needs diffusers' layout; {instead}"
     if any(hasattr(block, "skip_conv") for block in parts.up_blocks):
-        return f"{name} carries a second skip through its up blocks, which ticache cannot cut"
+        return f"{name} carries a second skip through its up blocks, which ticache cannot cut; {instead}"
     skips = len(_skip_writers(model))
     readers = sum(len(_layers(block)) for block in parts.up_blocks)
     if skips != readers:
-        return f"{name} writes {skips} skips and reads {readers}; ticache needs one for each up layer"
+        return f"{name} writes {skips} skips and reads {readers}, and ticache needs one for each up layer; {instead}"
     return None
 
 
@@ -75,6 +88,8 @@ def plan(model: nn.Module, cut: str, *, depth: int = 0, resnets: bool = False) -
         return _plan_output(model)
     if cut == "branches":
         return _plan_branches(model, resnets)
+    if _hands_on_whole_levels(model):
+        return _plan_levels(model, depth)
     return _plan_outer(model, depth)
 
 
@@ -111,6 +126,19 @@ def _plan_outer(model: nn.Module, depth: int) -> Plan:
                 role = "site" if j == first_layer - 1 else "dead"
                 named += [(f"up_blocks.{b}.{name}", module, role) for name, module in layer]
     return Plan(_units(named), live_skips=depth + 1, live_mid=at_mid, live_down_blocks=live_down_blocks)
+
+
+def _plan_levels(model: nn.Module, depth: int) -> Plan:
+    """Like `_plan_outer`, where every level hands on one skip: its down block's output, read by its up block."""
+    down, up = _blocks(model.down_blocks), _blocks(model.up_blocks)
+    live = depth + 1
+    if live >= len(up):
+        raise ValueError(f"depth must be 0 to {len(up) - 2} for this {type(model).__name__}, got {depth}")
+    named = [(f"down_blocks.{index}", block, "dead") for index, block in down[live:]]
+    named += [(f"up_blocks.{index}", block, "dead") for index, block in up[: -live - 1]]
+    site, block = up[-live - 1]
+    named.append((f"up_blocks.{site}", block, "site"))
+    return Plan(_units(named), live_skips=None, live_mid=False, live_down_blocks=live)
 
 
 def _dead_down(model: nn.Module, live_skips: int) -> tuple[list[tuple[str, nn.Module, str]], int]:
@@ -181,6 +209,13 @@ def _units(named: list[tuple[str, nn.Module, str]]) -> tuple[Unit, ...]:
 def _blocks(blocks: object) -> list[tuple[int, nn.Module]]:
     assert isinstance(blocks, nn.Module)
     return list(enumerate(blocks.children()))
+
+
+def _hands_on_whole_levels(model: nn.Module) -> bool:
+    """Is this Kandinsky 3's layout: no mid block, and one skip from each down block but the last to an up block?"""
+    levels = [*_blocks(model.down_blocks), *_blocks(model.up_blocks)]
+    has_mid = isinstance(getattr(model, "mid_block", None), nn.Module)
+    return not has_mid and all(hasattr(block, "resnets_in") and hasattr(block, "resnets_out") for _, block in levels)
 
 
 def _layers(block: nn.Module) -> list[list[tuple[str, nn.Module]]]:

@@ -33,7 +33,11 @@ class Host:
     @property
     def scheduler(self) -> Any:
         """The scheduler that sets the run's timesteps, None if there is none."""
-        return self._scheduler if self._scheduler is not None else getattr(self.pipe, "scheduler", None)
+        if self._scheduler is not None:
+            return self._scheduler
+        # A pipeline of several denoisers, such as UnCLIP, has a scheduler for each.
+        own = getattr(self.pipe, f"{self.component}_scheduler", None)
+        return own if own is not None else getattr(self.pipe, "scheduler", None)
 
     @property
     def controlnet(self) -> nn.Module | None:

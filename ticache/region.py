@@ -48,11 +48,16 @@ class RegionMask:
 def check_region(region: Tensor) -> Tensor:
     """(H, W), (F, H, W) or (B, F, H, W), values in [0, 1] -> [B or 1, F or 1, H, W] in float32.
 
-    ValueError for another number of axes, an empty mask, or values outside [0, 1] (checked for masks on the CPU only:
-    reading a mask on a GPU would wait for it).
+    TypeError for what is no array of numbers. ValueError for another number of axes, an empty mask, or values outside
+    [0, 1] (checked for masks on the CPU only: reading a mask on a GPU would wait for it).
     """
     if not isinstance(region, Tensor):
-        region = torch.as_tensor(region)
+        try:
+            region = torch.as_tensor(region)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"region must be a mask of numbers, a callable `step -> mask`, or None, got {region!r}"
+            ) from error
     if not 2 <= region.ndim <= 4:
         raise ValueError(f"region must be (H, W), (F, H, W) or (B, F, H, W), got shape {tuple(region.shape)}")
     if region.numel() == 0:
