@@ -1,10 +1,12 @@
-"""How much faster is a run? UNet (and ControlNet) time of 30 steps, uncached, with our cuts, and with others' caches.
+"""How much faster is a run? UNet (and ControlNet) time of a run, uncached, with our cuts, and with others' caches.
 
     python -m benchmarks.latency [--quick] [--models sd15 sdxl] [--device cuda] [--json FILE]
 
-Random weights, which time cannot tell from trained ones; fidelity is another question (`benchmarks.acceleration`). The
-timings are pytest-benchmark's: this file is also the suite that it runs. A row whose method does not run on that model
-says why in `error`. `time_ratio`: the uncached run of the same mode (eager or compiled) over this one.
+Published widths with random weights, which time cannot tell from trained ones; fidelity is another question
+(`benchmarks.acceleration`). Full: 30 steps of two samples. Quick, for a CPU: SD 1.5 and AnimateDiff at 256 pixels, 9
+steps of one sample, so that N=3 computes a third of the steps in full either way. The timings are pytest-benchmark's:
+this file is also the suite that it runs. A row whose method does not run on that model says why in `error`.
+`time_ratio`: the uncached run of the same mode (eager or compiled) over this one.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ import torch
 
 import ticache
 from benchmarks.common import ROOT, conditions, flags, percentiles, print_table, require_green, timer_of, write_json
-from benchmarks.networks import STEPS, SUBJECTS, Subject
+from benchmarks.networks import UNETS, TimedUNet
 
 TESTS = ("tests/test_ops.py", "tests/test_ticache_sites.py")
 CUTS = ("outer", "output", "branches")
+STEPS = {False: 30, True: 9}  # of a run, for the long form and the quick one
+QUICK_MODELS = ["sd15", "animatediff"]
 COLUMNS = ("model", "name", "mode", "calls", "p20", "p50", "p80", "time_ratio", "peak_bytes", "error")
 
 
@@ -47,25 +51,19 @@ class Row:
 
 
 def rows_of(models: list[str], quick: bool) -> Iterator[Row]:
-    """Every row of the table; quick: all N for the first model only, N=3 for the rest, little compiled."""
-    for index, model in enumerate(models):
-        intervals = (3,) if quick and index else (2, 3, 4, 5)
-        for mode in ("eager", "compiled"):
-            brief = quick and mode == "compiled"
-            if brief and index:
-                continue
+    """Every row of the table; quick: N=3 only, nothing compiled."""
+    for model in models:
+        for mode in ("eager",) if quick else ("eager", "compiled"):
             yield Row(model, "uncached", mode)
-            for N in (3,) if brief else intervals:
-                for cut in ("outer",) if brief else CUTS:
+            for N in (3,) if quick else (2, 3, 4, 5):
+                for cut in CUTS:
                     yield Row(model, "ticache", mode, N, cut)
-                if not brief:
-                    yield Row(model, "DeepCache 0.1.1", mode, N)
-            if not brief:
-                yield Row(model, "tomesd 0.1.3", mode)
+                yield Row(model, "DeepCache 0.1.1", mode, N)
+            yield Row(model, "tomesd 0.1.3", mode)
 
 
 @contextlib.contextmanager
-def method(row: Row, subject: Subject) -> Iterator[ticache.Session | None]:
+def method(row: Row, subject: TimedUNet) -> Iterator[ticache.Session | None]:
     """The row's method in place, and taken off again; after an error the model is thrown away."""
     subject.function = torch.compile(subject.unet) if row.mode == "compiled" else None
     try:
@@ -93,11 +91,11 @@ def method(row: Row, subject: Subject) -> Iterator[ticache.Session | None]:
         subject.function = None
 
 
-def full_calls(row: Row, session: ticache.Session | None) -> int:
-    """UNet evaluations in full, of 30."""
+def full_calls(row: Row, steps: int, session: ticache.Session | None) -> int:
+    """UNet evaluations in full, of all."""
     if session is not None:
         return session.report().to_dict()["full_calls"]
-    return STEPS if row.N is None else -(-STEPS // row.N)
+    return steps if row.N is None else -(-steps // row.N)
 
 
 class Plan:
@@ -107,18 +105,18 @@ class Plan:
         self.device = torch.device(device)
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self.quick = quick
-        self.rounds = 3 if quick else 10
+        self.steps, self.rounds = STEPS[quick], 3 if quick else 10
         self.rows = list(rows_of(models, quick))
         self.errors: dict[str, str] = {}
         self._model: str | None = None
-        self._subject: Subject | None = None
+        self._subject: TimedUNet | None = None
 
-    def subject(self, model: str) -> Subject:
+    def subject(self, model: str) -> TimedUNet:
         """The model's UNet and inputs; one model at a time is in memory."""
         if self._subject is None or self._model != model:
             self.forget()
             torch.manual_seed(0)
-            self._subject, self._model = SUBJECTS[model](self.device, self.dtype, quick=self.quick), model
+            self._subject, self._model = UNETS[model](self.device, self.dtype, quick=self.quick), model
         return self._subject
 
     def forget(self) -> None:
@@ -142,11 +140,12 @@ def test_run(benchmark: Any, plan: Plan, row: Row) -> None:
     subject = plan.subject(row.model)
     try:
         with method(row, subject) as session:
-            subject.run()  # compiles and tunes
+            subject.run(1 if plan.quick else plan.steps)  # compiles and tunes
             if plan.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(plan.device)
-            benchmark.pedantic(subject.run, rounds=plan.rounds, warmup_rounds=0 if plan.quick else 2)
-            benchmark.extra_info["calls"] = full_calls(row, session)
+            warmup = 0 if plan.quick else 2
+            benchmark.pedantic(subject.run, args=(plan.steps,), rounds=plan.rounds, warmup_rounds=warmup)
+            benchmark.extra_info["calls"] = full_calls(row, plan.steps, session)
     except Exception as error:
         plan.errors[_id(row)] = f"{type(error).__name__}: {error}".splitlines()[0]
         plan.forget()
@@ -172,9 +171,11 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
         status = pytest.main(arguments, plugins=[_Named(plan)])
         if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             sys.exit(f"the suite ended with {status!r}")
-        found = json.loads(path.read_text())["benchmarks"] if path.stat().st_size else []
-    timed = {entry["name"].partition("[")[2].rstrip("]"): entry for entry in found}
-    return _with_ratios([_table_row(row, timed.get(_id(row)), plan.errors.get(_id(row))) for row in plan.rows])
+        entries = json.loads(path.read_text())["benchmarks"] if path.stat().st_size else []
+    timed = {entry["name"].partition("[")[2].rstrip("]"): entry for entry in entries}
+    return _with_ratios(
+        [_table_row(row, plan.steps, timed.get(_id(row)), plan.errors.get(_id(row))) for row in plan.rows]
+    )
 
 
 class _Named:
@@ -187,8 +188,8 @@ class _Named:
         config.pluginmanager.register(self._plan, "latency-plan")
 
 
-def _table_row(row: Row, timed: dict[str, Any] | None, error: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"model": row.model, "name": row.name, "mode": row.mode, "steps": STEPS, **asdict(row)}
+def _table_row(row: Row, steps: int, timed: dict[str, Any] | None, error: str | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"model": row.model, "name": row.name, "mode": row.mode, "steps": steps, **asdict(row)}
     found |= {"calls": None, "p20": None, "p50": None, "p80": None, "time_ratio": None, "peak_bytes": None}
     if timed is not None:
         found |= percentiles(timed["stats"]["data"])
@@ -232,8 +233,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[flags()]
     )
-    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--models", nargs="+", choices=UNETS, help="default: all; quick SD 1.5 and AnimateDiff")
     options = parser.parse_args()
+    options.models = options.models or (QUICK_MODELS if options.quick else list(UNETS))
     torch.set_num_threads(options.threads)
     require_green(*TESTS)
     plan = Plan(options.models, quick=options.quick, device=options.device)

@@ -1,4 +1,8 @@
-"""The UNets that are timed: real configurations with random weights, and small ones of the same build for `quick`."""
+"""The UNets that are timed: published configurations with random weights; `quick` makes their inputs smaller.
+
+Full size: classifier-free guidance in one batch of 2 at the published resolution, half precision on a GPU. Quick, for a
+CPU: one sample at 256 pixels (AnimateDiff: 2 frames), so that a few minutes are enough; widths and depths stay.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,9 @@ from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel, UNet
 from diffusers.utils import logging
 from torch import Tensor, nn
 
-STEPS = 30
-
 
 @dataclass
-class Subject:
+class TimedUNet:
     """A UNet and one set of inputs; looks like a pipeline to what expects one (`unet`, `scheduler`, `controlnet`)."""
 
     unet: nn.Module
@@ -26,9 +28,9 @@ class Subject:
     scheduler: Any = field(default_factory=DDIMScheduler)
     function: Callable[..., Any] | None = None  # the UNet compiled, where it is
 
-    def run(self) -> None:
+    def run(self, steps: int) -> None:
         """One denoising run's worth of UNet (and ControlNet) calls; the sample stays, only the timestep moves."""
-        self.scheduler.set_timesteps(STEPS)
+        self.scheduler.set_timesteps(steps)
         function = self.unet if self.function is None else self.function
         with torch.no_grad():
             for timestep in self.scheduler.timesteps:
@@ -49,82 +51,65 @@ class Subject:
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
-# Every batch is 2: classifier-free guidance.
-_SMALL: dict[str, Any] = {
-    "block_out_channels": (32, 48, 64, 64),
-    "norm_num_groups": 16,
-    "cross_attention_dim": 64,
-    "layers_per_block": 1,
-}
-
-
-def sd15(device: torch.device, dtype: torch.dtype, *, quick: bool, controlnet: bool = False) -> Subject:
-    """Stable Diffusion 1.5 at 512x512."""
-    config: dict[str, Any] = {**_SMALL, "attention_head_dim": 4} if quick else {"cross_attention_dim": 768}
-    unet = UNet2DConditionModel(sample_size=16 if quick else 64, **config)
-    size, width = (16, 64) if quick else (64, 768)
-    subject = _subject(unet, (2, 4, size, size), (2, 77, width), device, dtype)
+def sd15(device: torch.device, dtype: torch.dtype, *, quick: bool, controlnet: bool = False) -> TimedUNet:
+    """Stable Diffusion 1.5 at 512x512, quick 256x256."""
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    batch, size = (1, 32) if quick else (2, 64)
+    timed = _timed(unet, (batch, 4, size, size), (batch, 77, 768), device, dtype)
     if controlnet:
-        subject.controlnet = _placed(ControlNetModel.from_unet(unet), device, dtype)
-        subject.control_image = torch.randn(2, 3, 8 * size, 8 * size, device=device, dtype=dtype)
-    return subject
+        timed.controlnet = _placed(ControlNetModel.from_unet(unet), device, dtype)
+        timed.control_image = torch.randn(batch, 3, 8 * size, 8 * size, device=device, dtype=dtype)
+    return timed
 
 
-def sd15_controlnet(device: torch.device, dtype: torch.dtype, *, quick: bool) -> Subject:
-    """Stable Diffusion 1.5 at 512x512 with one ControlNet."""
+def sd15_controlnet(device: torch.device, dtype: torch.dtype, *, quick: bool) -> TimedUNet:
+    """Stable Diffusion 1.5 with one ControlNet."""
     return sd15(device, dtype, quick=quick, controlnet=True)
 
 
-def sdxl(device: torch.device, dtype: torch.dtype, *, quick: bool) -> Subject:
-    """Stable Diffusion XL at 1024x1024."""
-    levels: dict[str, Any] = {
-        "block_out_channels": (32, 48, 64) if quick else (320, 640, 1280),
-        "layers_per_block": 1 if quick else 2,
-        "norm_num_groups": 16 if quick else 32,
-        "transformer_layers_per_block": [1, 1, 2] if quick else [1, 2, 10],
-        "attention_head_dim": 4 if quick else [5, 10, 20],  # diffusers calls the number of heads so
-        "cross_attention_dim": 64 if quick else 2048,
-        "addition_time_embed_dim": 16 if quick else 256,
-        "projection_class_embeddings_input_dim": 6 * 16 + 32 if quick else 2816,
-    }
+def sdxl(device: torch.device, dtype: torch.dtype, *, quick: bool) -> TimedUNet:
+    """Stable Diffusion XL at 1024x1024, quick 256x256."""
+    # diffusers calls the number of heads attention_head_dim
+    attention: dict[str, Any] = {"transformer_layers_per_block": [1, 2, 10], "attention_head_dim": [5, 10, 20]}
     unet = UNet2DConditionModel(
-        sample_size=16 if quick else 128,
+        sample_size=128,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
+        cross_attention_dim=2048,
         use_linear_projection=True,
         addition_embed_type="text_time",
-        **levels,
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+        **attention,
     )
-    size, width = (16, 64) if quick else (128, 2048)
-    subject = _subject(unet, (2, 4, size, size), (2, 77, width), device, dtype)
-    subject.arguments["added_cond_kwargs"] = {
-        "text_embeds": torch.randn(2, 32 if quick else 1280, device=device, dtype=dtype),
-        "time_ids": torch.zeros(2, 6, device=device, dtype=dtype),
+    batch, size = (1, 32) if quick else (2, 128)
+    timed = _timed(unet, (batch, 4, size, size), (batch, 77, 2048), device, dtype)
+    timed.arguments["added_cond_kwargs"] = {
+        "text_embeds": torch.randn(batch, 1280, device=device, dtype=dtype),
+        "time_ids": torch.zeros(batch, 6, device=device, dtype=dtype),
     }
-    return subject
+    return timed
 
 
-def animatediff(device: torch.device, dtype: torch.dtype, *, quick: bool) -> Subject:
-    """AnimateDiff on Stable Diffusion 1.5, 16 frames of 256x256."""
-    config: dict[str, Any] = {"cross_attention_dim": 768, "use_motion_mid_block": False}
-    if quick:
-        config |= {**_SMALL, "num_attention_heads": 4, "motion_num_attention_heads": 4}
-    unet = UNetMotionModel(**config)
-    frames, size, width = (2, 16, 64) if quick else (16, 32, 768)
-    return _subject(unet, (2, 4, frames, size, size), (2 * frames, 77, width), device, dtype)
+def animatediff(device: torch.device, dtype: torch.dtype, *, quick: bool) -> TimedUNet:
+    """AnimateDiff on Stable Diffusion 1.5, 16 frames of 256x256, quick 2 frames."""
+    unet = UNetMotionModel(cross_attention_dim=768, use_motion_mid_block=False)
+    batch, frames = (1, 2) if quick else (2, 16)
+    return _timed(unet, (batch, 4, frames, 32, 32), (batch * frames, 77, 768), device, dtype)
 
 
-def portrait(device: torch.device, dtype: torch.dtype, *, quick: bool) -> Subject:
-    """The portrait UNet: 16 frames of 512x512 in full size; quick, the tiny model and 2 frames of 64x64."""
+def portrait(device: torch.device, dtype: torch.dtype, *, quick: bool) -> TimedUNet:
+    """The portrait UNet: 16 frames of 512x512; quick, the model that ships on 8 frames of 128x128."""
     from fye_pipeline.models.denoising_unet import DenoisingUNet
     from fye_pipeline.models.tiny import IMAGE_DIM, build_tiny
 
     unet = build_tiny()["unet"] if quick else DenoisingUNet()
-    frames, size, tokens, width = (2, 8, 17, IMAGE_DIM) if quick else (16, 64, 257, 1024)
-    subject = _subject(unet, (2, 4, frames, size, size), (2, tokens, width), device, dtype)
+    batch, frames, size, tokens, width = (1, 8, 16, 17, IMAGE_DIM) if quick else (2, 16, 64, 257, 1024)
+    timed = _timed(unet, (batch, 4, frames, size, size), (batch, tokens, width), device, dtype)
     channels = unet.config["block_out_channels"][0]
-    subject.arguments["landmark_features"] = torch.randn(2, channels, frames, size, size, device=device, dtype=dtype)
-    return subject
+    timed.arguments["landmark_features"] = torch.randn(batch, channels, frames, size, size, device=device, dtype=dtype)
+    return timed
 
 
 def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -132,16 +117,16 @@ def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.M
     return module.to(device, dtype).eval()
 
 
-def _subject(
+def _timed(
     unet: nn.Module, sample: tuple[int, ...], tokens: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> Subject:
+) -> TimedUNet:
     def normal(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)
 
-    return Subject(_placed(unet, device, dtype), normal(sample), {"encoder_hidden_states": normal(tokens)})
+    return TimedUNet(_placed(unet, device, dtype), normal(sample), {"encoder_hidden_states": normal(tokens)})
 
 
-SUBJECTS: dict[str, Callable[..., Subject]] = {
+UNETS: dict[str, Callable[..., TimedUNet]] = {
     "sd15": sd15,
     "sd15+controlnet": sd15_controlnet,
     "animatediff": animatediff,

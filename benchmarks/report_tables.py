@@ -169,12 +169,13 @@ def _verdict(met: bool | None) -> str:
 
 def latency(data: Data, _pictures: Pictures) -> str:
     """Time ratios of the UNet alone, with random weights."""
-    head = ["model", "mode", "", "calls", "time", "spread", "peak memory"]
+    head = ["model", "mode", "", "steps", "calls", "time", "spread", "peak memory"]
     cells = [
         [
             row["model"],
             row["mode"],
             row["name"],
+            count(row["steps"]),
             count(row["calls"]),
             number(row["time_ratio"], 2),
             number(100 * (row["p80"] - row["p20"]) / row["p50"], 1, suffix=" %"),
@@ -185,8 +186,8 @@ def latency(data: Data, _pictures: Pictures) -> str:
     ]
     failed = [f"- {r['model']}, {r['mode']}, {r['name']}: {r['error']}" for r in data["rows"] if r["error"]]
     words = (
-        "UNet (and ControlNet) time of 30 steps, random weights: how many times less than the uncached run of the same "
-        "mode; spread: 80th minus 20th percentile over the median."
+        "UNet (and ControlNet) time of a run, published widths, random weights: how many times less than the uncached "
+        "run of the same mode; spread: 80th minus 20th percentile over the median."
     )
     parts = [words, conditions(data["conditions"]), table(*without_empty(head, cells))]
     return "\n\n".join(parts + (["Without figures:\n\n" + "\n".join(failed)] if failed else []))

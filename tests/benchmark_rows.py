@@ -107,7 +107,16 @@ def kernels() -> dict[str, Any]:
 
 def latency() -> dict[str, Any]:
     """The uncached run, one of ours, and a rival that failed."""
-    timed = {"model": "sd15", "mode": "eager", "p20": 0.9, "p50": 1.0, "p80": 1.2, "peak_bytes": None, "error": None}
+    timed = {
+        "model": "sd15",
+        "mode": "eager",
+        "steps": 30,
+        "p20": 0.9,
+        "p50": 1.0,
+        "p80": 1.2,
+        "peak_bytes": None,
+        "error": None,
+    }
     failed = dict.fromkeys(("calls", "p20", "p50", "p80", "time_ratio", "peak_bytes"))
     rows = [
         {**timed, "name": "uncached", "calls": 30, "time_ratio": 1.0},
