@@ -29,18 +29,18 @@ from PIL import Image
 
 from benchmarks.common import ROOT, conditions, print_table, require_green, write_json
 from fye_pipeline import FollowYourEmojiPipeline
-from fye_pipeline.generation.keyframes import keyframes, plan_clips
-from fye_pipeline.generation.progressive import clip_length, generate
-from fye_pipeline.generation.windows import plan_windows
-from fye_pipeline.inputs import obtain_face_landmarker
+from fye_pipeline.animate.driver import obtain_face_landmarker
 from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.model_files import SHIPPED_MODEL
+from fye_pipeline.media.video import write_video
+from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.models.recipe import recommended_guidance
-from fye_pipeline.video import write_video
+from fye_pipeline.sampling.clip_plan import keyframes, plan_clips
+from fye_pipeline.sampling.progressive import clip_length, generate
+from fye_pipeline.sampling.windows import plan_windows
 from fye_pipeline.world import RenderedClip, World
 
-TESTS = ("tests/test_progressive_plan.py", "tests/test_progressive.py", "tests/test_windows.py")
+TESTS = ("tests/test_sampling_clip_plan.py", "tests/test_sampling_progressive.py", "tests/test_sampling_windows.py")
 MODES = ("progressive", "progressive, no joints", "uniform", "tiles")
 FRAMES, SHORT = 96, 32
 COLUMNS = ("mode", "frames", "steps", "joint", "worst", "truth", "truth_worst", "jitter", "l1_truth", "peak_bytes")

@@ -25,16 +25,16 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from benchmarks import sd_like
+from fye_pipeline.animate.config import SHIPPED_MODEL
 from fye_pipeline.evaluation import metrics
-from fye_pipeline.evaluation.networks import Lpips
-from fye_pipeline.evaluation.reenactment import model_hash
-from fye_pipeline.generation.clips import cut_clip
-from fye_pipeline.generation.windows import plan_windows
+from fye_pipeline.evaluation.metric_networks import Lpips
+from fye_pipeline.evaluation.rendered import model_hash
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.landmarks.masks import expression_mask, facial_mask
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.regions import expression_mask, facial_mask
-from fye_pipeline.settings import SHIPPED_MODEL
+from fye_pipeline.sampling.clips import cut_clip
+from fye_pipeline.sampling.windows import plan_windows
 from fye_pipeline.training.batches import weights_hash
 from fye_pipeline.world import World
 

@@ -22,15 +22,15 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from fye_pipeline import presets
 from fye_pipeline.errors import UserError
-from fye_pipeline.generation import progressive
-from fye_pipeline.generation.clips import Clip, Conditions, cut_clip, predict
-from fye_pipeline.generation.inputs import as_picture, check_landmarks, check_region, letterbox
-from fye_pipeline.generation.windows import MODES, Window, plan_windows
 from fye_pipeline.models.appearance_net import AppearanceNet
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.folder import check_folder, load_part
 from fye_pipeline.models.landmark_encoder import LandmarkEncoder
 from fye_pipeline.models.official import SCHEDULER, load_networks
+from fye_pipeline.sampling import progressive
+from fye_pipeline.sampling.clips import Clip, Conditions, cut_clip, predict
+from fye_pipeline.sampling.inputs import as_picture, check_landmarks, check_region, letterbox
+from fye_pipeline.sampling.windows import MODES, Window, plan_windows
 
 if TYPE_CHECKING:
     from ticache import CacheConfig, Session

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.files import atomic_target
+from fye_pipeline.storage.files import atomic_target
 
 logger = logging.getLogger("fye")
 

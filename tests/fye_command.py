@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from fye_pipeline import cli
+from fye_pipeline.cli.main import main
 
 
 class Fye:
@@ -24,7 +24,7 @@ class Fye:
     def __call__(self, *arguments: Any) -> tuple[int, str, str]:
         self._monkeypatch.setattr(sys, "argv", ["fye", *map(str, arguments)])
         try:
-            cli.main()
+            main()
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -13,8 +13,8 @@ from test_pipeline import build, pictures, portrait
 from torch import Tensor
 
 from fye_pipeline import FollowYourEmojiPipeline
-from fye_pipeline.generation.keyframes import plan_clips
-from fye_pipeline.generation.progressive import generate
+from fye_pipeline.sampling.clip_plan import plan_clips
+from fye_pipeline.sampling.progressive import generate
 
 FRAMES, WINDOW, STEPS = 11, 4, 2
 PLAN = plan_clips(FRAMES, length=WINDOW)  # three levels: 0 5 10; 0 2 5, 5 7 10; then the gaps between those

@@ -17,12 +17,12 @@ import pytest
 from fye_command import Fye, make_video
 from PIL import Image, ImageCms
 
-from fye_pipeline.alpha import Matte
-from fye_pipeline.animation import DEMO_PORTRAIT
+from fye_pipeline.animate.run import DEMO_PORTRAIT
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
-from fye_pipeline.pictures import read_picture
-from fye_pipeline.video import read_frames, write_video
+from fye_pipeline.media.image import read_picture
+from fye_pipeline.media.video import read_frames, write_video
+from fye_pipeline.media.writer import Matte
 
 FAST = ("--steps", 2, "--frames", 2, "--quiet")
 

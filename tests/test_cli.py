@@ -12,9 +12,9 @@ import pytest
 from fye_command import Fye
 from PIL import Image
 
-from fye_pipeline.animation import DEMO_DRIVING, DEMO_PORTRAIT, DEMO_PORTRAIT_LANDMARKS
+from fye_pipeline.animate.run import DEMO_DRIVING, DEMO_PORTRAIT, DEMO_PORTRAIT_LANDMARKS
 from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.video import probe, read_comment, read_frames, write_video
+from fye_pipeline.media.video import probe, read_comment, read_frames, write_video
 
 FAST = ["--steps", "3", "--frames", "4", "--quiet"]
 PORTRAITS = ("s0.jpg", "s6.jpg", "s7.jpg", "s9.jpg", "s30.jpg")
@@ -181,7 +181,7 @@ def test_a_task_file_that_is_neither_there_nor_fetched_is_one_sentence(
 def test_ctrl_c_leaves_finished_clips_and_no_half_file(
     fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fye_pipeline import written
+    from fye_pipeline.animate import output as written
 
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt

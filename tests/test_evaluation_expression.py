@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fye_pipeline.evaluation import expression
-from fye_pipeline.evaluation.seen import FACE_FIGURES, compare_faces, landmark_error, see
+from fye_pipeline.evaluation.face_tracks import FACE_FIGURES, compare_faces, landmark_error, see
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 

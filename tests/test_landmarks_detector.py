@@ -15,7 +15,7 @@ from PIL import Image
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector, detect_picture, detect_video
-from fye_pipeline.video import probe, read_frames
+from fye_pipeline.media.video import probe, read_frames
 
 
 def portrait(folder: Path, name: str) -> np.ndarray:
@@ -30,7 +30,9 @@ def detector(face_landmarker_path: Path) -> Iterator[FaceLandmarkDetector]:
 
 
 def test_the_package_does_not_import_mediapipe() -> None:
-    modules = "fye_pipeline, fye_pipeline.regions, fye_pipeline.landmarks.detector, fye_pipeline.landmarks.preview"
+    modules = (
+        "fye_pipeline, fye_pipeline.landmarks.masks, fye_pipeline.landmarks.detector, fye_pipeline.landmarks.preview"
+    )
     code = f"import sys, {modules}; sys.exit('mediapipe' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from fye_pipeline import download
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks import model_file
 from fye_pipeline.landmarks.model_file import fetch_face_landmarker, find_face_landmarker
+from fye_pipeline.storage import fetch as download
 
 CONTENT = b"stands for the task file"
 

@@ -14,11 +14,11 @@ from landmark_faces import canonical_face, face
 from scipy.spatial.transform import Rotation
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.disk_array import DiskArray
 from fye_pipeline.landmarks.faces import Face, check_picture, choose, faces_by
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.spool import DiskSpool
 from fye_pipeline.landmarks.tracking import NoFace, track
+from fye_pipeline.storage.disk_array import DiskArray
 
 FPS = Fraction(10)
 

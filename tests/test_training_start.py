@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from training_parts import save_small, small_parts
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.model_files import SHIPPED_MODEL
+from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.training import start
 from fye_pipeline.training.config import build_config
 from fye_pipeline.training.start import load_motion, load_parts, widened

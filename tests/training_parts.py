@@ -18,7 +18,7 @@ from fye_pipeline.models.landmark_encoder import LandmarkEncoder
 from fye_pipeline.models.official import SCHEDULER
 from fye_pipeline.models.tiny import VAE
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.training.prepare import PrepareOptions
+from fye_pipeline.training.extract import PrepareOptions
 from fye_pipeline.training.shards import INDEX, KIND, SHARDS, VERSION, ShardWriter, join_parts
 
 SIZE = 64

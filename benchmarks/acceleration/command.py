@@ -35,11 +35,11 @@ from benchmarks.acceleration.measure import RowRunner, claims
 from benchmarks.acceleration.rows import Row, rows_of
 from benchmarks.common import conditions, flags, print_table, require_green, write_json
 from benchmarks.models import BenchmarkModel, Portrait, SDLike, Sizes
-from fye_pipeline.console import Reporter
+from fye_pipeline.animate.driver import obtain_face_landmarker
 from fye_pipeline.errors import UserError
-from fye_pipeline.evaluation.networks import Lpips
-from fye_pipeline.inputs import obtain_face_landmarker
+from fye_pipeline.evaluation.metric_networks import Lpips
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
+from fye_pipeline.progress import Reporter
 
 TESTS = ("tests/test_acceleration.py", "tests/test_forecast.py", "tests/test_schedule.py")
 MODELS: dict[str, Any] = {"portrait": Portrait, "sd-like": SDLike}

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.sd_like.model import RECIPE, SCHEDULER, UNET, VAE, WEIGHTS, build_unet, prompt_tokens
-from fye_pipeline.console import Reporter
-from fye_pipeline.inputs import obtain_face_landmarker
+from fye_pipeline.animate.config import SHIPPED_MODEL
+from fye_pipeline.animate.driver import obtain_face_landmarker
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.settings import SHIPPED_MODEL
+from fye_pipeline.progress import Reporter
 from fye_pipeline.training.batches import encode_heads, weights_hash
 from fye_pipeline.training.data import META, TAKES, HeadData, render_heads
 from fye_pipeline.world import World

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline.evaluation.seen import FindFace, see
+from fye_pipeline.evaluation.face_tracks import FindFace, see
 from fye_pipeline.evaluation.world_identity import FITTED_PEOPLE
 from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.sequence import LandmarkSequence

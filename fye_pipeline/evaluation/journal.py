@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.files import atomic_target
+from fye_pipeline.storage.files import atomic_target
 
 Entry = dict[str, Any]
 

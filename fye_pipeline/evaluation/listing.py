@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fye_pipeline.batch.manifest import Row, read_rows
 from fye_pipeline.errors import UserError
-from fye_pipeline.files import existing_file
-from fye_pipeline.manifest import Row, read_rows
-from fye_pipeline.pictures import picture_frames
+from fye_pipeline.media.image import picture_frames
+from fye_pipeline.storage.files import existing_file
 
 DRIVERS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".npz", ".npy")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.evaluation.distances import fisher_directions
-from fye_pipeline.evaluation.seen import see
+from fye_pipeline.evaluation.face_tracks import see
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.world import World

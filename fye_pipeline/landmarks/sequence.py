@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.files import atomic_target, existing_file
-from fye_pipeline.landmarks.disk_array import DiskArray
 from fye_pipeline.landmarks.official_npy import read_template
 from fye_pipeline.landmarks.topology import N_BLENDSHAPES, N_MESH, N_POINTS
+from fye_pipeline.storage.disk_array import DiskArray
+from fye_pipeline.storage.files import atomic_target, existing_file
 
 SCHEMA = "fye.landmarks"
 VERSION = 1

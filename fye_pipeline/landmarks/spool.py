@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline.landmarks.disk_array import DiskArray
 from fye_pipeline.landmarks.sequence import ARRAYS
+from fye_pipeline.storage.disk_array import DiskArray
 
 _TYPES = {name: np.dtype(np.float32) for name in ARRAYS} | {
     "transforms": np.dtype(np.float64),

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.files import is_pointer
+from fye_pipeline.storage.files import is_pointer
 
 FILES = {"landmark_encoder": "lmk_guider", "appearance_net": "referencenet", "unet": "unet"}
 MOTION, CLIP_FC = "motion_module", "clip_fc"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fye_pipeline.landmarks.drawing import Style, draw_sequence
-from fye_pipeline.regions import expression_mask, facial_mask, reduce_mask
+from fye_pipeline.landmarks.masks import expression_mask, facial_mask, reduce_mask
 from fye_pipeline.training.data import CLIP, PORTRAITS, TAKES, HeadData, to_tensor
 
 ENCODED_TOGETHER = 8  # pictures that the autoencoder sees at once

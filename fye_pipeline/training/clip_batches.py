@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.files import atomic_target
 from fye_pipeline.landmarks.drawing import Style
+from fye_pipeline.storage.files import atomic_target
 from fye_pipeline.training.batches import ENCODED_TOGETHER, Batch, Conditions, weights_hash
 from fye_pipeline.training.data import to_tensor
 from fye_pipeline.training.dataset import Dataset, Order

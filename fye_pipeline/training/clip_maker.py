@@ -18,8 +18,8 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.faces import Box, choose
 from fye_pipeline.landmarks.geometry import CanonicalFace, metric_mesh
-from fye_pipeline.sources import open_source
-from fye_pipeline.training.cutting import UNREADABLE, CutRules, Piece, Sighting, cut, in_square
+from fye_pipeline.media.source import open_source
+from fye_pipeline.training.segment import UNREADABLE, CutRules, Piece, Sighting, cut, in_square
 from fye_pipeline.training.shards import ClipEntry, ShardWriter
 
 PART = 1000  # frames that are looked at together: what memory holds of a long video

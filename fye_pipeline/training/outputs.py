@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from fye_pipeline.files import atomic_target
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.storage.files import atomic_target
 from fye_pipeline.training.batches import BatchSource
 
 LAST = "last.json"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.files import atomic_target
+from fye_pipeline.storage.files import atomic_target
 
 INDEX = "dataset.json"
 KIND, VERSION = "fye.dataset", 1

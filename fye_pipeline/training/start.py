@@ -11,8 +11,8 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.model_files import SHIPPED_MODEL
 from fye_pipeline.models.denoising_unet import DenoisingUNet
+from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.models.layouts import read_weights
 from fye_pipeline.models.official import rename, widen_conv_in
 from fye_pipeline.models.tiny import build_tiny

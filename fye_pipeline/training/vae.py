@@ -18,7 +18,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 from torch.nn import functional as F
 
-from fye_pipeline.regions import expression_mask
+from fye_pipeline.landmarks.masks import expression_mask
 from fye_pipeline.training.data import HeadData, to_tensor
 
 CARRIED = 8  # channels that carry the picture through the network at first

@@ -1,0 +1,1 @@
+"""One animation, from files to a file."""

@@ -1,0 +1,1 @@
+"""Many animations: manifests, processes, ranks, Ray."""

@@ -1,0 +1,1 @@
+"""The `fye` command: one file a command."""

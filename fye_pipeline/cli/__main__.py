@@ -1,0 +1,3 @@
+from fye_pipeline.cli.main import main
+
+main()

@@ -1,0 +1,296 @@
+"""`fye animate`: its flags, and what they mean together with a settings file or a result made before."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fye_pipeline.cli.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Overwrite, Quiet, TaskFile, Verbose
+from fye_pipeline.errors import UserError
+from fye_pipeline.progress import Reporter, hush_libraries
+
+if TYPE_CHECKING:
+    from fye_pipeline.animate.config import AnimationSettings
+
+OUTPUT = Path("animated.mp4")
+
+
+class Long(StrEnum):
+    """How a video is made that is longer than one clip of the model."""
+
+    AUTO = "auto"
+    PROGRESSIVE = "progressive"
+    TILES = "tiles"
+    UNIFORM = "uniform"
+
+
+class Cut(StrEnum):
+    """Where the UNet is cut at a predicted step."""
+
+    OUTPUT = "output"
+    OUTER = "outer"
+    BRANCHES = "branches"
+
+
+class Preset(StrEnum):
+    """Recipes of the cache."""
+
+    PAPER = "paper"
+    FAST = "fast"
+    BALANCED = "balanced"
+    FAITHFUL = "faithful"
+
+
+class Pose(StrEnum):
+    """How the driver's head moves the portrait's."""
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+
+
+class DType(StrEnum):
+    """The numbers that the networks compute in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Offload(StrEnum):
+    """What of the model stays in main memory while the GPU does not need it."""
+
+    NONE = "none"
+    MODEL = "model"
+    SEQUENTIAL = "sequential"
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"{text!r} is no frame rate such as 25 or 30000/1001.") from None
+
+
+FILES, CROP, MOTION, CACHE, RUN = "Files", "Crop", "Motion", "Cache", "Run"
+
+
+def animate(
+    context: typer.Context,
+    reference: Annotated[
+        Path | None, typer.Option(help="The portrait: a picture or a video. Default: a rendered one that ships.")
+    ] = None,
+    driving: Annotated[
+        Path | None,
+        typer.Option(help="A video, GIF, folder of pictures or landmark sequence (.npz, .npy). Default: one ships."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The video to write: .mp4, .mov or .mkv.")] = OUTPUT,
+    model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; 1 is none. Default: the model's own, else 3.5.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    frames: Annotated[int | None, typer.Option(help="Use the first frames of the driver only.")] = None,
+    fps: Annotated[
+        Fraction | None, typer.Option(parser=_fraction, help="Resample the driver to this rate; its length stays.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels a side that the model makes. Default: the model's.")] = None,
+    long: Annotated[
+        Long, typer.Option(help="More frames than a clip: keyframes, then the gaps; or overlapping tiles, or windows.")
+    ] = Long.AUTO,
+    crop_only: Annotated[
+        bool, typer.Option("--crop-only", help="Write the animated crop alone, and <output>_crop.json.")
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="No crop: the whole portrait, letterboxed to the model's size.")
+    ] = False,
+    crop_scale: Annotated[float, typer.Option(help="Side of the crop over the face's longer side.")] = 2.0,
+    crop_shift: Annotated[str, typer.Option(help="Move the crop: x,y in shares of its side.")] = "0,-0.08",
+    face: Annotated[
+        str, typer.Option(help="Which face: largest, a number (from 1, left to right) or x,y.")
+    ] = "largest",
+    min_face: Annotated[int, typer.Option(help="Refuse a face with fewer pixels.")] = 48,
+    reference_frame: Annotated[
+        int | None, typer.Option(help="Frame of a portrait that is a video. Default: the calmest.")
+    ] = None,
+    background: Annotated[str, typer.Option(help="Laid under transparent pictures: a name or #rrggbb.")] = "white",
+    alpha: Annotated[
+        bool, typer.Option("--alpha", help="Give the portrait's transparency back: a .webm or .mov output.")
+    ] = False,
+    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.")] = 100_000_000,
+    regions: Annotated[
+        str, typer.Option(help="What the driver moves: some of eyes,lips,brows,pose.")
+    ] = "eyes,lips,brows,pose",
+    intensity: Annotated[float, typer.Option(help="How much it moves them: 0 to 2.")] = 1.0,
+    pose: Annotated[
+        Pose, typer.Option(help="The head turns as the driver's, or from its own pose as the driver's does.")
+    ] = Pose.ABSOLUTE,
+    neutral_frame: Annotated[
+        int | None, typer.Option(help="The driver's frame without expression. Default: the one with the least.")
+    ] = None,
+    chunk: Annotated[int, typer.Option(help="Tiles and windows: frames made at once; the rest in parts.")] = 240,
+    interval: Annotated[int | None, typer.Option("--N", help="Cache: one full step in N [default: 3].")] = None,
+    order: Annotated[int | None, typer.Option(help="Cache: highest difference used [default: 2].")] = None,
+    cut: Annotated[Cut | None, typer.Option(help="Cache: where the UNet is cut [default: outer].")] = None,
+    preset: Annotated[Preset | None, typer.Option(help="Cache: a recipe for what is left out.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step in full.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Also run uncached: PSNR, side-by-side video.")] = False,
+    no_face: NoFaceRule = NoFace.INTERPOLATE,
+    max_gap: MaxGap = 0.5,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Use a damaged driver up to the damage.")
+    ] = False,
+    unaligned: Annotated[
+        bool, typer.Option("--unaligned", help="Draw the driver's own landmarks; no face is sought in the portrait.")
+    ] = False,
+    reference_landmarks: Annotated[
+        Path | None, typer.Option(help="The portrait's landmarks (.npz of one frame), so that none are detected.")
+    ] = None,
+    no_audio: Annotated[bool, typer.Option("--no-audio", help="Leave the driver's sound out.")] = False,
+    face_landmarker: TaskFile = None,
+    no_watermark: Annotated[
+        bool, typer.Option("--no-watermark", help="Leave out the visible mark; see USAGE.md.")
+    ] = False,
+    i_accept_the_terms: Annotated[
+        bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")
+    ] = False,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Many at once: a .csv or .jsonl whose columns are settings and output.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Rows of a manifest made at once, each in its own process.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Make a manifest's rows on Ray: local, auto, or a cluster's address.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings: JSON, or an mp4 made before. Flags beside it win.")
+    ] = None,
+    save_config: Annotated[Path | None, typer.Option(help="Write the settings as JSON.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[DType, typer.Option(help="Numbers of the networks; auto is float16 on CUDA.")] = DType.AUTO,
+    offload: Annotated[
+        Offload, typer.Option(help="GPU memory: hold one network (model) or one layer (sequential) at a time.")
+    ] = Offload.NONE,
+    vae_tiling: Annotated[
+        bool, typer.Option("--vae-tiling", help="Large pictures pass through the VAE in tiles: less memory.")
+    ] = False,
+    overwrite: Overwrite = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run broke off; keep a finished output.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Animate a portrait with a driving face video; without arguments, the demo that ships."""
+    reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
+    reporter.detail("loading torch and diffusers")
+    from fye_pipeline.animate import run as animation
+    from fye_pipeline.cli import flags
+
+    if not debug:
+        hush_libraries()
+    base = flags.common_settings(context, config)
+    source = str(config) if config else "The flags"
+
+    def settings_of(row: Mapping[str, Any], name: str) -> AnimationSettings:
+        settings = flags.row_settings(base, row, name, context.obj)
+        if not settings.watermark and not i_accept_the_terms:
+            raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
+        return settings
+
+    if manifest is None and (jobs > 1 or ray is not None):
+        raise UserError("--jobs and --ray are for the rows of a --manifest.")
+    if manifest is not None:
+        _run_manifest(context, manifest, settings_of, reporter)
+        return
+    settings = settings_of({}, source)
+    if save_config is not None:
+        _save(save_config, settings, overwrite=overwrite or resume)
+    if resume and not overwrite and animation.is_finished(output, settings):
+        text = f"{output} was made with the same settings; nothing to do."
+        reporter.result(text, {"output": str(output), "resumed": True})
+        return
+    with reporter.progress() as on_progress:
+        result = animation.animate(
+            settings,
+            output,
+            overwrite=overwrite,
+            resume=resume,
+            face_landmarker=face_landmarker,
+            device=device,
+            offload=offload.value,
+            on_progress=on_progress,
+            on_note=reporter.note,
+        )
+    reporter.result(str(result), result.to_dict())
+
+
+def _run_manifest(
+    context: typer.Context,
+    manifest: Path,
+    settings_of: Callable[[Mapping[str, Any], str], AnimationSettings],
+    reporter: Reporter,
+) -> None:
+    """Animate the rows here, in several processes or on Ray; ends the command with code 1 where some failed."""
+    from fye_pipeline.animate.session import Studio
+    from fye_pipeline.batch import manifest as manifests
+    from fye_pipeline.batch import ranks
+    from fye_pipeline.batch.workers import Options, run_in_processes
+
+    given, note = context.params, reporter.note
+    rank, count = ranks.own_share()
+    options = Options(
+        face_landmarker=given["face_landmarker"],
+        device=ranks.own_device(given["device"]),
+        offload=given["offload"].value,
+        overwrite=given["overwrite"],
+        resume=given["resume"],
+    )
+    tasks, ledger = manifests.plan_tasks(manifest, settings_of)[rank::count], manifests.ledger_of(manifest)
+    with reporter.progress() as on_progress:
+        if given["ray"] is not None:
+            from fye_pipeline.batch.ray_workers import run_on_ray
+
+            summary = run_on_ray(tasks, ledger, options, address=given["ray"], actors=given["jobs"], on_note=note)
+        elif given["jobs"] > 1:
+            jobs = given["jobs"]
+            summary = run_in_processes(tasks, ledger, options, jobs, on_note=note, on_progress=on_progress)
+        else:
+            with Studio(
+                options.face_landmarker, device=options.device, offload=options.offload, on_note=note
+            ) as studio:
+                summary = manifests.run_tasks(
+                    tasks,
+                    ledger,
+                    studio=studio,
+                    overwrite=options.overwrite,
+                    resume=options.resume,
+                    on_progress=on_progress,
+                    on_note=note,
+                )
+    if count > 1:
+        summary = ranks.gather(summary)
+    if rank == 0:
+        reporter.result(str(summary), summary.to_dict())
+        if reporter.quiet:
+            for number, reason in summary.failed.items():
+                print(f"fye: row {number}: {reason}", file=sys.stderr)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _save(path: Path, settings: AnimationSettings, *, overwrite: bool) -> None:
+    from fye_pipeline.storage.files import atomic_target, writable_target
+
+    path = writable_target(path, overwrite=overwrite)
+    with atomic_target(path) as temporary:
+        temporary.write_text(json.dumps(settings.to_dict(), indent=2) + "\n")

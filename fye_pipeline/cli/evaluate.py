@@ -1,0 +1,225 @@
+"""`fye evaluate`: a model on heads that it has never seen (`rendered`), or portraits and drivers of one's own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+from fye_pipeline.animate.config import SHIPPED_MODEL
+from fye_pipeline.cli.options import Debug, Overwrite, Quiet, TaskFile
+from fye_pipeline.errors import UserError
+from fye_pipeline.progress import Reporter, hush_libraries
+
+if TYPE_CHECKING:
+    from fye_pipeline.pipeline import FollowYourEmojiPipeline
+
+Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+class Group(typer.core.TyperGroup):
+    """Takes what is no command's name as the manifest of the command `manifest`: `fye evaluate my.csv`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["manifest", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=Group, help="Measure a model.", no_args_is_help=True)
+
+
+@app.callback()
+def evaluate() -> None:
+    """Measure a model: on heads that it has never seen (rendered), or on portraits and drivers of a MANIFEST.
+
+    `fye evaluate MANIFEST` is short for `fye evaluate manifest MANIFEST`.
+    """
+
+
+@dataclass(frozen=True)
+class LoadModel:
+    """Loads a model folder; unlike a loaded model it can go to other processes."""
+
+    folder: Path
+    device: str
+
+    def __call__(self) -> FollowYourEmojiPipeline:
+        import torch
+
+        from fye_pipeline.animate.machine import choose_device, load_model
+
+        hush_libraries()
+        return load_model(self.folder, choose_device(self.device), torch.float32)
+
+
+@app.command()
+def rendered(
+    model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
+    split: Annotated[str, typer.Option(help="Which people: held, train or demo.")] = "held",
+    clips: Annotated[int, typer.Option(min=2, help="How many clips, each of another head.")] = 16,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    guidance: Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which heads and which noise.")] = 0,
+    cross: Annotated[bool, typer.Option("--cross/--no-cross", help="Also portraits with other heads' clips.")] = True,
+    interval: Annotated[int | None, typer.Option("--N", min=1, help="Also with the cache: one full step in N.")] = None,
+    order: Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")] = 2,
+    cut: Annotated[str, typer.Option(help="Cache: where the UNet is cut.")] = "outer",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    face_landmarker: TaskFile = None,
+    jobs: Jobs = 1,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Self- and cross-reenactment on the rendered world, beside a still portrait and wrong inputs."""
+    reporter = Reporter(quiet=quiet)
+    if split not in ("held", "train", "demo"):
+        raise UserError(f"--split must be held, train or demo, got {split!r}.")
+    if not debug:
+        hush_libraries()
+    from fye_pipeline.animate.driver import obtain_face_landmarker
+    from fye_pipeline.evaluation import rendered as reenactment
+    from fye_pipeline.evaluation import summary as figures
+    from fye_pipeline.models.recipe import recommended_guidance
+
+    target = _target(json_file, overwrite=overwrite, resume=resume)
+    folder = model or SHIPPED_MODEL
+    plan = reenactment.Plan(
+        split=split,
+        clips=clips,
+        seed=seed,
+        frames=frames,
+        steps=steps,
+        guidance=recommended_guidance(folder) if guidance is None else guidance,
+        cache=None if interval is None else _cache(interval, order, cut),
+        cross=cross,
+    )
+    with reporter.progress() as on_progress:
+        result = reenactment.evaluate_rendered(
+            LoadModel(folder, device),
+            plan,
+            face_landmarker=obtain_face_landmarker(face_landmarker, reporter.note),
+            jobs=jobs,
+            target=target,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_note=reporter.note,
+        )
+    reporter.result(figures.describe(result), result)
+
+
+@app.command()
+def manifest(
+    listing: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="A .csv or .jsonl, or a folder with portraits/ and driving/.")
+    ],
+    json_file: Annotated[
+        Path, typer.Option("--json", help="Figures; tables beside it as .md, videos in <stem>_files/.")
+    ] = Path("evaluation.json"),
+    outputs: Annotated[Path | None, typer.Option(help="Measure finished videos <name>.mp4 of this folder.")] = None,
+    method: Annotated[str | None, typer.Option(help="What to call the method in the tables.")] = None,
+    portraits: Annotated[int | None, typer.Option(min=1, help="Only the first so many of a folder.")] = None,
+    drivers: Annotated[int | None, typer.Option(min=1, help="Only the first so many of a folder.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Use the first frames only.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    guidance: Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    crop_only: Annotated[bool, typer.Option("--crop-only", help="Measure the animated crop, not pasted back.")] = False,
+    interval: Annotated[int | None, typer.Option("--N", min=1, help="Use the cache: one full step in N.")] = None,
+    order: Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")] = 2,
+    cut: Annotated[str, typer.Option(help="Cache: where the UNet is cut.")] = "outer",
+    lpips: Annotated[Path | None, typer.Option(help="torchvision's AlexNet: .pth or .safetensors.")] = None,
+    fid: Annotated[Path | None, typer.Option(help="StyleGAN's Inception: TorchScript, a program you trust.")] = None,
+    fvd: Annotated[Path | None, typer.Option(help="StyleGAN-V's I3D: TorchScript, a program you trust.")] = None,
+    arcface: Annotated[Path | None, typer.Option(help="ArcFace: .onnx, or TorchScript.")] = None,
+    hyperiqa: Annotated[Path | None, typer.Option(help="HyperIQA: TorchScript, or .onnx.")] = None,
+    no_watermark: Annotated[
+        bool, typer.Option("--no-watermark", help="Measure without the visible mark; see USAGE.md.")
+    ] = False,
+    i_accept_the_terms: Annotated[
+        bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")
+    ] = False,
+    face_landmarker: TaskFile = None,
+    jobs: Jobs = 1,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Animate every pair of a manifest (or take finished videos), and compare with drivers, portraits and truths."""
+    reporter = Reporter(quiet=quiet)
+    if no_watermark and not i_accept_the_terms:
+        raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
+    if outputs is not None and not outputs.is_dir():
+        raise UserError(f"{outputs} is not a folder; --outputs takes the folder of the finished videos.")
+    if not debug:
+        hush_libraries()
+    from fye_pipeline.animate.config import AnimationSettings
+    from fye_pipeline.animate.driver import obtain_face_landmarker
+    from fye_pipeline.evaluation import pairs as listed
+    from fye_pipeline.evaluation.listing import read_listing
+    from fye_pipeline.evaluation.metric_networks import Weights
+    from fye_pipeline.evaluation.pair_evaluator import Gallery
+
+    target = _target(json_file, overwrite=overwrite, resume=resume)
+    assert target is not None
+    if target.suffix != ".json":
+        raise UserError(f"{target} must end in .json; the tables are written beside it as .md.")
+    gallery = Gallery(
+        pairs=tuple(read_listing(listing, portraits=portraits, drivers=drivers)),
+        settings=AnimationSettings(
+            model=model or SHIPPED_MODEL,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            frames=frames,
+            cache=None if interval is None else _cache(interval, order, cut),
+            watermark=not no_watermark,
+            framing="crop" if crop_only else "paste",
+            audio=False,
+        ),
+        folder=target.with_name(f"{target.stem}_files"),
+        weights=Weights(lpips, fid, fvd, arcface, hyperiqa),
+        outputs=outputs,
+        face_landmarker=obtain_face_landmarker(face_landmarker, reporter.note),
+        device=device,
+    )
+    name = method or ("this model" if outputs is None else outputs.resolve().name)
+    run = listed.Run(target, method=name, jobs=jobs, resume=resume, overwrite=overwrite)
+    with reporter.progress() as on_progress:
+        result = listed.evaluate_listing(gallery, run, on_progress=on_progress, on_note=reporter.note)
+    reporter.result(listed.describe(result), result)
+    if result["failed"]:
+        if reporter.quiet:
+            for row, reason in result["failed"].items():
+                print(f"fye: {row}: {reason}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _target(path: Path | None, *, overwrite: bool, resume: bool) -> Path | None:
+    """The file of the result; with `resume` it may be there already."""
+    from fye_pipeline.storage.files import writable_target
+
+    return None if path is None else writable_target(path, overwrite=overwrite or resume)
+
+
+def _cache(interval: int, order: int, cut: str) -> dict[str, Any]:
+    """Options of `ticache.apply`, checked before any long work."""
+    from fye_pipeline.cli.main import check_cache
+
+    options = {"N": interval, "order": order, "cut": cut}
+    check_cache(options)
+    return options

@@ -1,0 +1,187 @@
+"""`fye tune`: the cache's full steps for a portrait model, found on rendered clips."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fye_pipeline.cli.options import Debug, Json, Overwrite, Quiet, TaskFile
+from fye_pipeline.errors import UserError
+from fye_pipeline.progress import OnProgress, Reporter, hush_libraries
+
+CHECK_HEADS_FROM = 500  # held-out heads that no other figure of the project is measured on
+TUNE_HEADS_FROM = 500_000  # heads of the training split beyond those that any recipe trains on
+
+
+class Preset(StrEnum):
+    """Presets that a model folder can hold."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    FAITHFUL = "faithful"
+
+
+def tune(
+    model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The JSON to write the settings to.")] = None,
+    as_preset: Annotated[
+        Preset | None, typer.Option(help="Also keep them as this preset of the model folder, for fye animate --preset.")
+    ] = None,
+    target_psnr: Annotated[
+        float | None, typer.Option(help="The fewest full steps that keep this PSNR in dB [default: 45].")
+    ] = None,
+    full_steps: Annotated[
+        int | None, typer.Option(min=1, help="Instead: the best fidelity at this many full steps.")
+    ] = None,
+    face: Annotated[bool, typer.Option("--face", help="Count fidelity in the face only, not in the frame.")] = False,
+    cut: Annotated[str, typer.Option(help="Cuts that may be chosen: some of outer,output,branches.")] = "outer,output",
+    clips: Annotated[int, typer.Option(min=1, help="Rendered clips to search on, each of another head.")] = 4,
+    check_clips: Annotated[int, typer.Option(min=1, help="Clips of held-out heads for the check.")] = 4,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 16,
+    steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 30,
+    guidance: Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Most trials to make [default: 40].")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Most minutes to search; the check comes on top.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which heads and noise, and the order of trials.")] = 0,
+    journal: Annotated[
+        Path | None, typer.Option(help="A file in which trials are kept; the same search goes on from it.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    face_landmarker: TaskFile = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Find which denoising steps to run in full, on rendered clips; Ctrl-C keeps the best so far."""
+    reporter = Reporter(quiet=quiet, as_json=as_json)
+    if target_psnr is not None and full_steps is not None:
+        raise UserError("--target-psnr and --full-steps exclude each other.")
+    cuts = tuple(cut.split(","))
+    if not set(cuts) <= {"outer", "output", "branches"}:
+        raise UserError(f"--cut must be some of outer, output and branches, with commas, got {cut!r}.")
+    if full_steps is not None and full_steps > steps:
+        raise UserError(f"--full-steps must be at most the {steps} denoising steps, got {full_steps}.")
+    from fye_pipeline.animate.config import SHIPPED_MODEL
+    from fye_pipeline.storage.files import atomic_target, writable_target
+
+    if not debug:
+        hush_libraries()
+    target = None if output is None else writable_target(output, overwrite=overwrite)
+    folder = model or SHIPPED_MODEL
+    if as_preset is not None:
+        _check_preset(folder, as_preset, overwrite=overwrite)
+    if output is None and as_preset is None:
+        reporter.note("neither --output nor --as-preset is given: the settings are only shown")
+    goal = {"full_steps": full_steps} if full_steps is not None else {"target_psnr": target_psnr or 45.0}
+    with reporter.progress() as on_progress:
+        pipe, calls = _calls(
+            folder, device, face_landmarker, seed, clips, check_clips, frames, steps, guidance, reporter
+        )
+        settings = _search(
+            pipe,
+            calls,
+            clips,
+            goal | {"trials": trials, "minutes": minutes, "cuts": cuts},
+            {"face": face, "seed": seed, "journal": journal},
+            on_progress,
+            reporter,
+        )
+    text = settings.to_json()
+    if target is not None:
+        with atomic_target(target) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    if as_preset is not None:
+        from fye_pipeline import presets
+
+        presets.write(folder, {as_preset.value: json.loads(text)}, {"frames": frames, "steps": steps, "seed": seed})
+    full = ", ".join(map(str, settings.steps))
+    reporter.result(
+        f"full steps {full}; order {settings.order}, cut {settings.cut}, {settings.forecaster}\n{settings.provenance}",
+        json.loads(text),
+    )
+
+
+def _check_preset(folder: Path, name: Preset, *, overwrite: bool) -> None:
+    from fye_pipeline import presets
+
+    content = presets.read(folder)
+    if content is not None and name.value in content["presets"] and not overwrite:
+        raise UserError(f"{folder / presets.FILE} has a preset {name.value}; pass --overwrite to replace it.")
+
+
+def _calls(
+    folder: Path,
+    device: str,
+    face_landmarker: Path | None,
+    seed: int,
+    clips: int,
+    check_clips: int,
+    frames: int,
+    steps: int,
+    guidance: float | None,
+    reporter: Reporter,
+) -> tuple[Any, list[Any]]:
+    """The model, and its calls: those to search on first, those for the check last."""
+    from fye_pipeline.animate.driver import obtain_face_landmarker
+    from fye_pipeline.animate.machine import choose_device, choose_dtype, load_model
+    from fye_pipeline.landmarks.geometry import CanonicalFace
+    from fye_pipeline.models.recipe import recommended_guidance
+    from fye_pipeline.world import World
+    from fye_pipeline.world.calls import rendered_calls
+
+    on = choose_device(device)
+    pipe = load_model(folder, on, choose_dtype("auto", on))
+    task = obtain_face_landmarker(face_landmarker, reporter.note)
+    size = int(pipe.unet.config["sample_size"]) * pipe.vae_scale_factor
+    world = World(CanonicalFace.from_task(task), size=size)
+    made = {
+        "frames": frames,
+        "steps": steps,
+        "guidance": recommended_guidance(folder) if guidance is None else guidance,
+    }
+    first, held = TUNE_HEADS_FROM + 1000 * seed, CHECK_HEADS_FROM + 1000 * seed
+    return pipe, [
+        *rendered_calls(world, "train", range(first, first + clips), **made),
+        *rendered_calls(world, "held", range(held, held + check_clips), **made),
+    ]
+
+
+def _search(
+    pipe: Any,
+    calls: list[Any],
+    clips: int,
+    goal: dict[str, Any],
+    options: dict[str, Any],
+    on_progress: OnProgress,
+    reporter: Reporter,
+) -> Any:
+    """Tune, telling of progress. -> the tuned `ticache.CacheConfig`. Raises `UserError` for what cannot be searched."""
+    import ticache
+    from ticache.progress import Progress, described
+
+    best: list[float | None] = [None]
+
+    def show(at: Progress) -> None:
+        on_progress(at.stage, at.done, at.total)
+        if at.best is not None and at.best != best[0]:
+            best[0] = at.best
+            reporter.note(described(at))
+
+    try:
+        return ticache.tune(
+            pipe,
+            calls=[each.arguments for each in calls[:clips]],
+            check=[each.arguments for each in calls[clips:]],
+            region=[each.face for each in calls] if options["face"] else None,
+            seed=options["seed"],
+            journal=options["journal"],
+            progress=show,
+            **goal,
+        )
+    except ValueError as error:
+        raise UserError(f"Tuning: {error}.") from error

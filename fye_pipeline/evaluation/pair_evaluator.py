@@ -1,0 +1,217 @@
+"""Measure pairs of portrait and driver: made by a model here, or finished videos of any method."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fye_pipeline.animate.config import AnimationSettings
+from fye_pipeline.animate.driver import Driver, read_driver
+from fye_pipeline.animate.run import Studio, animate
+from fye_pipeline.errors import UserError
+from fye_pipeline.evaluation import metrics
+from fye_pipeline.evaluation.expression import landmark_jitter
+from fye_pipeline.evaluation.face_tracks import FindFace, aspect, compare_faces, see
+from fye_pipeline.evaluation.journal import Entry
+from fye_pipeline.evaluation.listing import VIDEOS, Pair
+from fye_pipeline.evaluation.metric_networks import ArcFace, FrameFeatures, HyperIqa, Lpips, Weights
+from fye_pipeline.evaluation.work import Measure
+from fye_pipeline.landmarks.masks import facial_mask
+from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.media.image import read_picture
+from fye_pipeline.media.source import open_source
+
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """One process' tools for measuring pairs.
+
+    settings: how the model animates; reference, driving and frames are filled in. outputs: a folder with finished
+    videos `<name>.mp4`, which are measured instead. folder: where videos, drivers' landmarks and features are kept.
+    """
+
+    pairs: tuple[Pair, ...]
+    settings: AnimationSettings
+    folder: Path
+    weights: Weights
+    outputs: Path | None = None
+    face_landmarker: Path | None = None
+    device: str = "auto"
+
+    @contextmanager
+    def open(self) -> Iterator[Measure]:
+        pairs = {pair.name: pair for pair in self.pairs}
+        instruments = Instruments.load(self.weights)
+        with Studio(self.face_landmarker, device=self.device) as studio:
+
+            def measure(name: str) -> Entry:
+                try:
+                    return self._measure(pairs[name], studio, instruments)
+                except UserError as error:
+                    return {"error": " ".join(str(error).split())}
+                except Exception as error:  # whatever a row's files do, the rows after it are measured
+                    return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+
+            yield measure
+
+    def _measure(self, pair: Pair, studio: Studio, instruments: Instruments) -> Entry:
+        if pair.error is not None:
+            raise UserError(pair.error)
+        landmarks = self.folder / f"{_key(pair.driving)}.npz"
+        driver = self._driver(pair.driving, landmarks, studio)
+        video = self._output(pair, landmarks, studio)
+        frames = read_video(video, self.settings.frames)
+        truth_path = pair.truth or (pair.driving if pair.portrait is None else None)
+        truth = None if truth_path is None else read_video(truth_path, self.settings.frames)
+        count = min(len(frames), len(driver.sequence), *([] if truth is None else [len(truth)]))
+        portrait = read_video(pair.driving, 1)[0] if pair.portrait is None else read_picture(pair.portrait)
+        find = studio.detector.open().detect
+        small = np.asarray(cv2.resize(portrait, frames.shape[2:0:-1], interpolation=cv2.INTER_AREA), np.uint8)
+        scene = Scene(portrait, driver.sequence[:count], None if truth is None else truth[:count], find, instruments)
+        features = self.folder / f"{pair.name}.features.npz"
+        return {
+            "kind": "cross" if truth is None else "self",
+            "group": pair.group,
+            "frames": count,
+            "output_frames": len(frames),
+            "method": scene.measure(frames[:count], features),
+            "still": scene.measure(np.repeat(small[None], count, axis=0)),
+        }
+
+    def _driver(self, path: Path, landmarks: Path, studio: Studio) -> Driver:
+        """A driver's landmarks, detected once for all its rows."""
+        settings = self.settings
+        if landmarks.is_file():
+            return read_driver(landmarks, studio.detector)
+        driver = read_driver(
+            path,
+            studio.detector,
+            frames=settings.frames,
+            fps=settings.fps,
+            no_face=settings.no_face,
+            max_gap=settings.max_gap,
+            max_pixels=settings.max_pixels,
+        )
+        sequence = driver.sequence
+        replace(sequence, fps=sequence.fps or Fraction(driver.fps)).save(landmarks)
+        return driver
+
+    def _output(self, pair: Pair, landmarks: Path, studio: Studio) -> Path:
+        """The video to measure: a finished one, or one that is made now."""
+        if self.outputs is not None:
+            for suffix in VIDEOS:
+                if (self.outputs / f"{pair.name}{suffix}").is_file():
+                    return self.outputs / f"{pair.name}{suffix}"
+            raise UserError(f"{self.outputs} has no video {pair.name}{VIDEOS[0]}.")
+        own = {"reference": pair.driving, "reference_frame": 0} if pair.portrait is None else {}
+        settings = replace(self.settings, **({"reference": pair.portrait, "driving": landmarks} | own))
+        target = self.folder / f"{pair.name}.mp4"
+        # The one place where the animator is called.
+        animate(settings, target, overwrite=True, studio=studio)
+        return target
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """The networks that were given."""
+
+    lpips: Lpips | None = None
+    arcface: ArcFace | None = None
+    hyperiqa: HyperIqa | None = None
+    features: FrameFeatures | None = None
+
+    @classmethod
+    def load(cls, weights: Weights) -> Instruments:
+        """Read every file. Raises `UserError` as the metrics do."""
+        return cls(
+            lpips=None if weights.lpips is None else Lpips(weights.lpips),
+            arcface=None if weights.arcface is None else ArcFace(weights.arcface),
+            hyperiqa=None if weights.hyperiqa is None else HyperIqa(weights.hyperiqa),
+            features=FrameFeatures(weights) if weights.fid or weights.fvd else None,
+        )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a video of one pair is measured against."""
+
+    portrait: Frames
+    driver: LandmarkSequence
+    truth: Frames | None
+    find: FindFace
+    instruments: Instruments
+
+    def measure(self, frames: Frames, features: Path | None = None) -> dict[str, float | None]:
+        """Every figure of one video; None where it cannot be had. FID's and FVD's features go to a file."""
+        tools = self.instruments
+        seen = see(frames, self.find)
+        figures: dict[str, float | None] = dict(compare_faces(seen, self.driver))
+        figures["jitter"] = metrics.jitter(frames / 255.0)
+        figures["landmark_jitter"] = landmark_jitter(seen.landmarks, seen.found, aspect(seen))
+        figures["frames_without_face"] = int((~seen.found).sum())
+        if tools.hyperiqa is not None:
+            figures["hyperiqa"] = tools.hyperiqa(frames)
+        if tools.arcface is not None:
+            face = self.find(self.portrait)
+            known = None if face is None else tools.arcface.embed(self.portrait, face.landmarks)
+            figures["arcface"] = None if known is None else tools.arcface.similarity(frames, seen, known)
+        if self.truth is not None:
+            figures |= self._against_truth(frames, self.truth)
+            if tools.features is not None and features is not None:
+                sets = {"": tools.features(frames), "_truth": tools.features(self.truth)}
+                arrays = {f"{name}{end}": values for end, found in sets.items() for name, values in found.items()}
+                np.savez(features, allow_pickle=False, **arrays)
+        return {name: None if value is None or math.isnan(value) else value for name, value in figures.items()}
+
+    def _against_truth(self, frames: Frames, truth: Frames) -> dict[str, float | None]:
+        video, target = (each / 255.0 for each in same_size(frames, truth))
+        height, width = target.shape[1:3]
+        seen = see(metrics.to_uint8(target), self.find)
+        outline = facial_mask(np.nan_to_num(seen.landmarks), height, width) * seen.found[:, None, None]
+        lpips = self.instruments.lpips
+        return {
+            "l1": metrics.l1(video, target),
+            "psnr": metrics.psnr(video, target),
+            "psnr_face": metrics.psnr(video, target, outline) if outline.any() else None,
+            "ssim": metrics.ssim(video, target),
+            **({} if lpips is None else {"lpips": lpips(video, target)}),
+        }
+
+
+def read_video(path: Path, limit: int | None = None) -> Frames:
+    """The frames of a video, an animated picture, a folder of pictures or a picture. -> [F, H, W, 3]."""
+    return np.stack(list(open_source(path, what="the video to measure").frames(limit)))
+
+
+def same_size(frames: Frames, truth: Frames) -> tuple[Frames, Frames]:
+    """Both at the output's size; an output that was padded to an even side is cut instead."""
+    height, width = truth.shape[1:3]
+    if all(0 <= out - true <= 1 for out, true in zip(frames.shape[1:3], (height, width), strict=True)):
+        return frames[:, :height, :width], truth
+    size = frames.shape[2], frames.shape[1]
+    return frames, np.stack([cv2.resize(each, size, interpolation=cv2.INTER_AREA) for each in truth])
+
+
+def model_state(folder: Path) -> str:
+    """A short name for the files of a model folder as they are now: their names, sizes and times."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        status = file.stat()
+        digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _key(path: Path) -> str:
+    """A file name for what belongs to a driver, whatever folder that is in."""
+    return f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}.landmarks"

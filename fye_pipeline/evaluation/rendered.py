@@ -1,0 +1,263 @@
+"""Self- and cross-reenactment on the rendered world: held-out heads, one portrait of each, landmarks of clips."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fye_pipeline.evaluation import metrics
+from fye_pipeline.evaluation import summary as figures
+from fye_pipeline.evaluation.cases import Case, Plan, Video, head_of, make_case
+from fye_pipeline.evaluation.expression import landmark_jitter
+from fye_pipeline.evaluation.face_tracks import FindFace, compare_faces, landmark_error, see
+from fye_pipeline.evaluation.journal import Entry, Journal, finished_result, journal_path, write_result
+from fye_pipeline.evaluation.work import Estimate, Measure, work_off
+from fye_pipeline.evaluation.world_identity import WorldIdentity, fit_identity, separation
+from fye_pipeline.landmarks.alignment import align
+from fye_pipeline.landmarks.detector import FaceLandmarkDetector
+from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.landmarks.masks import expression_mask, facial_mask
+from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.world import WORLD_VERSION, World
+
+LoadModel = Callable[[], FollowYourEmojiPipeline]
+
+
+def evaluate_rendered(
+    load: LoadModel,
+    plan: Plan,
+    *,
+    face_landmarker: Path | None = None,
+    jobs: int = 1,
+    target: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure a model beside its baselines; the keys are those of `fye evaluate rendered --json`.
+
+    `ours`; `repeat_reference` shows the portrait in every frame; `wrong_reference` gives the model another head's
+    portrait; `shuffled_landmarks` gives it the next clip's landmarks; `cached` (with `plan.cache`) is `ours` with the
+    cache. `cross`: the portrait driven by the next head's clip: `ours`, `repeat_reference`, `repeat_driver` (the
+    driver's own frames) and `cached`. What the columns mean: docs/evaluation.md.
+
+    Args:
+        load: gives the model; with several jobs it goes to other processes, so it must pickle.
+        jobs: processes that share the clips.
+        target: the JSON file to write; beside it, finished clips are kept until all are. resume: go on with those; a
+            file that is complete and was made under the same conditions is read. overwrite: begin anew.
+
+    Raises:
+        UserError: as `Journal` and `finished_result`. RuntimeError: as `work_off`.
+    """
+    model = load()
+    size = picture_size(model)
+    conditions = asdict(plan) | {
+        "size": size,
+        "model_hash": model_hash(model),
+        "world_version": WORLD_VERSION,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "device": str(model.device),
+    }
+    if target is not None and resume and not overwrite and (before := finished_result(target, conditions)) is not None:
+        on_note(f"{target} was made under the same conditions; nothing to do.")
+        return before
+    notes = Journal(journal_path(target), conditions, resume=resume, overwrite=overwrite)
+    if notes.entries:
+        on_note(f"{len(notes.entries)} of {plan.clips} clips were measured before")
+    with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
+        world = World(detector.canonical, size=size)
+        identity = fit_identity(
+            world,
+            detector.detect,
+            people=plan.identity_people,
+            on_progress=lambda done, total: on_progress("people", done, total),
+        )
+        people = [head_of(plan, k) for k in range(plan.clips)]
+        conditions["identity"] = separation(identity, world, detector.detect, split=plan.split, people=people)
+    bench = Bench(load, plan, identity, face_landmarker, None if jobs > 1 else model)
+    del model
+    names = [str(k) for k in range(plan.clips)]
+    estimate = Estimate(plan.clips - len(notes.entries), jobs, on_note)
+    on_progress("clips", len(notes.entries), plan.clips)
+
+    def done(name: str, clip: Entry) -> None:
+        on_progress("clips", len(notes.entries), plan.clips)
+        estimate.advance()
+
+    result = figures.summarise(list(work_off(bench, names, notes, jobs=jobs, on_done=done).values()))
+    result |= {"thresholds": figures.check_thresholds(result), "conditions": conditions}
+    if target is not None:
+        write_result(target, result)
+    notes.close()
+    return result
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One process' tools for measuring clips; the model is loaded here unless it is given."""
+
+    load: LoadModel
+    plan: Plan
+    identity: WorldIdentity
+    face_landmarker: Path | None
+    model: FollowYourEmojiPipeline | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Measure]:
+        model = self.model or self.load()
+        model.set_progress_bar_config(disable=True)
+        with FaceLandmarkDetector(self.face_landmarker, max_faces=1) as detector:
+            world = World(detector.canonical, size=picture_size(model))
+
+            def measure(name: str) -> Entry:
+                k = int(name)
+                own, other = (
+                    make_case(world, self.plan, each % self.plan.clips, detector.detect) for each in (k, k + 1)
+                )
+                rows = self._self(model, own, other, k, detector.detect)
+                if not self.plan.cross:
+                    return {"rows": rows}
+                return {"rows": rows, "cross": self._cross(model, own, other, k, detector.detect)}
+
+            yield measure
+
+    def _self(self, model: FollowYourEmojiPipeline, own: Case, other: Case, k: int, find: FindFace) -> dict[str, Entry]:
+        """A head's own clip from its portrait, beside the baselines."""
+        seed = head_of(self.plan, k)
+        ours, seconds = self._generate(model, own.portrait, own.pictures, seed)
+        videos = {
+            "ours": ours,
+            "repeat_reference": np.broadcast_to(own.portrait / 255.0, own.truth.shape),
+            "wrong_reference": self._generate(model, other.portrait, own.pictures, seed)[0],
+            "shuffled_landmarks": self._generate(model, own.portrait, other.pictures, seed)[0],
+        }
+        landmarks = own.clip.sequence.landmarks
+        faster = {}
+        if self.plan.cache:
+            cached, shorter = self._generate(model, own.portrait, own.pictures, seed, landmarks)
+            videos["cached"] = cached
+            faster = {"psnr_uncached": metrics.psnr(cached, ours), "time_ratio": seconds / shorter}
+        face = facial_mask(landmarks, *own.truth.shape[1:3])
+        rows = {}
+        for name, video in videos.items():
+            seen = see(metrics.to_uint8(video), find)
+            rows[name] = {
+                "l1": metrics.l1(video, own.truth),
+                "psnr": metrics.psnr(video, own.truth),
+                "psnr_face": metrics.psnr(video, own.truth, face),
+                "ssim": metrics.ssim(video, own.truth),
+                "landmark_error": landmark_error(seen, own.seen),
+                "landmark_error_exact": landmark_error(seen, own.clip.sequence),
+                "jitter_truth": metrics.jitter(own.truth),
+                **self._faces(video, seen, own, own),
+            }
+        if self.plan.cache:
+            rows["cached"] |= faster
+        return rows
+
+    def _cross(
+        self, model: FollowYourEmojiPipeline, own: Case, driver: Case, k: int, find: FindFace
+    ) -> dict[str, Entry]:
+        """A portrait with another head's clip: its face must make the driver's expressions and stay itself."""
+        seed, size = head_of(self.plan, k), own.truth.shape[1]
+        asked = align(own.portrait_face, driver.clip.sequence, size, size)
+        pictures = draw_sequence(asked, size)
+        ours, seconds = self._generate(model, own.portrait, pictures, seed)
+        videos = {
+            "ours": ours,
+            "repeat_reference": np.broadcast_to(own.portrait / 255.0, own.truth.shape),
+            "repeat_driver": driver.truth,
+        }
+        faster = {}
+        if self.plan.cache:
+            videos["cached"], shorter = self._generate(model, own.portrait, pictures, seed, asked)
+            faster = {"psnr_uncached": metrics.psnr(videos["cached"], ours), "time_ratio": seconds / shorter}
+        wanted = replace(driver.clip.sequence, landmarks=asked)
+        rows = {}
+        for name, video in videos.items():
+            seen = see(metrics.to_uint8(video), find)
+            rows[name] = {"landmark_error": landmark_error(seen, wanted), **self._faces(video, seen, own, driver)}
+        if self.plan.cache:
+            rows["cached"] |= faster
+        return rows
+
+    def _faces(self, video: Video, seen: LandmarkSequence, own: Case, driver: Case) -> Entry:
+        """Identity against the portrait, expression against the driver, what flickers."""
+        portrait = self.identity.embed([own.portrait], own.portrait_seen)
+        return {
+            "identity": self.identity.distance(self.identity.embed(list(metrics.to_uint8(video)), seen), portrait),
+            **compare_faces(seen, driver.seen),
+            "jitter": metrics.jitter(video),
+            "landmark_jitter": landmark_jitter(seen.landmarks, seen.found),
+            "frames_without_face": int((~seen.found).sum()),
+        }
+
+    def _generate(
+        self,
+        model: FollowYourEmojiPipeline,
+        portrait: NDArray[np.uint8],
+        pictures: NDArray[np.uint8],
+        seed: int,
+        cached_landmarks: NDArray | None = None,
+    ) -> tuple[Video, float]:
+        """A video and the seconds it took; with the cache where the landmarks of its region are given."""
+        run = {"steps": self.plan.steps, "guidance": self.plan.guidance, "seed": seed}
+        began = time.perf_counter()
+        if cached_landmarks is None:
+            return generate(model, portrait, pictures, **run), time.perf_counter() - began
+        region = expression_mask(cached_landmarks, *pictures.shape[1:3])
+        with model.enable_cache(**(self.plan.cache or {})):
+            video = generate(model, portrait, pictures, region=region, **run)
+        return video, time.perf_counter() - began
+
+
+def generate(
+    model: FollowYourEmojiPipeline,
+    portrait: NDArray[np.uint8],
+    pictures: NDArray[np.uint8],
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    region: NDArray[np.float32] | None = None,
+) -> Video:
+    """One video from a portrait and drawn landmarks. -> [F, H, W, 3] in [0, 1]."""
+    result = model(
+        portrait,
+        pictures,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        region=region,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+    )
+    assert not isinstance(result, tuple)
+    return result.frames[0]
+
+
+def model_hash(model: FollowYourEmojiPipeline) -> str:
+    """A short name for the exact weights of every part."""
+    digest = hashlib.sha256()
+    for name in ("vae", "image_encoder", "appearance_net", "unet", "landmark_encoder"):
+        for key, value in sorted(getattr(model, name).state_dict().items()):
+            digest.update(f"{name}.{key}".encode())
+            digest.update(value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def picture_size(model: FollowYourEmojiPipeline) -> int:
+    """Pixels a side that the model was made for."""
+    return int(model.unet.config["sample_size"]) * model.vae_scale_factor

@@ -1,0 +1,1 @@
+"""Denoising clips and long videos: free functions over a pipeline's parts."""

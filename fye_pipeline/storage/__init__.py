@@ -1,0 +1,1 @@
+"""Files, downloads, and what outlives a process."""
