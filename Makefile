@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 RESULTS := benchmarks/results
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check format bench gpu clean
+.PHONY: demo test test-slow check format bench gpu clean
 
 demo: $(READY)
 	-@$(BIN)/fye models get face-landmarker --quiet
@@ -16,6 +16,10 @@ demo: $(READY)
 test: $(READY)
 	-@$(BIN)/fye models get face-landmarker --quiet
 	$(BIN)/python -m pytest
+
+# What `make test` leaves out: walks over everything, such as every pipeline of diffusers.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ _INSTEAD = {
     "UNetControlNetXSModel": "take a ControlNet in StableDiffusion(XL)ControlNetPipeline, cached with its UNet",
     "StableCascadeUNet": f"{_UNCACHED}, or cache an SDXL pipeline",
     "WuerstchenDiffNeXt": f"{_UNCACHED}, or cache an SDXL pipeline",
+    "WuerstchenPrior": f"{_UNCACHED}, or cache an SDXL pipeline",
     "UniDiffuserModel": f"{_UNCACHED}, or cache a Stable Diffusion pipeline",
 }
 
