@@ -119,10 +119,11 @@ class Drift:
 
 
 def _errors(prediction: Tensor, truth: Tensor, weights: Tensor | None) -> dict[str, float | None]:
-    difference, truth = (prediction.double() - truth.double()).square(), truth.double().square()
+    prediction, truth = prediction.cpu().double(), truth.cpu().double()  # no Apple GPU has float64
+    difference, truth = (prediction - truth).square(), truth.square()
     result: dict[str, float | None] = {"error": _ratio(difference, truth), "inside": None, "outside": None}
     if weights is not None:
-        inside = (weights > 0.5).expand_as(truth)
+        inside = (weights > 0.5).cpu().expand_as(truth)
         result["inside"] = _ratio(difference[inside], truth[inside])
         result["outside"] = _ratio(difference[~inside], truth[~inside])
     return result

@@ -53,7 +53,7 @@ def psnr(result: Tensor, reference: Tensor, region: Tensor | None = None) -> flo
 
     result, reference: [..., C, H, W], or [B, C, F, H, W] as video latents are. region: as `ticache.apply` takes it.
     """
-    error = (result.double() - reference.double()).square()
+    error = (result.cpu().double() - reference.cpu().double()).square()
     if region is None:
         mean = float(error.mean())
     else:

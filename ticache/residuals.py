@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -63,13 +64,24 @@ def _predicted(call: Call, key: Key, residual: Tensor) -> Tensor:
     return residual.new_zeros(()) if prediction is None else prediction
 
 
+class _LastCall(threading.local):
+    """A thread's last call of the ControlNet: how it was weighted, and where it was left out, what it would run."""
+
+    scale: Any = None
+    skipped: tuple[ControlNetHook, tuple[Any, ...], dict[str, Any], Any] | None = None
+
+
 class Control:
-    """A pipeline's ControlNet: the last call of it, and whether it was left out."""
+    """A pipeline's ControlNet: each thread's last call of it, and whether it was left out."""
 
     def __init__(self) -> None:
-        self.scale: Any = None
         self._specs: dict[Any, Spec | None] = {}
-        self._skipped: tuple[ControlNetHook, tuple[Any, ...], dict[str, Any], Any] | None = None
+        self._last = _LastCall()
+
+    @property
+    def scale(self) -> Any:
+        """How the ControlNet was weighted when this thread last ran it."""
+        return self._last.scale
 
     def run(
         self, hook: ControlNetHook, args: tuple[Any, ...], kwargs: dict[str, Any], bound: dict[str, Any], skip: bool
@@ -80,10 +92,10 @@ class Control:
         spec = self._specs.get(key)
         if skip and spec is not None and scale == self.scale:
             output = ghost(spec)
-            self._skipped = hook, args, kwargs, output
+            self._last.skipped = hook, args, kwargs, output
             return output
-        self.scale = scale
-        self._skipped = None
+        self._last.scale = scale
+        self._last.skipped = None
         output = hook.original(*args, **kwargs)
         self._specs[key] = spec_of(output)
         return output
@@ -94,14 +106,14 @@ class Control:
 
     def forget(self) -> None:
         """The call that the ControlNet was left out for is predicted indeed."""
-        self._skipped = None
+        self._last.skipped = None
 
     def restored(self, bound: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The arguments of a full call; where the ControlNet was left out after all, it runs now."""
-        if self._skipped is None:
+        if self._last.skipped is None:
             return bound, False
-        hook, args, kwargs, output = self._skipped
-        self._skipped = None
+        hook, args, kwargs, output = self._last.skipped
+        self._last.skipped = None
         if bound.get(DOWN) is None:
             return bound, False
         if not any(a is b for a in tensors_in(bound[DOWN]) for b in tensors_in(output)):

@@ -68,13 +68,13 @@ class Session:
 
     @contextmanager
     def stream(self, name: Any) -> Iterator[Session]:
-        """Within it calls belong to the caller of that name, for loops that cannot be told apart otherwise."""
-        before = self._state.stream_name
-        self._state.stream_name = name
+        """Within it this thread's (or task's) calls belong to the caller of that name, which nothing else may tell."""
+        variable = self._state.stream_name
+        token = variable.set(name)
         try:
             yield self
         finally:
-            self._state.stream_name = before
+            variable.reset(token)
 
     def kept(self) -> dict[int, dict[str, list[Tensor]]]:
         """With `keep=True`: what the last run kept, by stream and site; the differences D_0, D_1, ... of each."""
