@@ -260,6 +260,25 @@ def test_a_change_of_controlnets_scale_is_a_full_step() -> None:
     assert report["fallbacks"] == {"ControlNet's scale changed": 1}
 
 
+def test_interrupted_runs_leave_nothing_to_the_next() -> None:
+    """Five runs with fresh prompts, each stopped in the middle, as the button of a user interface does."""
+    pipe = stable_diffusion()
+
+    def stop(pipe: Any, step: int, _timestep: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step >= 3
+        return values
+
+    held = []
+    with ticache.apply(pipe, N=3) as session:
+        for seed in range(5):
+            run(pipe, prompt_embeds=embeds(seed), negative_prompt_embeds=embeds(9), callback_on_step_end=stop)
+            held.append(session.report().to_dict()["held_bytes"])
+        assert held[0] > 0
+        assert held == [held[0]] * 5
+        run(pipe, **PROMPT)
+        assert session.report().to_dict()["held_bytes"] == 0
+
+
 def test_image_to_image_with_another_strength_and_size() -> None:
     pipe = PIPELINES["image to image"][0]()
     with ticache.apply(pipe, N=2) as session:

@@ -342,6 +342,57 @@ def test_nothing_stale_after_an_interruption(unet: Any, error: type[BaseExceptio
         assert session.report().to_dict()["held_bytes"] == 0
 
 
+@pytest.mark.parametrize("lists", ["one", "each its own"])
+def test_interrupted_runs_do_not_pile_up(unet: nn.Module, lists: str) -> None:
+    """Another request may be under way beside the present one, so that two may be held, but no more."""
+    scheduler = ddim()
+    scheduler.set_timesteps(10)
+    held = []
+    with ticache.apply(unet, N=3, scheduler=scheduler) as session:
+        for seed in range(5):
+            sample, conditions = make_inputs(batch=1, seed=seed)
+            part = scheduler.timesteps[:5]
+            denoise(unet, scheduler, sample, conditions, steps=None, timesteps=part)
+            held.append(session.report().to_dict()["held_bytes"])
+            if lists == "each its own":
+                scheduler.set_timesteps(10)
+    assert held[0] > 0
+    assert held[1:] == [2 * held[0]] * 4
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_embeddings_rebuilt_at_every_step_are_told_and_do_not_pile_up(unet: nn.Module, passes: int) -> None:
+    scheduler = ddim()
+    scheduler.set_timesteps(12)
+    sample, conditions = make_inputs(batch=1)
+    tokens = conditions["encoder_hidden_states"]
+    held = []
+    with ticache.apply(unet, N=3, scheduler=scheduler) as session, torch.no_grad():
+        for step, t in enumerate(scheduler.timesteps):
+            for call in range(passes):
+                unet(sample, t, encoder_hidden_states=tokens + step + call / 2)
+            held.append(session.report().to_dict()["held_bytes"])
+        report = session.report().to_dict()
+    assert report["unattributed"] == {"its embeddings are not those of the step before": 11 * passes}
+    assert report["runs"] == 1
+    assert max(held) <= 2 * held[0]
+
+
+def test_embeddings_changed_once_are_told_and_cached_on(unet: nn.Module) -> None:
+    scheduler = ddim()
+    scheduler.set_timesteps(12)
+    sample, conditions = make_inputs(batch=1)
+    tokens = conditions["encoder_hidden_states"]
+    later = tokens + 1
+    with ticache.apply(unet, N=3, scheduler=scheduler) as session, torch.no_grad():
+        for step, t in enumerate(scheduler.timesteps):
+            unet(sample, t, encoder_hidden_states=later if step >= 4 else tokens)
+        report = session.report().to_dict()
+        assert streams(session)[1] == late(8)
+        assert report["unattributed"] == {"its embeddings are not those of the step before": 1}
+        assert report["held_bytes"] == 0
+
+
 def test_a_bare_loop_without_set_timesteps_starts_anew_when_the_timestep_rises(unet: nn.Module) -> None:
     scheduler = ddim()
     sample, conditions = make_inputs(batch=1)
@@ -394,6 +445,81 @@ def test_gradients_are_not_cached(unet: nn.Module) -> None:
             unet(x, value, **conditions).sample.sum().backward()
             assert x.grad is not None
         assert session.report().to_dict()["predicted_calls"] == 0
+
+
+@pytest.mark.parametrize("why", ["training mode", "gradients"])
+def test_a_training_loop_runs_in_full_and_is_told(why: str, caplog: pytest.LogCaptureFixture) -> None:
+    """At a predicted step the modules left out would get no gradient."""
+    unet: Any = make_unet().train(why == "training mode")
+    sample, conditions = make_inputs(batch=1)
+    scheduler = ddim()
+    scheduler.set_timesteps(8)
+    mid = next(unet.mid_block.parameters())
+    with ticache.apply(unet, N=3, scheduler=scheduler) as session:
+        for t in scheduler.timesteps:
+            unet.zero_grad()
+            with torch.set_grad_enabled(why == "gradients"):
+                loss = unet(sample, t, **conditions).sample.square().mean()
+            if why == "gradients":
+                loss.backward()
+                assert mid.grad is not None
+        report = session.report().to_dict()
+        assert report["predicted_calls"] == 0
+        ((reason, count),) = report["unattributed"].items()
+        assert why in reason
+        assert count == 8
+        assert [record.name for record in caplog.records] == ["ticache"]
+        assert ("torch.no_grad()" if why == "gradients" else "unet.eval()") in caplog.text
+        unet.eval()
+        denoise(unet, scheduler, sample, conditions, steps=8)
+        assert streams(session) == [late(8)]
+
+
+def test_frozen_parameters_need_no_no_grad() -> None:
+    unet = make_unet().requires_grad_(False)
+    sample, conditions = make_inputs(batch=1)
+    scheduler = ddim()
+    scheduler.set_timesteps(8)
+    with ticache.apply(unet, N=3, scheduler=scheduler) as session:
+        for t in scheduler.timesteps:
+            unet(sample, t, **conditions)
+        assert streams(session) == [late(8)]
+
+
+def test_latents_made_outside_inference_mode_are_of_the_run(unet: nn.Module) -> None:
+    scheduler = ddim()
+    sample, conditions = make_inputs(batch=1)
+    with ticache.apply(unet, N=3, scheduler=scheduler) as session:
+        with torch.inference_mode():
+            denoise.__wrapped__(unet, scheduler, sample, conditions, steps=8)  # pyright: ignore[reportFunctionMemberAccess]
+        assert streams(session) == [late(8)]
+        assert clean(session)
+        denoise(unet, scheduler, sample, conditions, steps=8)
+        assert streams(session) == [late(8)]
+
+
+def test_a_stream_is_named_for_its_own_thread_only(unet: nn.Module) -> None:
+    """While one thread stands within `stream("other")`, another's calls are not of that name."""
+    scheduler = ddim()
+    sample, conditions = make_inputs(batch=1)
+    with ticache.apply(unet, N=3, scheduler=scheduler) as session:
+        within, finished = threading.Event(), threading.Event()
+
+        def other() -> None:
+            with session.stream("other"):
+                within.set()
+                finished.wait()
+
+        def each(step: int, _output: Tensor) -> None:
+            if step == 3:
+                thread.start()
+                within.wait()
+
+        thread = threading.Thread(target=other)
+        denoise(unet, scheduler, sample, conditions, steps=8, each=each)
+        finished.set()
+        thread.join()
+        assert streams(session) == [late(8)]
 
 
 def test_few_step_consistency_models_are_refused(unet: nn.Module) -> None:

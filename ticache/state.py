@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +26,12 @@ from ticache.provenance import Origin
 from ticache.record import Records, Timer
 from ticache.region import RegionMask
 from ticache.streams import Stream, Streams
-from ticache.timeline import Clock
+from ticache.timeline import Clock, Timeline
 
 if TYPE_CHECKING:
     from ticache.hooks import Attachment, ControlNetHook
+
+logger = logging.getLogger("ticache")
 
 
 @dataclass(eq=False)
@@ -64,7 +68,7 @@ class State:
         self.streams = Streams(_release, self._finish)
         self.kept: dict[int, dict[Key, History]] = {}
         self.clock = Clock()
-        self.stream_name: Any = None
+        self.stream_name: ContextVar[Any] = ContextVar("stream_name", default=None)
         self.paused = 0
         self.eta: float | None = None
         self.compiled = False
@@ -75,7 +79,7 @@ class State:
         self._local = threading.local()
         self._shared: Call | None = None
         self._watch: ShapeWatch | None = None
-        self._warned = self._probed = False
+        self._warned = self._probed = self._told_training = False
 
     def __getstate__(self) -> dict[str, Any]:
         """What a deep copy or a pickle takes along: the settings, never a run."""
@@ -178,7 +182,7 @@ class State:
         if not self.paused and self.disabled is None:
             with self._lock:
                 place = self.clock.locate(self.arguments.timestep(bound), self.host.scheduler)
-                if place is not None:
+                if not isinstance(place, str):
                     streams = self.streams.expecting(place, self.arguments.tokens(bound))
                     predicted = bool(streams) and all(self._will_predict(stream) for stream in streams)
         return self.control.run(hook, args, kwargs, bound, predicted)
@@ -286,17 +290,19 @@ class State:
         if sample is None:
             return self._unattributed("it has no sample tensor")
         tokens = self.arguments.tokens(bound)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (sample, *tokens)):
-            return self._unattributed("gradients of its inputs are recorded")
+        training = self._training((sample, *tokens))
+        if training is not None:
+            return self._unattributed(training)
         self.region.check(*self.arguments.batch_and_frames(sample))
         place = self.clock.locate(self.arguments.timestep(bound), self.host.scheduler)
-        if place is None:
-            return self._unattributed("its samples are at several timesteps")
-        key = (sample.shape, sample.dtype, sample.device, sample.is_inference(), self.stream_name)
+        if isinstance(place, str):
+            return self._unattributed(place)
+        key = (sample.shape, sample.dtype, sample.device, torch.is_inference_mode_enabled(), self.stream_name.get())
         extras = self.arguments.extras(bound)
         attribution = self.streams.attribute(place, key, tokens, extras, self.host.run_length)
         stream = attribution.stream
-        if attribution.new_run:
+        if attribution.new_run and stream is not None:
+            self._retire_interrupted(stream.group.timeline)
             self.records.begin_run()
             self.drift.begin_run()
             self.kept = {}
@@ -311,6 +317,33 @@ class State:
             if self.config.forecaster == "chebyshev" and cache.refusal is None:
                 cache.span = span(stream, self.config.axis)
         return stream, self._why_full(stream, bound)
+
+    def _retire_interrupted(self, timeline: Timeline | None) -> None:
+        """A pipeline that has set its scheduler for a new run does not go on with an earlier one."""
+        if self.host.pipe is None or timeline is None or not timeline.set_by_scheduler:
+            return
+        self.streams.retire(
+            lambda group: (
+                group.timeline is not None and group.timeline.set_by_scheduler and group.timeline is not timeline
+            )
+        )
+
+    def _training(self, inputs: tuple[Tensor, ...]) -> str | None:
+        """Why a call is one to learn from, whose gradients a skipped module would not get; None if it is not."""
+        if self.unet.training:
+            why, what = "the UNet is in training mode", "call unet.eval()"
+        elif not torch.is_grad_enabled():
+            return None
+        elif any(tensor.requires_grad for tensor in inputs):
+            why, what = "gradients of its inputs are recorded", "wrap the loop in torch.no_grad()"
+        elif any(parameter.requires_grad for parameter in self.unet.parameters()):
+            why, what = "gradients of the UNet are recorded", "wrap the loop in torch.no_grad()"
+        else:
+            return None
+        if not self._told_training:
+            self._told_training = True
+            logger.warning("calls run in full, because %s; to have them cached, %s", why, what)
+        return f"{why} ({what})"
 
     def _config_for(self, stream: Stream) -> CacheConfig:
         """The settings, tuned full steps mapped onto the stream's length; ValueError where that was not wanted."""

@@ -4,6 +4,9 @@ A *group* is one caller, told apart by its sample's shape, its tokens' identity 
 group, calls at one timestep are streams in the order they come (context windows), unless their other inputs tell them
 apart; a second-order scheduler makes two streams of alternate calls. A call that continues nothing begins something:
 a call whose place lies before the group's last one begins a new run; one that jumps ahead is counted as unattributed.
+
+A run that was interrupted leaves a group that nothing completes. Other callers may be under way beside it; so it is
+taken for abandoned by what they do: two runs have begun since it moved, or one that began later has ended.
 """
 
 from __future__ import annotations
@@ -99,7 +102,10 @@ class Stream:
 
 @dataclass(eq=False)
 class Group:
-    """The streams of one caller over one run, and how far it has come."""
+    """The streams of one caller over one run, and how far it has come.
+
+    former: the group in whose place this one began in mid-run, with other tokens.
+    """
 
     key: tuple[Any, ...]
     tokens: Identity
@@ -114,6 +120,7 @@ class Group:
     rising: bool | None = None
     calls: int = 0
     calls_per_position: int | None = None
+    former: Group | None = None
     streams: dict[tuple[int, int], Stream] = field(default_factory=dict)
 
     def relation(self, place: Place) -> tuple[str, int]:
@@ -169,6 +176,7 @@ class Streams:
         self._finish = finish
         self._serial = itertools.count()
         self._numbers = itertools.count()
+        self._run_begun = 0  # when the last run began
 
     def attribute(
         self,
@@ -189,13 +197,15 @@ class Streams:
             return Attribution(None, note="its timestep is not one of the scheduler's")
         group = self._find(place, key, tokens)
         if group is None:
-            return self._begin(place, key, tokens, extras, num_steps, serial, note=None)
+            former = self._former(place, key)
+            note = None if former is None else "its embeddings are not those of the step before"
+            return self._begin(place, key, tokens, extras, num_steps, serial, note, former)
         relation, position = group.relation(place)
         if relation in ("back", "gap"):
             self.drop(group)
             note = "its timestep skips ahead of what came before" if relation == "gap" else None
             begun = Place(place.timeline or group.timeline, position, place.value)
-            return self._begin(begun, key, tokens, extras, num_steps, serial, note=note)
+            return self._begin(begun, key, tokens, extras, num_steps, serial, note, None)
         if relation == "next":
             group.calls_per_position = group.calls_per_position or group.calls
             group.rising = place.value > group.value if group.timeline is None else None
@@ -226,8 +236,16 @@ class Streams:
         group = stream.group
         if all(other.done for other in group.streams.values()):
             # Groups that have not moved since this one began were abandoned.
-            for other in [g for g in self.groups if g is group or g.touched < group.born]:
-                self.drop(other)
+            former, born = group.former, group.born
+            if former is None:
+                self.retire(lambda other: other is group or other.touched < born)
+            else:
+                self.retire(lambda other: other is group or (other is former and other.touched < born))
+
+    def retire(self, is_over: Callable[[Group], bool]) -> None:
+        """Drop every group that can have no further call."""
+        for group in [g for g in self.groups if is_over(g)]:
+            self.drop(group)
 
     def drop(self, group: Group) -> None:
         """Forget a group and all that is kept for it."""
@@ -238,8 +256,20 @@ class Streams:
 
     def clear(self) -> None:
         """Forget everything."""
-        for group in list(self.groups):
-            self.drop(group)
+        self.retire(lambda _: True)
+
+    def _former(self, place: Place, key: tuple[Any, ...]) -> Group | None:
+        """For a call with new tokens: the group of a caller that was expected here with others, if there is one.
+
+        Where that had itself begun so, tokens are made anew at every step, and the one before it is over.
+        """
+        taken = [g.former for g in self.groups]
+        expected = [g for g in self.groups if g.key == key and _same_list(g, place) and g.relation(place)[0] == "next"]
+        former = min((g for g in expected if g not in taken), key=lambda g: g.touched, default=None)
+        if former is not None and former.former is not None and former.born == former.touched:
+            self.drop(former.former)
+            former.former = None
+        return former
 
     def _find(self, place: Place, key: tuple[Any, ...], tokens: list[Tensor]) -> Group | None:
         alike = [g for g in self.groups if g.key == key and _same_list(g, place)]
@@ -260,6 +290,7 @@ class Streams:
         num_steps: Callable[[Timeline | None, int], int | None],
         serial: int,
         note: str | None,
+        former: Group | None,
     ) -> Attribution:
         timeline = place.timeline
         position = place.position
@@ -278,12 +309,16 @@ class Streams:
             position=position,
             value=place.value,
             calls=1,
+            former=former,
         )
         new_run = not any(g.timeline is timeline and g.position in (position, position - 1) for g in self.groups)
         self.groups.append(group)
         attribution = self._within(group, extras)
         if note is not None:
             return Attribution(attribution.stream, born=True, new_run=False, note=note)
+        if new_run:
+            self.retire(lambda other: other.touched < self._run_begun)
+            self._run_begun = serial
         return Attribution(attribution.stream, born=True, new_run=new_run)
 
     def _position_beside(self, place: Place) -> int:

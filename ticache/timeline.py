@@ -7,7 +7,9 @@ timestep is a copy, its value is looked up instead.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,21 @@ class Timeline:
     """One list of timesteps: set once by a scheduler, or found under a timestep that is a view of a longer list.
 
     order: model calls per step of the scheduler, 2 for Heun and KDPM2.
+    set_by_scheduler: no call can follow it further once the scheduler has set another.
     """
 
-    def __init__(self, source: Tensor, order: int = 1, logsnr: tuple[float, ...] | None = None):
+    def __init__(
+        self,
+        source: Tensor,
+        order: int = 1,
+        logsnr: tuple[float, ...] | None = None,
+        *,
+        set_by_scheduler: bool = False,
+    ):
         self.source = source  # held, so that its address stays its own
         self.values: tuple[float, ...] = tuple(source.tolist())
         self.order = order
+        self.set_by_scheduler = set_by_scheduler
         self._logsnr = logsnr
 
     def __len__(self) -> int:
@@ -72,26 +83,32 @@ class Clock:
     def __init__(self) -> None:
         self._timelines: list[Timeline] = []  # newest last; the newest is the scheduler's, or one found
 
-    def locate(self, timestep: Any, scheduler: Any) -> Place | None:
-        """The place of a call at `timestep` (number or tensor); None if its batch is at several timesteps at once."""
+    def locate(self, timestep: Any, scheduler: Any) -> Place | str:
+        """The place of a call at `timestep` (number or tensor), or why it has none."""
         current = self._scheduler_timeline(scheduler)
         if not isinstance(timestep, Tensor):
             return Place(current, None, float(timestep))
         if timestep.device.type == "meta":
-            return None
+            return "its timestep has no value"
         for timeline in reversed(self._timelines):
             position = timeline.position_of(timestep)
             if position is not None:
                 return Place(timeline, position, timeline.values[position])
         found = _list_under(timestep)
-        if found is not None:
+        if found is not None and is_monotone(found.values):
             position = found.position_of(timestep)
-            if position is not None:
-                self._keep(found)
-                return Place(found, position, found.values[position])
+            assert position is not None
+            self._keep(found)
+            return Place(found, position, found.values[position])
+        # A copy of the scheduler's own list may go up and down as that does; any other is no run's (random timesteps).
+        own = () if current is None else current.values_in(timestep.dtype)
+        if found is not None and not is_part(found.values, own):
+            return "its timestep is one of a list that goes up and down, as no run does"
         # The last resort: the timestep was copied. On a GPU this waits for the device.
         values = set(timestep.flatten()[:1].tolist() if _one_element(timestep) else timestep.flatten().tolist())
-        return Place(current, None, float(values.pop()), timestep.dtype) if len(values) == 1 else None
+        if len(values) != 1:
+            return "its samples are at several timesteps"
+        return Place(current, None, float(values.pop()), timestep.dtype)
 
     def forget(self, used: list[Timeline]) -> None:
         """Let go of every list but the newest and those in `used`."""
@@ -107,7 +124,8 @@ class Clock:
         for timeline in self._timelines:
             if timeline.source is source:
                 return timeline
-        timeline = Timeline(source, int(getattr(scheduler, "order", 1)), log_snr(scheduler))
+        order = int(getattr(scheduler, "order", 1))
+        timeline = Timeline(source, order, log_snr(scheduler), set_by_scheduler=True)
         self._keep(timeline)
         return timeline
 
@@ -118,12 +136,12 @@ class Clock:
 
 def log_snr(scheduler: Any) -> tuple[float, ...] | None:
     """log(alpha^2 / sigma^2) at each of the scheduler's timesteps, None if it tells neither alphas nor sigmas."""
-    timesteps = scheduler.timesteps.double().cpu().numpy()
+    timesteps = scheduler.timesteps.cpu().double().numpy()  # no Apple GPU has float64
     sigmas = getattr(scheduler, "sigmas", None)
     continuous = getattr(getattr(scheduler, "config", None), "timestep_type", None) == "continuous"
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(alphas, Tensor) and not continuous:
-        alphas = alphas.double().cpu().numpy()
+        alphas = alphas.cpu().double().numpy()
         a = np.interp(timesteps, np.arange(len(alphas)), alphas)
         return tuple(np.log(np.maximum(a, 1e-12) / np.maximum(1 - a, 1e-12)).tolist())
     if isinstance(sigmas, Tensor) and len(sigmas) >= len(timesteps):
@@ -134,6 +152,17 @@ def log_snr(scheduler: Any) -> tuple[float, ...] | None:
 def _one_element(tensor: Tensor) -> bool:
     """Does the tensor show one element of its storage, however often it is repeated?"""
     return all(size == 1 or stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def is_monotone(values: Sequence[float]) -> bool:
+    """Does each value lie on the same side of the one before it, as the timesteps of a run do?"""
+    pairs = list(itertools.pairwise(values))
+    return all(a > b for a, b in pairs) or all(a < b for a, b in pairs)
+
+
+def is_part(part: tuple[float, ...], whole: tuple[float, ...]) -> bool:
+    """Does `part` stand in `whole`, in its order and without a gap?"""
+    return any(whole[start : start + len(part)] == part for start in range(len(whole) - len(part) + 1))
 
 
 def _list_under(timestep: Tensor) -> Timeline | None:
