@@ -14,7 +14,7 @@ from ticache import cuts, ops
 from ticache.cache import needs_num_steps
 from ticache.config import CacheConfig
 from ticache.hooks import Attachment, attached_state
-from ticache.host import Host
+from ticache.host import Host, unwrapped
 from ticache.provenance import Origin
 from ticache.region import Region, RegionMask
 from ticache.session import Session
@@ -82,13 +82,15 @@ def apply(
     _check_host(host, config)
     origin = _check_origin(Origin(config.provenance, on_mismatch), config, unet, host)
     ops.resolve_backend(config.backend, _device(unet))
+    if compile is not False:
+        torch.compile(lambda: None, **({} if compile is True else compile))  # raises for options that are none
     plan = cuts.plan(unet, config.cut, depth=config.depth, resnets=config.resnets)
     state = State(unet, plan, config, host, origin)
     state.region = RegionMask(region)
     _replace(unet, host)
     state.attachment = Attachment(unet, plan.units, state)
     state.session = session = Session(state)
-    state.attachment.watch_scheduler(host.scheduler, state)
+    state.attachment.pipeline.listen(host.pipe)
     state.attachment.hook_controlnet(host.controlnet, state)
     if compile is not False:
         state.attachment.compile({} if compile is True else compile)
@@ -106,7 +108,7 @@ def remove(target: Any) -> None:
     )
     if model is None:
         return
-    state = attached_state(_unwrap(model))
+    state = attached_state(unwrapped(model))
     if state is not None:
         state.session.remove()
 
@@ -121,7 +123,7 @@ def find_unet(target: Any) -> tuple[Any, str, nn.Module]:
         pipe = target
         if model is None:
             raise ValueError(_why_no_unet(target))
-    unet = _unwrap(model)
+    unet = unwrapped(model)
     why = cuts.why_not_a_unet(unet)
     if why is not None:
         raise ValueError(why)
@@ -135,11 +137,6 @@ def _why_no_unet(target: Any) -> str:
         kind = type(unet).__name__
         return f"{name} runs its UNet as {kind}, outside PyTorch; load the same model as a PyTorch pipeline to cache it"
     return f"expected a diffusers pipeline with a UNet, or a UNet, got {name}"
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    """The module under `torch.compile`."""
-    return getattr(model, "_orig_mod", model)
 
 
 def _settings(config: CacheConfig | None, preset: str | None, settings: dict[str, Any]) -> CacheConfig:
@@ -162,6 +159,11 @@ def _check_host(host: Host, config: CacheConfig) -> None:
         )
     if config.axis == "logsnr" and host.scheduler is None:
         raise ValueError("axis='logsnr' needs a scheduler with alphas_cumprod or sigmas; pass scheduler=")
+    if type(host.pipe).__name__.startswith("LEditsPP"):
+        raise ValueError(
+            f"{type(host.pipe).__name__} stores attention maps at every step and inverts with fresh noise at each, so "
+            "no step can be predicted; run it uncached"
+        )
     refusal = host.few_step_model(host.num_steps)
     if refusal is not None:
         raise ValueError(refusal)

@@ -7,15 +7,20 @@ in closures that a deep copy shares with the original, so it does not serve here
 
 from __future__ import annotations
 
+import copy
+import inspect
+import operator
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ticache.cuts import Unit
 from ticache.ghosts import ghost
-from ticache.host import Arguments
+from ticache.host import NOISE_ARGUMENTS, Arguments
+from ticache.processors import attentions_in, keeps_state
 
 if TYPE_CHECKING:
     from ticache.state import State
@@ -94,26 +99,136 @@ class ControlNetHook(ForwardOverride):
         return self.state.run_controlnet(self, args, kwargs)
 
 
-class SchedulerWatch:
-    """Stands in a scheduler's instance dictionary as `step`: tells that a step was taken, and its `eta`."""
+class NextCall:
+    """Stands in an object's instance dictionary in place of a method until its next call, and tells who listens of it.
 
-    def __init__(self, scheduler: Any, state: State):
-        self.scheduler = scheduler
-        self.state = state
-        self.original = scheduler.step
-        scheduler.step = self
+    It is hung for one call and gone when that is made, so that an object which is copied, pickled, or has its
+    `__dict__` saved and written back (StableDiffusionPanorama does) between calls is as it would be without. What
+    listens is held weakly, so that nothing of a cache is reached from here. A copy made while it hangs has the plain
+    method.
+    """
 
-    @property
-    def __wrapped__(self) -> Any:
-        return self.original
+    def __init__(self, owner: Any, name: str):
+        self._owner = owner
+        self._name = name
+        self._before = {key: value for key, value in vars(owner).items() if key == name}
+        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self.__wrapped__ = getattr(owner, name)
+        vars(owner)[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.state.stepped(kwargs.get("eta"))
-        return self.original(*args, **kwargs)
+        listeners = list(self._listeners)
+        self._put_back()
+        output = self.__wrapped__(*args, **kwargs)
+        for listener in listeners:
+            listener.called(args, kwargs, output)
+        return output
+
+    def add(self, listener: Listener) -> None:
+        self._listeners.add(listener)
+
+    def discard(self, listener: Listener) -> None:
+        """Tell this one no more; where nobody else listens, put back what stood here."""
+        self._listeners.discard(listener)
+        if not self._listeners:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        self._listeners.clear()
+        if vars(self._owner).get(self._name) is self:
+            del vars(self._owner)[self._name]
+            vars(self._owner).update(self._before)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._before:
+            return copy.deepcopy(self._before[self._name], memo)
+        return _method_of_class(memo.get(id(self._owner), self._owner), self._name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._before:
+            return _itself, (self._before[self._name],)
+        return _method_of_class, (self._owner, self._name)
+
+
+def _method_of_class(owner: Any, name: str) -> Any:
+    return getattr(type(owner), name).__get__(owner)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+class Listener:
+    """Listens to the next call of one method, of one object at a time."""
+
+    method: str
+
+    def __init__(self, state: State):
+        self.state = state
+        self._next: NextCall | None = None
+        self._owner: Any = None
+
+    def listen(self, owner: Any) -> None:
+        """Hear of this object's next call, and of no other object's."""
+        if self._owner is not owner:
+            self.detach()
+            usable = hasattr(owner, "__dict__") and callable(getattr(owner, self.method, None))
+            self._owner = owner if usable else None
+        if self._owner is None:
+            return
+        found = vars(owner).get(self.method)
+        if self._next is None or found is not self._next:
+            self._next = found if isinstance(found, NextCall) else NextCall(owner, self.method)
+        self._next.add(self)
+
+    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        raise NotImplementedError
 
     def detach(self) -> None:
-        if self.scheduler.__dict__.get("step") is self:
-            del self.scheduler.step
+        """Hear of nothing any more."""
+        if self._next is not None:
+            self._next.discard(self)
+        self._next = self._owner = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy begins listening at its own first call."""
+        return {"state": self.state, "_next": None, "_owner": None}
+
+
+class SchedulerHook(Listener):
+    """Learns from each `step` of the scheduler whether noise was asked for, and what it gave back."""
+
+    method = "step"
+
+    def __init__(self, state: State):
+        super().__init__(state)
+        self._output: weakref.ref[Any] | None = None
+
+    @property
+    def last_output(self) -> Any:
+        """The sample that the last step gave, None where there is none or nobody holds it any more."""
+        return None if self._output is None else self._output()
+
+    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        sample = output[0] if isinstance(output, tuple) else getattr(output, "prev_sample", None)
+        self._output = weakref.ref(sample) if isinstance(sample, Tensor) else None
+        given = kwargs
+        if len(args) > 3:  # behind the model's output, the timestep and the sample
+            names = inspect.signature(getattr(self._owner, self.method)).parameters
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+        self.state.stepped(next((given[name] for name in NOISE_ARGUMENTS if given.get(name)), None))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_output": None}
+
+
+class PipelineHook(Listener):
+    """Learns from a pipeline's progress bar that a run begins, also one of a UNet that this cache does not sit on."""
+
+    method = "progress_bar"
+
+    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.state.warn_if_exchanged()
 
 
 class Attachment:
@@ -123,9 +238,13 @@ class Attachment:
         self.unet = unet
         self.units = [UnitHook(unit, state) for unit in units]
         self.controlnet: ControlNetHook | None = None
-        self.watch: SchedulerWatch | None = None
+        self.scheduler = SchedulerHook(state)
+        self.pipeline = PipelineHook(state)
         self._compiled: Any = None
         self._owners = [_owner(unet, hook.unit.name) for hook in self.units]
+        self._attentions = attentions_in(hook.module for hook in self.units)
+        self._seen: list[Any] = []  # their processors at the last call
+        self._stateful: str | None = None
         before: Any = state.before  # pyright: ignore[reportAttributeAccessIssue]
         after: Any = state.after  # pyright: ignore[reportAttributeAccessIssue]
         self._handles = [
@@ -146,15 +265,23 @@ class Attachment:
             hook.detach()
             hook.unit.module = self.unet.get_submodule(hook.unit.name)
         self.units = [UnitHook(hook.unit, state) for hook in self.units]
+        self._attentions = attentions_in(hook.module for hook in self.units)
 
-    def watch_scheduler(self, scheduler: Any, state: State) -> None:
-        """Watch this scheduler, and no other."""
-        if self.watch is not None and self.watch.scheduler is scheduler:
-            return
-        if self.watch is not None:
-            self.watch.detach()
-        usable = scheduler is not None and hasattr(scheduler, "step") and hasattr(scheduler, "__dict__")
-        self.watch = SchedulerWatch(scheduler, state) if usable else None
+    def conflict(self) -> str | None:
+        """Why no call can be predicted now: what else sits on the UNet, and needs every module to run."""
+        wrapped = self.unet.__dict__.get("forward")
+        if getattr(wrapped, "__module__", "").partition(".")[0] == "DeepCache":
+            return "DeepCache is enabled on this UNet too, and stores the output of every module"
+        processors = [attention.processor for attention in self._attentions]
+        if len(processors) != len(self._seen) or not all(map(operator.is_, processors, self._seen)):
+            kept = next((processor for processor in processors if keeps_state(processor)), None)
+            self._seen, self._stateful = processors, None if kept is None else type(kept).__name__
+        return f"{self._stateful} keeps what it sees of the attention at every call" if self._stateful else None
+
+    def listen(self, pipe: Any, scheduler: Any) -> None:
+        """Hear of this pipeline's next run and this scheduler's next step."""
+        self.pipeline.listen(pipe)
+        self.scheduler.listen(scheduler)
 
     def hook_controlnet(self, controlnet: nn.Module | None, state: State) -> None:
         """Hook this ControlNet (or several in one), and no other."""
@@ -179,8 +306,8 @@ class Attachment:
             handle.remove()
         for hook in (*self.units, *([self.controlnet] if self.controlnet else [])):
             hook.detach()
-        if self.watch is not None:
-            self.watch.detach()
+        self.scheduler.detach()
+        self.pipeline.detach()
 
 
 def attached_state(unet: nn.Module) -> State | None:

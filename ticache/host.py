@@ -14,7 +14,13 @@ RESIDUALS = (
     "mid_block_additional_residual",
     "down_intrablock_additional_residuals",
 )
-_NOISY = ("DDPM", "Ancestral", "LCM", "TCD", "SDE")
+_DIFFUSERS_NAMES = ("sample", "timestep", "encoder_hidden_states")
+NOISE_ARGUMENTS = ("eta", "s_churn")  # of a scheduler's step: what makes it add noise where it would not
+_NOISY = (
+    *("DDPM", "Ancestral", "LCM", "TCD", "SDE", "ScoreSde", "UnCLIP", "CMStochastic", "SASolver", "CosineDPMSolver"),
+    *("RePaint", "KarrasVe", "ConsistencyDecoder", "SCM", "CogVideoXDPM", "RFD4Proteina", "HeliosDMD"),
+)
+_NOISY_SETTINGS = ("use_stochastic_sampling", "stochastic_sampling")
 
 
 class Host:
@@ -50,7 +56,7 @@ class Host:
         if self.pipe is None:
             return False
         present = getattr(self.pipe, self.component, None)
-        return present is not unet and getattr(present, "_orig_mod", None) is not unet
+        return not isinstance(present, nn.Module) or unwrapped(present) is not unet
 
     def run_length(self, timeline: Timeline | None, start: int) -> int | None:
         """How many calls per stream of the timeline a run has that begins at position `start`."""
@@ -64,14 +70,14 @@ class Host:
             left = min(left, getattr(self.pipe, "num_timesteps", left))
         return left
 
-    def adds_noise(self, eta: float | None) -> bool:
-        """Does the sampler add fresh noise at each step?"""
+    def adds_noise(self, asked: float | None) -> bool:
+        """Does the sampler add fresh noise at each step? asked: the step's own `eta` or `s_churn`."""
         scheduler = self.scheduler
         config = getattr(scheduler, "config", {})
         algorithm = str(config.get("algorithm_type", "")) if hasattr(config, "get") else ""
-        churn = getattr(config, "use_stochastic_sampling", False)
+        settings = any(getattr(config, name, False) for name in _NOISY_SETTINGS)
         name = type(scheduler).__name__
-        return bool(eta) or algorithm.startswith("sde") or bool(churn) or any(word in name for word in _NOISY)
+        return bool(asked) or algorithm.startswith("sde") or settings or any(word in name for word in _NOISY)
 
     def few_step_model(self, num_steps: int | None) -> str | None:
         """The sentence that refuses a consistency model's handful of steps; None for others."""
@@ -93,13 +99,22 @@ class Arguments:
     """Finds a UNet's inputs among positional and keyword arguments, by its forward's own names."""
 
     def __init__(self, unet: nn.Module):
-        self._names = [name for name in inspect.signature(type(unet).forward).parameters if name != "self"]
+        self._names = _argument_names(type(unet))
+        self._positional = 0
         channels = getattr(getattr(unet, "conv_in", None), "in_channels", None)
         self._in_channels = channels if isinstance(channels, int) else None
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """All arguments by name. Positional ones beyond the signature cannot be."""
-        return {**dict(zip(self._names, args, strict=False)), **kwargs}
+        """All arguments by name, in the order in which they came; those beyond the signature by their place."""
+        self._positional = len(args)
+        names = [*self._names[: len(args)], *(str(place) for place in range(len(self._names), len(args)))]
+        return {**dict(zip(names, args, strict=True)), **kwargs}
+
+    def unbind(self, bound: dict[str, Any], positional: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of what `bind` gave, as many positional ones as came (at the last call)."""
+        count = self._positional if positional is None else positional
+        items = list(bound.items())
+        return tuple(value for _, value in items[:count]), dict(items[count:])
 
     @staticmethod
     def sample(bound: dict[str, Any]) -> Tensor | None:
@@ -138,6 +153,27 @@ class Arguments:
             return sample.shape[0], 1
         frames_first = sample.shape[1] != self._in_channels and sample.shape[2] == self._in_channels
         return sample.shape[0], sample.shape[1 if frames_first else 2]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module under `torch.compile` and PEFT's wrapper, both of which call it as a module."""
+    inner: Any = getattr(model, "_orig_mod", model)
+    if type(inner).__module__.partition(".")[0] == "peft" and hasattr(inner, "get_base_model"):
+        return unwrapped(inner.get_base_model())
+    return inner
+
+
+def _argument_names(kind: type) -> list[str]:
+    """The names of a forward's arguments; what it takes as `*args` is taken to be its base class's."""
+    names: list[str] = []
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        if "forward" in vars(base):
+            parameters = list(inspect.signature(vars(base)["forward"]).parameters.values())[1:]
+            plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+            names += plain[len(names) :]
+            if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+                return names
+    return names + list(_DIFFUSERS_NAMES[len(names) :])
 
 
 def tensors_in(value: Any) -> list[Tensor]:

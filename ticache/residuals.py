@@ -121,5 +121,6 @@ class Control:
                 "a step expected to be predicted has to run in full, and ControlNet's output, left out for it, was "
                 "changed on the way; run this pipeline with session.paused()"
             )
-        down, mid = hook.original(*args, **kwargs)
+        output = hook.original(*args, **kwargs)
+        down, mid = output.values() if isinstance(output, dict) else output
         return {**bound, DOWN: down, MID: mid}, True

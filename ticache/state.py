@@ -144,7 +144,7 @@ class State:
             flight = Flight(call, stream, timer, shape_key, bound, self._shape_watch(call, shape_key, sample))
         self._local.flight = flight
         self._shared = call
-        return ((), bound) if changed else None
+        return self.arguments.unbind(bound, len(args)) if changed else None
 
     @torch.compiler.disable
     def after(self, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
@@ -173,6 +173,8 @@ class State:
                 self.streams.complete(stream)
                 self.records.held_bytes = self.held_bytes
             self.records.add(full=call.full, timer=flight.timer, flops_key=flight.shape_key)
+            assert self.attachment is not None
+            self.attachment.listen(self.host.pipe, self.host.scheduler)
             self._probe(flight, output)  # last, so that neither its time nor its operations count as the call's
 
     def run_controlnet(self, hook: ControlNetHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -188,11 +190,14 @@ class State:
         return self.control.run(hook, args, kwargs, bound, predicted)
 
     def stepped(self, eta: float | None) -> None:
-        """The scheduler took a step: the run's sampler is known, and so is whether the cache sits on its UNet."""
+        """The scheduler took a step, with this much noise asked for (`eta`, `s_churn`)."""
         self.eta = eta
+
+    def warn_if_exchanged(self) -> None:
+        """The pipeline begins a run: say once that the cache does not sit on its UNet, if so."""
         if self.host.exchanged(self.unet) and not self._warned:
             self._warned = True
-            warnings.warn(f"{self.exchange_note()}", UserWarning, stacklevel=3)
+            warnings.warn(f"{self.exchange_note()}", UserWarning, stacklevel=4)
 
     def exchange_note(self) -> str:
         name = self.host.component
@@ -204,7 +209,9 @@ class State:
             before = getattr(self._local, "flight", None)
             self._local.flight = Flight(call, None, Timer(torch.device("cpu")), None, inputs)
             try:
-                return self.unet.forward(**inputs)  # past every hook on the UNet's call: the user counts their own
+                args, kwargs = self.arguments.unbind(inputs)
+                # Past every hook on the UNet's call: the user counts their own.
+                return self.unet.forward(*args, **kwargs)
             finally:
                 self._local.flight = before
 
@@ -278,7 +285,6 @@ class State:
         """Follow the pipeline: an exchanged scheduler or ControlNet, exchanged modules, forwards reset by others."""
         attachment = self.attachment
         assert attachment is not None
-        attachment.watch_scheduler(self.host.scheduler, self)
         attachment.hook_controlnet(self.host.controlnet, self)
         if not attachment.intact():
             attachment.rehang(self)
@@ -289,6 +295,10 @@ class State:
         """The call's stream, and why it runs in full (None: it is predicted)."""
         if sample is None:
             return self._unattributed("it has no sample tensor")
+        assert self.attachment is not None
+        conflict = self.attachment.conflict()
+        if conflict is not None:
+            return self._unattributed(conflict)
         tokens = self.arguments.tokens(bound)
         training = self._training((sample, *tokens))
         if training is not None:
