@@ -32,9 +32,8 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "pipelines.md"
 # "broken: ERROR"     the class itself raises ERROR in this version of diffusers, with or without a cache;
 # "faulty: WHY"       the cache harms it.
 _NO_LAYOUT = "is no UNet of diffusers' layout"
-_GRADIENTS = "cached; gradients of its inputs are recorded"
-_NO_EARLIER_CALL = "its inputs are those of no earlier call at its place in the step"
-_READS_ATTENTION = "faulty: it reads the attention maps of skipped modules"
+_STORES_ATTENTION = "refused: stores attention maps at every step"
+_KEEPS_ATTENTION = "keeps what it sees of the attention at every call"
 _OWN_TIMESTEPS = "full: its timestep is not one of the scheduler's"
 _NOT_PYTORCH = "refused: runs its UNet as OnnxRuntimeModel, outside PyTorch"
 OUTCOMES: dict[str, str] = {
@@ -89,8 +88,8 @@ OUTCOMES: dict[str, str] = {
     "LDMPipeline": "cached",
     "LDMSuperResolutionPipeline": "cached",
     "LDMTextToImagePipeline": "cached",
-    "LEditsPPPipelineStableDiffusion": _READS_ATTENTION,
-    "LEditsPPPipelineStableDiffusionXL": _READS_ATTENTION,
+    "LEditsPPPipelineStableDiffusion": _STORES_ATTENTION,
+    "LEditsPPPipelineStableDiffusionXL": _STORES_ATTENTION,
     "LatentConsistencyModelImg2ImgPipeline": "cached",
     "LatentConsistencyModelPipeline": "cached",
     "MarigoldDepthPipeline": "cached",
@@ -112,7 +111,7 @@ OUTCOMES: dict[str, str] = {
     "StableCascadeDecoderPipeline": f"refused: StableCascadeUNet {_NO_LAYOUT}",
     "StableCascadePriorPipeline": f"refused: StableCascadeUNet {_NO_LAYOUT}",
     "StableDiffusionAdapterPipeline": "cached",
-    "StableDiffusionAttendAndExcitePipeline": _GRADIENTS,
+    "StableDiffusionAttendAndExcitePipeline": f"full: AttendExciteAttnProcessor {_KEEPS_ATTENTION}",
     "StableDiffusionControlNetImg2ImgPipeline": "cached",
     "StableDiffusionControlNetInpaintPipeline": "cached",
     "StableDiffusionControlNetPAGInpaintPipeline": "cached",
@@ -139,8 +138,8 @@ OUTCOMES: dict[str, str] = {
     "StableDiffusionParadigmsPipeline": "full: its samples are at several timesteps",
     "StableDiffusionPipeline": "cached",
     "StableDiffusionPipelineSafe": "cached",
-    "StableDiffusionPix2PixZeroPipeline": f"{_GRADIENTS} and {_NO_EARLIER_CALL}",
-    "StableDiffusionSAGPipeline": _READS_ATTENTION,
+    "StableDiffusionPix2PixZeroPipeline": f"full: Pix2PixZeroAttnProcessor {_KEEPS_ATTENTION}",
+    "StableDiffusionSAGPipeline": f"full: CrossAttnStoreProcessor {_KEEPS_ATTENTION}",
     "StableDiffusionUpscalePipeline": "cached",
     "StableDiffusionXLAdapterPipeline": "cached",
     "StableDiffusionXLControlNetImg2ImgPipeline": "cached",
