@@ -220,7 +220,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         guidance_scale: classifier-free guidance, off at 1 or below.
         long: what to do with more than `window` frames: "uniform" (windows side by side, the last one wraps around),
             "tiles" (Gaussian tiles that share `overlap` frames) or "progressive" (keyframes first, then the gaps, for a
-            UNet of 9 input channels; `generation.progressive.generate` does the same to disk, in flat memory).
+            UNet of 9 input channels; `sampling.progressive.generate` does the same to disk, in flat memory).
         window: frames that the UNet sees together; 24 for "uniform" and 16 for the others by default.
         region: [F, H, W] in [0, 1], the landmark region of every frame, for an enabled cache.
         latents: initial noise [1, 4, F, h, w], which progressive clips draw for themselves.

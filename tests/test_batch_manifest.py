@@ -141,7 +141,7 @@ def kill_at(manifest: Path, lines: int) -> None:
     command = [
         sys.executable,
         "-m",
-        "fye_pipeline.cli.main",
+        "fye_pipeline.cli",
         "animate",
         "--manifest",
         str(manifest),

@@ -40,7 +40,7 @@ class AnimationSettings:
     pictures, a landmark sequence (.npz) or an official template (.npy). model: a pipeline folder. fps None: the
     driver's; another rate resamples it, its length stays. size None: the model's own; pixels a side. frames None: all.
     long: how more frames than one clip are made: `progressive` (keyframes, then the gaps; a UNet of 9 input channels),
-    `tiles` or `uniform` (`generation/windows.py`); `auto`: progressive where the model can, else tiles.
+    `tiles` or `uniform` (`sampling/windows.py`); `auto`: progressive where the model can, else tiles.
     cache: arguments of `ticache.apply`, None to run without it. reference_landmarks: a one-frame sequence of the
     portrait, which then needs no detector.
     framing: `paste`: the face is cropped, animated and pasted back into the portrait; `crop`: the animated crop alone;
