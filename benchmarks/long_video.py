@@ -4,9 +4,9 @@
     python -m benchmarks.long_video --drivers 1 10 --json FILE  # memory of `fye animate`, drivers of 1 and 10 minutes
 
 A held-out head of the rendered world is animated with 96 frames of its own landmarks, in every mode, each in a process
-of its own. `joint` is the mean difference between two neighbouring frames where clips meet, over the median of all such
-differences (`jitter`), `worst` that of the worst joint; `truth` and `truth_worst` are those of the rendered frames at
-the same places. Wanted for progressive: joints within 1.5, and the same `peak_bytes` for 32 and 96 frames within 10 %.
+of its own. `seam` is the mean difference between two neighbouring frames where clips meet, over the median of all such
+differences (`jitter`), `worst` that of the worst seam; `truth` and `truth_worst` are those of the rendered frames at
+the same places. Wanted for progressive: seams within 1.5, and the same `peak_bytes` for 32 and 96 frames within 10 %.
 """
 
 from __future__ import annotations
@@ -29,26 +29,25 @@ from PIL import Image
 
 from benchmarks.common import ROOT, conditions, print_table, require_green, write_json
 from fye_pipeline import FollowYourEmojiPipeline
-from fye_pipeline.animate.driver import obtain_face_landmarker
+from fye_pipeline.animate.session import obtain_face_landmarker
 from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.media.video import write_video
 from fye_pipeline.models.files import SHIPPED_MODEL
-from fye_pipeline.models.recipe import recommended_guidance
-from fye_pipeline.sampling.clip_plan import keyframes, plan_clips
+from fye_pipeline.models.folder import recommended_guidance
+from fye_pipeline.sampling.clip_plan import keyframes, plan_clips, plan_windows
 from fye_pipeline.sampling.progressive import clip_length, generate
-from fye_pipeline.sampling.windows import plan_windows
 from fye_pipeline.world import RenderedClip, World
 
 TESTS = ("tests/test_sampling_clip_plan.py", "tests/test_sampling_progressive.py", "tests/test_sampling_windows.py")
-MODES = ("progressive", "progressive, no joints", "uniform", "tiles")
+MODES = ("progressive", "progressive, no seams", "uniform", "tiles")
 FRAMES, SHORT = 96, 32
-COLUMNS = ("mode", "frames", "steps", "joint", "worst", "truth", "truth_worst", "jitter", "l1_truth", "peak_bytes")
+COLUMNS = ("mode", "frames", "steps", "seam", "worst", "truth", "truth_worst", "jitter", "l1_truth", "peak_bytes")
 BYTES = 1024 if sys.platform != "darwin" else 1  # of the unit that getrusage counts memory in
 OVERLAP = 4  # frames that tiles share, as the pipeline's default
 
 
-def joints(mode: str, frames: int, length: int) -> list[int]:
+def seams(mode: str, frames: int, length: int) -> list[int]:
     """The transitions (number of the frame before) at which a viewer could see two clips meet."""
     if mode.startswith("progressive"):
         keys = keyframes(plan_clips(frames, length=length))
@@ -78,7 +77,7 @@ def animate(mode: str, clip: RenderedClip, portrait: NDArray[np.uint8], steps: i
     }
     if mode.startswith("progressive"):
         with tempfile.TemporaryDirectory() as folder:
-            options |= {"work_folder": folder, "seed": 0, "joints": mode == "progressive"}
+            options |= {"work_folder": folder, "seed": 0, "seams": mode == "progressive"}
             video = torch.cat(list(generate(pipe, portrait, pictures, **options)))
         return video.permute(0, 2, 3, 1).numpy(), clip_length(pipe)
     options |= {"generator": torch.Generator().manual_seed(0), "output_type": "np", "overlap": OVERLAP}
@@ -94,13 +93,13 @@ def measure(mode: str, index: int, frames: int, steps: int, video_path: Path | N
     if video_path is not None:
         np.save(video_path, (video * 255 + 0.5).astype(np.uint8))
     truth = clip.frames / 255.0
-    at = joints(mode, frames, length)
-    row: dict[str, Any] = {"mode": mode, "head": index, "frames": frames, "steps": steps, "joints": len(at)}
+    at = seams(mode, frames, length)
+    row: dict[str, Any] = {"mode": mode, "head": index, "frames": frames, "steps": steps, "seams": len(at)}
     for name, moving in (("", video), ("truth", truth)):
         change = np.abs(np.diff(moving.astype(np.float64), axis=0)).mean(axis=(1, 2, 3))
         median = float(np.median(change))
         row |= {
-            name or "joint": float(change[at].mean()) / median,
+            name or "seam": float(change[at].mean()) / median,
             f"{name}_worst" if name else "worst": float(change[at].max()) / median,
             f"{name}_jitter" if name else "jitter": median,
         }
@@ -136,7 +135,7 @@ def measure_modes(heads: list[int], steps: int, sheet: Path | None) -> list[dict
                 video = Path(folder, f"{index}-{mode.replace(', ', '-').replace(' ', '-')}.npy")
                 arguments = ["--mode", mode, "--head", str(index), "--frames", str(FRAMES), "--steps", str(steps)]
                 rows.append(in_process([*arguments, "--video", str(video)]))
-                print(f"{mode}, head {index}: joints {rows[-1]['joint']:.2f} of the median", file=sys.stderr)
+                print(f"{mode}, head {index}: seams {rows[-1]['seam']:.2f} of the median", file=sys.stderr)
         if sheet is not None:
             videos = [np.load(path) for path in sorted(Path(folder).glob(f"{heads[0]}-*.npy"))]
             Image.fromarray(contact_sheet(videos)).save(sheet)
@@ -195,8 +194,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     for mode in MODES:
         figures = [row for row in rows if row["mode"] == mode and row["frames"] == FRAMES]
         if figures:
-            mean, worst = np.mean([row["joint"] for row in figures]), max(row["worst"] for row in figures)
-            lines.append(f"{mode}: joints {mean:.2f} of the median (worst {worst:.2f})")
+            mean, worst = np.mean([row["seam"] for row in figures]), max(row["worst"] for row in figures)
+            lines.append(f"{mode}: seams {mean:.2f} of the median (worst {worst:.2f})")
     peaks = [row["peak_bytes"] for row in rows if row["mode"] == "progressive" or row["mode"].startswith("fye")]
     if len(peaks) > 1:
         lines.append(f"peak memory, most over least: {max(peaks) / min(peaks):.3f} (wanted: at most 1.10)")

@@ -33,8 +33,8 @@ from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.masks import expression_mask, facial_mask
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.sampling.clips import cut_clip
-from fye_pipeline.sampling.windows import plan_windows
+from fye_pipeline.sampling.clip_plan import plan_windows
+from fye_pipeline.sampling.denoise import cut_clip, denoise, encode_landmarks, prepare_conditions
 from fye_pipeline.training.batches import weights_hash
 from fye_pipeline.world import World
 
@@ -158,11 +158,11 @@ class Portrait(BenchmarkModel):
         """What the UNet is given beside the noise, made when it is first asked for."""
         if (clip, guided) not in self._inputs:
             portrait, landmarks = self._pictures[clip]
-            features = self.plain.encode_landmarks(draw_sequence(landmarks, portrait.shape[0]))
+            features = encode_landmarks(self.plain, draw_sequence(landmarks, portrait.shape[0]))
             length = len(landmarks)
             (window,) = plan_windows(length, "uniform", length=length, overlap=0, limit=length)
-            self._inputs[clip, guided] = self.plain.prepare_conditions(
-                Image.fromarray(portrait), None, [cut_clip(window, features, None)], guided=guided
+            self._inputs[clip, guided] = prepare_conditions(
+                self.plain, Image.fromarray(portrait), None, [cut_clip(window, features, None)], guided=guided
             )
         return self._inputs[clip, guided]
 
@@ -175,7 +175,7 @@ class Portrait(BenchmarkModel):
         noise = torch.randn(1, 4, self.sizes.frames, side, side, generator=generator).to(pipe.device)
         noise = noise * pipe.scheduler.init_noise_sigma
         conditions = self._conditions(clip, guided=guidance > 1)
-        return pipe.denoise(noise, conditions, guidance, generator, lambda step, time, latents: latents)
+        return denoise(pipe, noise, conditions, guidance, generator, lambda step, time, latents: latents)
 
     def decode(self, latents: Tensor) -> NDArray[np.floating]:
         frames = torch.cat([part.cpu() for part in self.plain.decode_frames(latents, 8)])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fye_pipeline.models.appearance_net import AppearanceNet
     from fye_pipeline.models.denoising_unet import DenoisingUNet
-    from fye_pipeline.models.landmark_encoder import LandmarkEncoder
+    from fye_pipeline.models.encoders import LandmarkEncoder
     from fye_pipeline.pipeline import FollowYourEmojiPipeline
 
 __all__ = ["AppearanceNet", "DenoisingUNet", "FollowYourEmojiPipeline", "LandmarkEncoder"]
@@ -17,7 +17,7 @@ _HOMES = {
     "AppearanceNet": "fye_pipeline.models.appearance_net",
     "DenoisingUNet": "fye_pipeline.models.denoising_unet",
     "FollowYourEmojiPipeline": "fye_pipeline.pipeline",
-    "LandmarkEncoder": "fye_pipeline.models.landmark_encoder",
+    "LandmarkEncoder": "fye_pipeline.models.encoders",
     "ModelMixin": "diffusers",  # diffusers asks a part's library for the base class, to know how the part is loaded
 }
 

@@ -1,7 +1,6 @@
 """FollowYourEmojiPipeline: one portrait and a sequence of landmark pictures become a video of that portrait."""
 
 # No `from __future__ import annotations` here: diffusers reads the constructor's annotations as classes.
-import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,15 +21,24 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from fye_pipeline import presets
 from fye_pipeline.errors import UserError
+from fye_pipeline.media.image import letterbox
 from fye_pipeline.models.appearance_net import AppearanceNet
 from fye_pipeline.models.denoising_unet import DenoisingUNet
+from fye_pipeline.models.encoders import LandmarkEncoder
 from fye_pipeline.models.folder import check_folder, load_part
-from fye_pipeline.models.landmark_encoder import LandmarkEncoder
 from fye_pipeline.models.official import SCHEDULER, load_networks
 from fye_pipeline.sampling import progressive
-from fye_pipeline.sampling.clips import Clip, Conditions, cut_clip, predict
-from fye_pipeline.sampling.inputs import as_picture, check_landmarks, check_region, letterbox
-from fye_pipeline.sampling.windows import MODES, Window, plan_windows
+from fye_pipeline.sampling.clip_plan import MODES, Window, plan_windows
+from fye_pipeline.sampling.denoise import (
+    cut_clip,
+    decode_frames,
+    denoise,
+    encode_image,
+    encode_landmarks,
+    encode_reference,
+    prepare_conditions,
+)
+from fye_pipeline.sampling.inputs import as_picture, check_landmarks, check_region
 
 if TYPE_CHECKING:
     from ticache import CacheConfig, Session
@@ -251,8 +259,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             video = progressive.Video(
                 portrait=portrait,
                 image_tokens=image_tokens,
-                landmarks=pictures.__getitem__,
-                region=None if region is None else region.__getitem__,
+                landmarks=pictures,
+                region=region,
                 plan=progressive.plan_video(self, frames, window),
                 seed=progressive.draw_seed(generator),
                 num_inference_steps=num_inference_steps,
@@ -264,50 +272,41 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             windows = self._plan_windows(frames, long, window, overlap)
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
             noise = self._prepare_latents(frames, height, width, generator, latents)
-            features = self.encode_landmarks(pictures).to(self.unet.dtype)
+            features = encode_landmarks(self, pictures).to(self.unet.dtype)
             clips = [cut_clip(each, features, region) for each in windows]
-            conditions = self.prepare_conditions(portrait, image_tokens, clips, guided=guidance_scale > 1)
+            conditions = prepare_conditions(self, portrait, image_tokens, clips, guided=guidance_scale > 1)
             with self._bar(len(self.scheduler.timesteps), "denoising") as bar:
-                latents = self.denoise(noise, conditions, guidance_scale, generator, after_step, bar.update)
+
+                def with_bar(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
+                    bar.update()
+                    return after_step(step, timestep, latents)
+
+                latents = denoise(self, noise, conditions, guidance_scale, generator, with_bar)
         output = latents if output_type == "latent" else self._decode(latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
         return FollowYourEmojiOutput(frames=output) if return_dict else (output,)
 
     def encode_image(self, portrait: Image.Image) -> Tensor:
         """Encode a picture into vision tokens: the last hidden state, class token included. -> [1, L, D]."""
-        pixels = self.feature_extractor(images=portrait, return_tensors="pt")["pixel_values"]
-        pixels = pixels.to(self._execution_device, self.image_encoder.dtype)
-        return self.image_encoder(pixels).last_hidden_state
+        return encode_image(self, portrait)
 
     def encode_reference(self, portrait: Image.Image) -> Tensor:
         """Encode a picture into its scaled latent, the posterior's mean. -> [1, 4, h, w]."""
-        pixels = torch.tensor(np.asarray(portrait)).permute(2, 0, 1)[None].float() / 127.5 - 1
-        pixels = pixels.to(self._execution_device, self.vae.dtype)
-        posterior = self.vae.encode(pixels, return_dict=False)[0]
-        return posterior.mean * self.vae.config["scaling_factor"]
+        return encode_reference(self, portrait)
 
     def encode_landmarks(self, pictures: np.ndarray, chunk: int = 32) -> Tensor:
         """Encode landmark pictures, uint8 [F, H, W, 3], `chunk` frames at a time. -> [1, C, F, h, w]."""
-        encoder = self.landmark_encoder
-        features = []
-        for start in range(0, len(pictures), chunk):
-            part = torch.tensor(pictures[start : start + chunk]).to(self._execution_device, encoder.dtype) / 255
-            features.append(encoder(part.permute(3, 0, 1, 2)[None]))
-        return torch.cat(features, dim=2)
+        return encode_landmarks(self, pictures, chunk)
 
     def decode_frames(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
         """Decode latents [1, 4, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1]."""
-        scaled = latents[0].transpose(0, 1) / self.vae.config["scaling_factor"]
-        for part in scaled.to(self._execution_device, self.vae.dtype).split(chunk):
-            with torch.no_grad():  # not around the yield: what the caller does between two parts is the caller's
-                decoded = self.vae.decode(part, return_dict=False)[0]
-            yield (decoded.float() / 2 + 0.5).clamp(0, 1)
+        return decode_frames(self, latents, chunk)
 
     def _decode(self, latents: Tensor, output_type: str, chunk: int) -> Any:
         """Decode with a progress bar and bring the frames into the form that was asked for."""
         parts = []
         with self._bar(latents.shape[2], "decoding") as bar:
-            for part in self.decode_frames(latents, chunk):
+            for part in decode_frames(self, latents, chunk):
                 parts.append(part.cpu())
                 bar.update(len(part))
         video = torch.cat(parts)
@@ -339,47 +338,6 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             raise UserError(f"latents must be {list(shape)} for these landmark pictures, got {list(latents.shape)}")
         return latents.to(device, dtype) * self.scheduler.init_noise_sigma
 
-    def prepare_conditions(
-        self, portrait: Image.Image, image_tokens: Tensor | None, clips: list[Clip], *, guided: bool
-    ) -> Conditions:
-        """Encode the reference, once per run and on the conditional row only."""
-        tokens = self.encode_image(portrait) if image_tokens is None else image_tokens
-        tokens = tokens.to(self._execution_device, self.unet.dtype)
-        dtype = self.appearance_net.dtype
-        reference = self.encode_reference(portrait)
-        reference_tokens = self.appearance_net(reference.to(dtype), tokens.to(dtype))
-        return Conditions(
-            image_tokens=torch.cat([torch.zeros_like(tokens), tokens]) if guided else tokens,
-            reference_tokens=[each.to(self.unet.dtype) for each in reference_tokens],
-            clips=clips,
-            hint=reference.to(self.unet.dtype) if self.unet.config["reference_hint"] else None,
-        )
-
-    def denoise(
-        self,
-        latents: Tensor,
-        conditions: Conditions,
-        guidance_scale: float,
-        generator: Generator | list[Generator] | None,
-        after_step: Callable[[int, Tensor, Tensor], Tensor],
-        on_step: Callable[[], Any] = lambda: None,
-    ) -> Tensor:
-        """Run the scheduler's loop; `after_step(step, timestep, latents)` may change them. [1, 4, F, h, w] -> same."""
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        extra = {"generator": generator} if takes_generator else {}
-        for step, timestep in enumerate(self.scheduler.timesteps):
-            if self.interrupt:
-                continue
-            scaled = self.scheduler.scale_model_input(latents, timestep)
-            prediction = predict(self.unet, scaled, timestep, conditions, self._tell_region)
-            if len(prediction) == 2:
-                unconditional, conditional = prediction.chunk(2)
-                prediction = unconditional + guidance_scale * (conditional - unconditional)
-            latents = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
-            latents = after_step(step, timestep, latents)
-            on_step()
-        return latents
-
     def _bar(self, total: int, what: str) -> Any:
         """Open the pipeline's progress bar (`set_progress_bar_config` governs it) under a name."""
         open_bar: Any = self.progress_bar
@@ -387,11 +345,11 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         bar.set_description(what)
         return bar
 
-    def _tell_region(self, clip: Clip) -> None:
+    def tell_region(self, region: Tensor | None) -> None:
         """Set the session's region to that of the clip at hand; one that the user set stays where a run brings none."""
-        if self._session is not None and clip.region is not self._lent_region:
-            self._session.region = clip.region
-            self._lent_region = clip.region
+        if self._session is not None and region is not self._lent_region:
+            self._session.region = region
+            self._lent_region = region
 
 
 def _load_or_keep(kind: Any, given: Any, places: list[Path], dtype: torch.dtype) -> Any:

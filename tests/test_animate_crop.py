@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from landmark_faces import face
 
-from fye_pipeline.animate.crop import SEAM, Crop, crop_around, pick_face
+from fye_pipeline.animate.config import AnimationSettings
+from fye_pipeline.animate.portrait import SEAM, Crop, crop_around, pick_face
 from fye_pipeline.errors import UserError
 
 
@@ -68,8 +69,8 @@ def test_the_matrix_takes_the_square_to_the_portrait() -> None:
 
 @pytest.mark.parametrize(("scale", "shift"), [(0.5, (0, 0)), (9, (0, 0)), (2, (0.6, 0)), (2, (0, -0.7))])
 def test_a_crop_that_misses_the_face_is_refused(scale: float, shift: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match="crop-"):
-        crop_around((0.4, 0.4, 0.6, 0.6), 200, 200, scale=scale, shift=shift)
+    with pytest.raises(UserError, match="crop_s"):
+        AnimationSettings(crop_scale=scale, crop_shift=shift)
 
 
 def test_row_25_of_several_faces_the_largest_is_used_and_all_are_listed() -> None:

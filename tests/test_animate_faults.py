@@ -17,12 +17,13 @@ import pytest
 from fye_command import Fye, make_video
 from PIL import Image, ImageCms
 
-from fye_pipeline.animate.run import DEMO_PORTRAIT
+from fye_pipeline.animate.config import DEMO_PORTRAIT
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.video import read_frames, write_video
 from fye_pipeline.media.writer import Matte
+from fye_pipeline.progress import collected_notes
 
 FAST = ("--steps", 2, "--frames", 2, "--quiet")
 
@@ -150,8 +151,8 @@ def test_row_20_of_an_animation_the_first_frame_is_the_portrait_and_this_is_said
     for kind in ("gif", "webp"):
         path = tmp_path / f"moving.{kind}"
         frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
-        notes: list[str] = []
-        assert read_picture(path, on_note=notes.append)[0, 0, 0] > 200
+        with collected_notes() as notes:
+            assert read_picture(path)[0, 0, 0] > 200
         assert "3 frames; the first" in notes[0]
 
 

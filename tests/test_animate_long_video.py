@@ -19,18 +19,17 @@ import numpy as np
 import pytest
 from fye_command import Fye
 
-from fye_pipeline.animate import renderer as takes
-from fye_pipeline.animate.generate import Job
-from fye_pipeline.animate.output import Written
-from fye_pipeline.animate.run import AnimationSettings, Studio, animate
+from fye_pipeline.animate.output import VideoOutput
+from fye_pipeline.animate.renderer import OVERLAP, RenderContext, plan_parts
+from fye_pipeline.animate.run import AnimationSession, AnimationSettings, animate
 from fye_pipeline.media.video import read_frames
 
 SMALL = ("--steps", 2, "--size", 64, "--N", 2)
 
 
 @pytest.fixture(scope="module")
-def studio() -> Iterator[Studio]:
-    with Studio(device="cpu") as shared:
+def session() -> Iterator[AnimationSession]:
+    with AnimationSession(device="cpu") as shared:
         yield shared
 
 
@@ -73,7 +72,7 @@ def test_row_31_a_killed_video_goes_on_and_ends_as_an_unbroken_one(
     whole = json.loads(out)
     for name in ("full_calls", "predicted_calls", "flops_run", "runs"):
         assert resumed["cache"][name] == whole["cache"][name], "the report covers the clips of the killed run too"
-    assert whole["cache"]["runs"] == 6, "keyframes, three gaps, two joints"
+    assert whole["cache"]["runs"] == 6, "keyframes, three gaps, two seams"
 
 
 @pytest.mark.parametrize("long", ["tiles", "progressive"])
@@ -81,15 +80,15 @@ def test_row_31_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
     fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_model: Path, long: str
 ) -> None:
     flags = ("--model", random_model, "--frames", 36, "--long", long, "--chunk", 24, "--compare", *SMALL)
-    original, runs = Job.run, []
+    original, runs = RenderContext.run, []
 
-    def interrupted(self: Job, *arguments: Any, **options: Any) -> Any:
+    def interrupted(self: RenderContext, *arguments: Any, **options: Any) -> Any:
         runs.append(1)
         if len(runs) == 4:
             raise KeyboardInterrupt
         return original(self, *arguments, **options)
 
-    monkeypatch.setattr(Job, "run", interrupted)
+    monkeypatch.setattr(RenderContext, "run", interrupted)
     code, _, err = fye("animate", "--output", tmp_path / "a.mp4", *flags)
     assert code == 130
     assert "with --resume goes on" in err
@@ -108,27 +107,27 @@ def test_row_31_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
 @pytest.mark.parametrize("frames", [1, 5])
 @pytest.mark.parametrize("long", ["progressive", "uniform", "tiles"])
 def test_row_40_a_driver_shorter_than_a_clip_works(
-    tmp_path: Path, random_model: Path, studio: Studio, long: str, frames: int
+    tmp_path: Path, random_model: Path, session: AnimationSession, long: str, frames: int
 ) -> None:
-    result = animate(demo(random_model, frames=frames, long=long), tmp_path / "a.mp4", studio=studio)
+    result = animate(demo(random_model, frames=frames, long=long), tmp_path / "a.mp4", session=session)
     assert result.frames == frames == len(list(read_frames(tmp_path / "a.mp4")))
     assert list(tmp_path.iterdir()) == [tmp_path / "a.mp4"]
 
 
 def test_videos_of_several_clips_are_made_progressively_where_the_model_can(
-    tmp_path: Path, random_model: Path, studio: Studio
+    tmp_path: Path, random_model: Path, session: AnimationSession
 ) -> None:
     videos = {}
     for long in ("auto", "progressive", "tiles", "uniform"):
-        animate(demo(random_model, frames=26, long=long), tmp_path / f"{long}.mp4", studio=studio)
+        animate(demo(random_model, frames=26, long=long), tmp_path / f"{long}.mp4", session=session)
         videos[long] = np.stack(list(read_frames(tmp_path / f"{long}.mp4")))
         assert len(videos[long]) == 26
     assert np.array_equal(videos["auto"], videos["progressive"])
     assert not np.array_equal(videos["auto"], videos["tiles"])
     assert not np.array_equal(videos["uniform"], videos["tiles"])
     four_channels: Any = SimpleNamespace(unet=SimpleNamespace(config={"in_channels": 4}))
-    job = Job(four_channels, demo(random_model), *[None] * 6)  # pyright: ignore[reportArgumentType]
-    assert job.long == "tiles"
+    context = RenderContext(four_channels, demo(random_model), *[None] * 5)  # pyright: ignore[reportArgumentType]
+    assert context.long == "tiles"
 
 
 def test_row_41_frames_are_let_go_when_they_are_written(tmp_path: Path) -> None:
@@ -152,13 +151,15 @@ def test_row_41_frames_are_let_go_when_they_are_written(tmp_path: Path) -> None:
     settings = AnimationSettings()
     portrait: Any = SimpleNamespace(crop=None, matte=lambda settings, size: None)
     driver: Any = SimpleNamespace(sound=None, fps=Fraction(25))
-    job: Any = SimpleNamespace(size=64)
+    context: Any = SimpleNamespace(size=64)
     run: Any = SimpleNamespace(frames=frames)
-    Written(settings, portrait, driver, job, overwrite=False, on_note=print).write(tmp_path / "a.mp4", None, run, None)
+    VideoOutput(settings, portrait, driver, context, overwrite=False, inputs={}).write(
+        tmp_path / "a.mp4", None, run, None
+    )
     assert most <= 2
     assert len(list(read_frames(tmp_path / "a.mp4"))) == 60
 
 
 def test_row_41_parts_are_planned_without_end() -> None:
-    parts = takes.plan_parts(90_000, 240, takes.OVERLAP)
+    parts = plan_parts(90_000, 240, OVERLAP)
     assert max(stop - start for start, stop in parts) == 240

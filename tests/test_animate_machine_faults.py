@@ -19,7 +19,8 @@ import torch
 from diffusers import AutoencoderKL
 from fye_command import Fye, grey_frames
 
-from fye_pipeline.animate.run import DEMO_DRIVING, AnimationSettings, animate
+from fye_pipeline.animate.config import DEMO_DRIVING, AnimationSettings
+from fye_pipeline.animate.run import animate
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.video import VideoWriter, read_frames
 from fye_pipeline.models.denoising_unet import DenoisingUNet
@@ -126,10 +127,9 @@ def test_row_32_out_of_memory_is_tried_once_more_and_then_names_the_flag(
         with pytest.raises(UserError, match=r"Out of GPU memory.* --offload \w+, a smaller --size"):
             animate(settings, tmp_path / "a.mp4")
     assert not (tmp_path / "a.mp4").exists()
-    notes: list[str] = []
     with monkeypatch.context() as patch:
         scarce(patch, kind, method, failures=1)
-        animate(settings, tmp_path / "b.mp4", on_note=notes.append)
+        notes = animate(settings, tmp_path / "b.mp4").notes
     assert "out of GPU memory" in notes[0]
     assert ("once more" in notes[0]) == (method == "forward")
     assert ("in tiles" in notes[0]) == (method == "decode")

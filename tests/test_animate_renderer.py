@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fye_pipeline.animate import preflight as estimates
-from fye_pipeline.animate.generate import Run
-from fye_pipeline.animate.renderer import OVERLAP, Take, plan_parts
-from fye_pipeline.animate.run_statistics import Tally
+from fye_pipeline import progress
+from fye_pipeline.animate import run as preflight
+from fye_pipeline.animate.renderer import OVERLAP, Renderer, RunStatistics, plan_parts
 from fye_pipeline.errors import UserError
 
 
@@ -53,10 +52,10 @@ class Parts:
         self._asked = start, stop
         return np.zeros((stop - start, 1, 1, 3), np.uint8)
 
-    def run(self, attempt: Callable[[], Tensor], *, cached: bool) -> Run:
+    def run(self, attempt: Callable[[], Tensor], *, cached: bool) -> tuple[Tensor, dict[str, Any]]:
         start, stop = self._asked
         self.runs.append(self._asked)
-        return Run(torch.full((1, 4, stop - start, 1, 1), float(len(self.runs) - 1)), 2.0, None)
+        return torch.full((1, 4, stop - start, 1, 1), float(len(self.runs) - 1)), {"seconds": 2.0, "report": None}
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
         for index in range(latents.shape[2]):
@@ -65,16 +64,16 @@ class Parts:
 
 def test_parts_fade_into_each_other_and_no_frame_is_lost() -> None:
     job: Any = Parts(60, 24)
-    take = Take(job, cached=False)
-    levels = np.array([frame[0, 0, 0] for frame in take.frames()])
+    renderer = Renderer(job, cached=False)
+    levels = np.array([frame[0, 0, 0] for frame in renderer.frames()])
     assert job.runs == [(0, 24), (16, 40), (32, 56), (48, 60)]
     assert len(levels) == 60
     assert (levels[:16] == 0).all()
     assert (levels[24:32] == 1).all()
     assert np.allclose(np.diff(levels[15:25]), 1 / (OVERLAP + 1))
     assert levels[-1] == 3
-    assert take.tally.seconds == 8.0
-    assert take.report is None
+    assert renderer.statistics.seconds == 8.0
+    assert renderer.report is None
     assert job.progress[-1] == ("decoding", 60, 60)
     denoised = [done for stage, done, _ in job.progress if stage == "denoising"]
     assert denoised == sorted(denoised)
@@ -83,7 +82,7 @@ def test_parts_fade_into_each_other_and_no_frame_is_lost() -> None:
 
 def test_frames_come_before_the_next_part_is_made() -> None:
     job: Any = Parts(10_000, 24)
-    frames = Take(job, cached=False).frames()
+    frames = Renderer(job, cached=False).frames()
     for _ in range(17):
         next(frames)
     assert len(job.runs) == 2
@@ -115,11 +114,11 @@ def clip_report(full: int, predicted: int, **more: Any) -> dict[str, Any]:
 
 
 def test_the_report_covers_every_clip() -> None:
-    tally = Tally()
-    tally.add({"seconds": 3.0, "report": clip_report(2, 4)})
-    tally.add({"seconds": 1.0, "report": clip_report(1, 1, fallbacks={"shape": 2})})
-    values = tally.report(Report({})).values
-    assert tally.seconds == 4.0
+    statistics = RunStatistics()
+    statistics.add({"seconds": 3.0, "report": clip_report(2, 4)})
+    statistics.add({"seconds": 1.0, "report": clip_report(1, 1, fallbacks={"shape": 2})})
+    values = statistics.report(Report({})).values
+    assert statistics.seconds == 4.0
     assert (values["full_calls"], values["predicted_calls"]) == (3, 5)
     assert (values["flops_full"], values["flops_run"]) == (80, 35)
     assert values["flops_ratio"] == pytest.approx(80 / 35)
@@ -130,24 +129,24 @@ def test_the_report_covers_every_clip() -> None:
     assert (values["fallbacks"], values["unattributed"]) == ({"shape": 2}, {"why": 2})
     assert values["notes"][0] == "the same"
     assert "2 clips together" in values["notes"][1]
-    assert Tally().report("nothing ran") == "nothing ran"
+    assert RunStatistics().report("nothing ran") == "nothing ran"
 
 
 def test_row_41_a_disk_without_room_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000_000))
-    estimates.check_room(tmp_path / "a.mp4", 100, (512, 512))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000_000))
+    preflight.check_room(tmp_path / "a.mp4", preflight.video_bytes(100, (512, 512)))
     with pytest.raises(UserError, match=r"may take 14\d\d\d MB and its disk has 10 MB"):
-        estimates.check_room(tmp_path / "a.mp4", 90_000, (1024, 1024))
+        preflight.check_room(tmp_path / "a.mp4", preflight.video_bytes(90_000, (1024, 1024)))
     with pytest.raises(UserError, match=r"may take 4 MB, 7 MB more on the way to it and its disk has 10 MB"):
-        estimates.check_room(tmp_path / "a.mp4", 100, (512, 512), work=7_000_000)
+        preflight.check_room(tmp_path / "a.mp4", preflight.video_bytes(100, (512, 512)), work=7_000_000)
 
 
 def test_row_41_long_work_is_estimated_and_short_work_is_not() -> None:
-    assert estimates.time_note("denoising", 90_000, 30_000) == "denoising 90000 frames takes at most about 8.3 hours"
-    assert estimates.time_note("denoising", 90_000, 600) == "denoising 90000 frames takes at most about 10 minutes"
-    assert estimates.time_note("denoising", 24, 100) is None
-    work = estimates.work_bytes(90_000, 512, detected=True)
-    note = estimates.size_note(Path("a.mp4"), 90_000, 25, (1920, 1080), 10**9, work)  # pyright: ignore[reportArgumentType]
+    assert progress.time_note("denoising", 90_000, 30_000) == "denoising 90000 frames takes at most about 8.3 hours"
+    assert progress.time_note("denoising", 90_000, 600) == "denoising 90000 frames takes at most about 10 minutes"
+    assert progress.time_note("denoising", 24, 100) is None
+    work = preflight.work_bytes(90_000, 512, detected=True)
+    note = preflight.size_note(Path("a.mp4"), 90_000, 25, (1920, 1080), 10**9, work)  # pyright: ignore[reportArgumentType]
     assert note is not None
     assert "90000 frames of 1920 x 1080 (1:00:00 at 25 fps), at most 1000 MB, and 6951 MB beside it" in note
-    assert estimates.size_note(Path("a.mp4"), 48, 24, (64, 64), 1, 1) is None  # pyright: ignore[reportArgumentType]
+    assert preflight.size_note(Path("a.mp4"), 48, 24, (64, 64), 1, 1) is None  # pyright: ignore[reportArgumentType]

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 from fye_pipeline.animate.config import AnimationSettings
-from fye_pipeline.animate.workdir import folder_of, workplace
+from fye_pipeline.animate.workdir import folder_of, input_digests, work_dir
 from fye_pipeline.errors import UserError
+from fye_pipeline.progress import collected_notes
 from fye_pipeline.storage.lock import FolderLock
 
 
 def at_work(output: Path, **options: Any) -> Any:
-    """A workplace; `seed` decides its settings."""
-    notes = options.pop("notes", [])
+    """A work folder; `seed` decides its settings."""
     flags = {"resume": False, "overwrite": False} | {name: options[name] for name in options if name != "seed"}
-    return workplace(output, AnimationSettings(seed=options.get("seed", 0)), **flags, on_note=notes.append)
+    return work_dir(output, {"seed": options.get("seed", 0)}, **flags)
 
 
-def break_off(output: Path, error: BaseException, *made: str, notes: list[str] | None = None, **options: Any) -> None:
+def break_off(output: Path, error: BaseException, *made: str, **options: Any) -> None:
     """A run that makes some files and ends with an error."""
-    with pytest.raises(type(error)), at_work(output, notes=notes or [], **options) as folder:
+    with pytest.raises(type(error)), at_work(output, **options) as folder:
         for name in made:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(b"x")
@@ -43,8 +43,8 @@ def test_it_is_gone_when_the_work_is_done(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("full disk"), OSError()])
 def test_row_31_finished_clips_are_kept_and_this_is_said(tmp_path: Path, error: BaseException) -> None:
-    output, notes = tmp_path / "a.mp4", []
-    with pytest.raises(type(error)), at_work(output, notes=notes) as folder:
+    output = tmp_path / "a.mp4"
+    with pytest.raises(type(error)), collected_notes() as notes, at_work(output) as folder:
         (folder / "denoising").mkdir()
         (folder / CLIP).write_bytes(b"x")
         raise error
@@ -80,20 +80,20 @@ def test_landmarks_outlive_an_interruption_but_not_an_error_in_them(tmp_path: Pa
 def test_another_portrait_of_the_same_name_is_another_work(tmp_path: Path) -> None:
     output, portrait = tmp_path / "a.mp4", tmp_path / "me.png"
 
-    def settings() -> AnimationSettings:
-        return AnimationSettings(reference=portrait)
+    def identity() -> dict[str, Any]:
+        return input_digests(AnimationSettings(reference=portrait))
 
     portrait.write_bytes(b"one")
     with (
         pytest.raises(ZeroDivisionError),
-        workplace(output, settings(), resume=False, overwrite=False, on_note=print) as folder,
+        work_dir(output, identity(), resume=False, overwrite=False) as folder,
     ):
         (folder / "denoising").mkdir()
         (folder / CLIP).write_bytes(b"x")
         raise ZeroDivisionError
     portrait.write_bytes(b"another")
     with pytest.raises(UserError, match=r"another reference file|reference file was"):
-        workplace(output, settings(), resume=True, overwrite=False, on_note=print).__enter__()
+        work_dir(output, identity(), resume=True, overwrite=False).__enter__()
 
 
 def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:

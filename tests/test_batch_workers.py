@@ -19,6 +19,7 @@ from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.batch import manifest as manifests
 from fye_pipeline.batch.manifest import Summary, ledger_of, plan_tasks
 from fye_pipeline.batch.workers import Options, run_in_processes
+from fye_pipeline.progress import collected_notes
 from fye_pipeline.storage.ledger import Ledger
 
 FAST = {"steps": 1, "frames": 1, "size": 64}
@@ -68,7 +69,6 @@ def test_jobs_share_out_the_rows_and_a_process_that_dies_loses_none(tmp_path: Pa
     rows = [{"output": f"{seed}.mp4", "seed": seed} for seed in range(3)]
     manifest = manifest_of(tmp_path, random_model, [*rows, {"output": "x.mp4", "driving": "absent.mp4"}])
     tasks = plan_tasks(manifest, settings_of)
-    notes: list[str] = []
 
     def kill_first(stage: str, done: int, total: int | None) -> None:
         """When the first row has ended, kill a process that makes the next."""
@@ -77,7 +77,8 @@ def test_jobs_share_out_the_rows_and_a_process_that_dies_loses_none(tmp_path: Pa
             time.sleep(0.2)
 
     options = Options(device="cpu")
-    summary = run_in_processes(tasks, ledger_of(manifest), options, 2, on_progress=kill_first, on_note=notes.append)
+    with collected_notes() as notes:
+        summary = run_in_processes(tasks, ledger_of(manifest), options, 2, on_progress=kill_first)
     assert sorted(summary.made + summary.kept) == [1, 2, 3]
     assert list(summary.failed) == [4]
     assert noted(manifest) == [(1, "made"), (2, "made"), (3, "made"), (4, "failed")]

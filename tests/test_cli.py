@@ -12,7 +12,7 @@ import pytest
 from fye_command import Fye
 from PIL import Image
 
-from fye_pipeline.animate.run import DEMO_DRIVING, DEMO_PORTRAIT, DEMO_PORTRAIT_LANDMARKS
+from fye_pipeline.animate.config import DEMO_DRIVING, DEMO_PORTRAIT, DEMO_PORTRAIT_LANDMARKS
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.video import probe, read_comment, read_frames, write_video
 

@@ -12,6 +12,7 @@ import pytest
 
 from fye_pipeline.evaluation.journal import Entry, Journal
 from fye_pipeline.evaluation.work import Estimate, Measure, work_off
+from fye_pipeline.progress import collected_notes
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def test_a_failure_in_another_process_is_told() -> None:
 
 
 def test_long_work_is_announced_once() -> None:
-    told: list[str] = []
-    estimate = Estimate(3, 1, told.append, worth_saying=0)
-    estimate.advance()
-    estimate.advance()
+    with collected_notes() as told:
+        estimate = Estimate(3, 1, worth_saying=0)
+        estimate.advance()
+        estimate.advance()
     assert told == ["2 more take about 0 minutes"]

@@ -10,7 +10,7 @@ from landmark_faces import face, sequence
 from scipy.spatial.transform import Rotation
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.control import REGIONS, point_groups, steer
+from fye_pipeline.landmarks.retargeting import REGIONS, point_groups, retarget
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.topology import INNER_LIP_TOP_LEFT, LEFT_BROW, LEFT_EYE_POINTS, LEFT_IRIS, RIGHT_EYE_POINTS
 
@@ -34,12 +34,12 @@ def turns(result: LandmarkSequence) -> np.ndarray:
 
 def test_the_defaults_change_nothing() -> None:
     driving = driver()
-    assert steer(portrait(), driving) is driving
+    assert retarget(portrait(), driving) is driving
 
 
 def test_only_the_chosen_regions_move() -> None:
     driving = driver()
-    moved = steer(portrait(), driving, regions=["lips"])
+    moved = retarget(portrait(), driving, regions=["lips"])
     lips, brow, eye = list(INNER_LIP_TOP_LEFT), list(LEFT_BROW[0]), list(LEFT_EYE_POINTS)
     assert np.allclose(moved.mesh[:, lips], driving.mesh[:, lips], atol=1e-5)
     assert np.allclose(moved.mesh[:, brow], driving.mesh[0, brow])
@@ -51,16 +51,16 @@ def test_only_the_chosen_regions_move() -> None:
 @pytest.mark.parametrize("intensity", [0.0, 0.5, 2.0])
 def test_the_motion_is_scaled_about_rest(intensity: float) -> None:
     driving = driver()
-    moved = steer(portrait(), driving, intensity=intensity)
+    moved = retarget(portrait(), driving, intensity=intensity)
     assert np.allclose(moved.mesh - moved.mesh[0], intensity * (driving.mesh - driving.mesh[0]), atol=1e-5)
     assert np.allclose(turns(moved), 10 + intensity * (np.arange(4) * 20.0 - 10))
     assert np.allclose(moved.transforms[:, 0, 3], intensity * np.arange(4))
 
 
 def test_a_relative_pose_starts_from_the_portraits_own() -> None:
-    moved = steer(portrait(10), driver(), pose="relative")
+    moved = retarget(portrait(10), driver(), pose="relative")
     assert np.allclose(turns(moved), 10 + np.arange(4) * 20.0)
-    later = steer(portrait(10), driver(), pose="relative", neutral_frame=1)
+    later = retarget(portrait(10), driver(), pose="relative", neutral_frame=1)
     assert np.allclose(turns(later), 10 + (np.arange(4) - 1) * 20.0)
 
 
@@ -75,10 +75,10 @@ def test_the_gaze_is_held_without_the_eyes() -> None:
         iris = result.landmarks[:, list(LEFT_IRIS), 0]
         return (iris - eye.min(1, keepdims=True)) / np.ptp(eye, axis=1)[:, None]
 
-    held = share(steer(portrait(), looking, regions=["lips", "pose", "brows"]))
+    held = share(retarget(portrait(), looking, regions=["lips", "pose", "brows"]))
     assert np.allclose(held, held[0], atol=1e-4)
     assert not np.allclose(share(looking), share(looking)[0], atol=1e-2)
-    free = share(steer(portrait(), looking, regions=["eyes"]))
+    free = share(retarget(portrait(), looking, regions=["eyes"]))
     assert np.allclose(free, share(looking), atol=1e-3)
 
 
@@ -91,8 +91,8 @@ def test_every_point_belongs_to_a_region() -> None:
 
 def test_what_is_not_known_or_too_much_is_refused() -> None:
     with pytest.raises(UserError, match="'nose'"):
-        steer(portrait(), driver(), regions=["nose"])
+        retarget(portrait(), driver(), regions=["nose"])
     with pytest.raises(UserError, match="got none"):
-        steer(portrait(), driver(), regions=[])
+        retarget(portrait(), driver(), regions=[])
     with pytest.raises(UserError, match="intensity must be from 0 to 2, got 3"):
-        steer(portrait(), driver(), intensity=3)
+        retarget(portrait(), driver(), intensity=3)

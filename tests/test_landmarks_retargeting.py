@@ -12,9 +12,8 @@ from landmark_faces import face, sequence
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.alignment import align
-from fye_pipeline.landmarks.control import steer
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
-from fye_pipeline.landmarks.retargeting import Motion
+from fye_pipeline.landmarks.retargeting import RetargetedLandmarks, retarget
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.spool import DiskSpool
 
@@ -55,20 +54,20 @@ def on_disk(driving: LandmarkSequence, folder: Path) -> LandmarkSequence:
 def test_any_frames_are_those_of_the_whole(driving: LandmarkSequence, tmp_path: Path, options: dict[str, Any]) -> None:
     own = sequence([face(1.0, turn=-7)])
     neutral = options.get("neutral_frame")
-    whole = align(own, steer(own, driving, **options), DRAW_SIZE, DRAW_SIZE, neutral_frame=neutral)
+    whole = align(own, retarget(own, driving, **options), DRAW_SIZE, DRAW_SIZE, neutral_frame=neutral)
     for source in (driving, on_disk(driving, tmp_path)):
-        motion = Motion(source, own, **options)
+        motion = RetargetedLandmarks(source, own, **options)
         assert len(motion) == FRAMES
         for part in (slice(0, 3), slice(3, 4), slice(4, FRAMES), slice(0, FRAMES)):
             np.testing.assert_allclose(motion[part], whole[part], rtol=0, atol=1e-12)
-        np.testing.assert_array_equal(motion.frame(5), motion[3:7][2])
+        np.testing.assert_array_equal(motion[5:6][0], motion[3:7][2])
 
 
 def test_without_a_face_the_driver_is_drawn_as_it_is(driving: LandmarkSequence, tmp_path: Path) -> None:
-    motion = Motion(on_disk(driving, tmp_path), None)
+    motion = RetargetedLandmarks(on_disk(driving, tmp_path), None)
     np.testing.assert_array_equal(motion[2:6], driving.landmarks[2:6].astype(np.float32))
 
 
 def test_a_neutral_frame_that_is_not_there_is_named(driving: LandmarkSequence) -> None:
     with pytest.raises(UserError, match=r"below the driver's 9 frames, got 9"):
-        Motion(driving, None, neutral_frame=9)
+        RetargetedLandmarks(driving, None, neutral_frame=9)

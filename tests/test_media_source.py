@@ -14,6 +14,7 @@ from PIL import Image
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.source import Source, open_source
 from fye_pipeline.media.video import at_constant_rate, probe, read_frames, write_video
+from fye_pipeline.progress import collected_notes
 
 FAST_START = {"movflags": "faststart"}  # the index before the pictures
 
@@ -44,8 +45,8 @@ def test_row_02_damage_in_the_middle_names_the_second(tmp_path: Path, fault: str
     with pytest.raises(UserError, match=r"after frame \d+ \(0\.\d\d s\): pass --allow-partial"):
         list(open_source(damaged).frames())
     assert len(list(open_source(damaged).frames(3))) == 3
-    notes: list[str] = []
-    part = list(open_source(damaged, allow_partial=True, on_note=notes.append).frames())
+    with collected_notes() as notes:
+        part = list(open_source(damaged, allow_partial=True).frames())
     assert 3 < len(part) < 20
     assert len(notes) == 1
     assert f"after frame {len(part)}" in notes[0]
@@ -82,8 +83,8 @@ def test_row_05_sound_alone_has_no_picture(tmp_path: Path) -> None:
 
 def test_row_06_a_picture_drives_one_frame_and_this_is_said(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "face.mp4", format="PNG")
-    notes: list[str] = []
-    source = open_source(tmp_path / "face.mp4", on_note=notes.append)
+    with collected_notes() as notes:
+        source = open_source(tmp_path / "face.mp4")
     assert source.kind == "picture"
     assert "single picture" in notes[0]
     assert len(list(source.frames())) == 1
@@ -152,8 +153,8 @@ def test_row_11_sound_is_copied_or_becomes_aac_and_ends_with_the_picture(
 ) -> None:
     frames = grey_frames(25)
     driver = make_video(tmp_path / name, frames, sound=codec, seconds=3, tone_at=0.5)
-    notes: list[str] = []
-    write_video(tmp_path / "out.mp4", frames, Fraction(25), sound=open_source(driver).sound, on_note=notes.append)
+    with collected_notes() as notes:
+        write_video(tmp_path / "out.mp4", frames, Fraction(25), sound=open_source(driver).sound)
     found, samples, rate = read_sound(tmp_path / "out.mp4")
     assert found == kept
     assert bool(notes) == (codec == "pcm_s16le")
@@ -185,11 +186,11 @@ def test_row_11_sound_that_is_shorter_than_the_picture_leaves_its_length(tmp_pat
 
 
 def test_row_12_ten_bits_and_hdr_are_never_silent(tmp_path: Path) -> None:
-    notes: list[str] = []
     deep = make_video(tmp_path / "deep.mp4", grey_frames(3), pixel_format="yuv420p10le")
-    assert levels(open_source(deep, on_note=notes.append)) == [0, 1, 2]
     hdr = make_video(tmp_path / "hdr.mp4", grey_frames(3), pixel_format="yuv420p10le", transfer=16)
-    open_source(hdr, on_note=notes.append)
+    with collected_notes() as notes:
+        assert levels(open_source(deep)) == [0, 1, 2]
+        open_source(hdr)
     assert "10 bits" in notes[0]
     assert "PQ HDR" in notes[1]
     assert "tone-mapped" in notes[1]

@@ -18,10 +18,10 @@ from PIL import Image
 
 from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.errors import UserError
+from fye_pipeline.media.image import letterbox
 from fye_pipeline.models.official import load_strictly, widen_conv_in
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import PARTS
-from fye_pipeline.sampling.inputs import letterbox
 
 FRAMES, SIDE, STEPS = 5, 32, 2
 

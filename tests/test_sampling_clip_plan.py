@@ -61,31 +61,31 @@ def test_plans_by_hand() -> None:
 
 
 @pytest.mark.parametrize("length", [4, 5, 6, 16])
-def test_joints_remake_frames_around_keyframes_from_frames_made_once(length: int) -> None:
+def test_seams_remake_frames_around_keyframes_from_frames_made_once(length: int) -> None:
     for frames in (*range(1, 60), 250, 1000):
-        plan = plan_clips(frames, length=length, joints=True)
+        plan = plan_clips(frames, length=length, seams=True)
         assert [clip.number for clip in plan] == list(range(len(plan)))
-        gaps = [clip for clip in plan if not clip.joint]
+        gaps = [clip for clip in plan if not clip.seam]
         bare = plan_clips(frames, length=length)
         assert [(clip.frames, clip.given) for clip in gaps] == [(clip.frames, clip.given) for clip in bare]
         again: set[int] = set()
         made: set[int] = set()
         for clip in plan:
             assert made.issuperset(clip.given)
-            assert again.isdisjoint(clip.given) or not clip.joint
-            if clip.joint:
+            assert again.isdisjoint(clip.given) or not clip.seam
+            if clip.seam:
                 assert made.issuperset(clip.frames)
                 assert again.isdisjoint(clip.made)
                 again.update(clip.made)
             made.update(clip.made)
-        middles = {clip.frames[len(clip.frames) // 2] for clip in plan if clip.joint}
+        middles = {clip.frames[len(clip.frames) // 2] for clip in plan if clip.seam}
         assert middles <= set(keyframes(plan))
         if length == 16 and len(bare) > 1:
             assert middles == set(keyframes(plan))
 
 
 def test_frames_are_shown_when_their_last_clip_is_done() -> None:
-    plan = plan_clips(11, length=6, joints=True)
+    plan = plan_clips(11, length=6, seams=True)
     assert keyframes(plan) == [5]
     shown = [(clip.number, list(ready)) for clip, ready in in_order(plan, plan)]
     assert shown == [(0, [0]), (1, [1, 2, 3]), (2, []), (3, [4, 5, 6, 7, 8, 9, 10])]

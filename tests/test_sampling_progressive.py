@@ -1,4 +1,4 @@
-"""Progressive generation: streamed as in memory, given frames untouched, joints, memory flat."""
+"""Progressive generation: streamed as in memory, given frames untouched, seams, memory flat."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.sampling.clip_plan import plan_clips
-from fye_pipeline.sampling.clips import Given, with_given_frames
+from fye_pipeline.sampling.denoise import Given, with_given_frames
 from fye_pipeline.training import masking
 
 __all__ = ["pipe", "shared_pipe", "whole"]  # fixtures
@@ -223,20 +223,20 @@ def test_a_video_of_one_clip(pipe: FollowYourEmojiPipeline, tmp_path: Path) -> N
     assert torch.equal(collect(stream(pipe, tmp_path, landmarks=pictures(3))), collect(pipe.decode_frames(latents)))
 
 
-def test_joints_are_made_again_from_both_gaps_and_shown_so(tmp_path: Path) -> None:
-    """Around a keyframe the frames shown are the joint's; what it is given are the gaps' frames."""
+def test_seams_are_made_again_from_both_gaps_and_shown_so(tmp_path: Path) -> None:
+    """Around a keyframe the frames shown are the seam's; what it is given are the gaps' frames."""
     pipe = build(in_channels=9)
-    plan = plan_clips(FRAMES, length=6, joints=True)
-    (joint,) = [clip for clip in plan if clip.joint]
-    assert (joint.frames, joint.made) == ((2, 3, 4, 5, 6, 7, 8), (4, 5, 6))
+    plan = plan_clips(FRAMES, length=6, seams=True)
+    (seam,) = [clip for clip in plan if clip.seam]
+    assert (seam.frames, seam.made) == ((2, 3, 4, 5, 6, 7, 8), (4, 5, 6))
     with Calls(pipe) as calls:
         latents = in_memory(pipe, window=6)
     shown = calls.samples[-1][:, 4:8]
-    for at, frame in enumerate(joint.frames):
-        assert torch.equal(shown[0, :, at], latents[0, :, frame]) == (frame in joint.given)
+    for at, frame in enumerate(seam.frames):
+        assert torch.equal(shown[0, :, at], latents[0, :, frame]) == (frame in seam.given)
     keys = calls.samples[STEPS][:, 4:8]  # of the first gap, which was given the keyframe as it was first made
     assert not torch.equal(keys[0, :, -1], latents[0, :, 5])
-    options: dict[str, Any] = {"window": 6, "joints": False}
+    options: dict[str, Any] = {"window": 6, "seams": False}
     plain = collect(stream(pipe, tmp_path / "plain", **options))
     joined = collect(stream(pipe, tmp_path / "joined", window=6))
     changed = [number for number in range(FRAMES) if not torch.equal(plain[number], joined[number])]

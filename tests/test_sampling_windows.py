@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.sampling.windows import Window, gaussian_tiles, gaussian_weights, plan_windows, uniform_windows
+from fye_pipeline.sampling.clip_plan import Window, gaussian_tiles, gaussian_weights, plan_windows, uniform_windows
 
 
 @pytest.mark.parametrize("mode", ["uniform", "tiles"])

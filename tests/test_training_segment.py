@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fye_pipeline.animate.crop import Crop
+from fye_pipeline.animate.portrait import Crop
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.training import segment as cutting

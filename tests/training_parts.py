@@ -14,7 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from fye_pipeline.models.appearance_net import AppearanceNet
 from fye_pipeline.models.denoising_unet import DenoisingUNet
-from fye_pipeline.models.landmark_encoder import LandmarkEncoder
+from fye_pipeline.models.encoders import LandmarkEncoder
 from fye_pipeline.models.official import SCHEDULER
 from fye_pipeline.models.tiny import VAE
 from fye_pipeline.pipeline import FollowYourEmojiPipeline

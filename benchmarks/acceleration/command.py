@@ -35,11 +35,10 @@ from benchmarks.acceleration.measure import RowRunner, claims
 from benchmarks.acceleration.rows import Row, rows_of
 from benchmarks.common import conditions, flags, print_table, require_green, write_json
 from benchmarks.models import BenchmarkModel, Portrait, SDLike, Sizes
-from fye_pipeline.animate.driver import obtain_face_landmarker
+from fye_pipeline.animate.session import obtain_face_landmarker
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation.metric_networks import Lpips
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
-from fye_pipeline.progress import Reporter
 
 TESTS = ("tests/test_acceleration.py", "tests/test_forecast.py", "tests/test_schedule.py")
 MODELS: dict[str, Any] = {"portrait": Portrait, "sd-like": SDLike}
@@ -112,7 +111,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
     """Every row, its conditions, and whether the table was finished."""
     device = torch.device(options.device)
     sizes = Sizes(options.clips, options.frames, options.pictures, options.seed)
-    task = obtain_face_landmarker(None, Reporter(quiet=True).note)
+    task = obtain_face_landmarker()
     lpips = None if options.lpips is None else Lpips(options.lpips)
     finished = False
     with FaceLandmarkDetector(task, max_faces=1) as detector:

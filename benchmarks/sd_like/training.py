@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from benchmarks.sd_like.model import RECIPE, SCHEDULER, UNET, VAE, WEIGHTS, build_unet, prompt_tokens
 from fye_pipeline.animate.config import SHIPPED_MODEL
-from fye_pipeline.animate.driver import obtain_face_landmarker
+from fye_pipeline.animate.session import obtain_face_landmarker
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.progress import Reporter
 from fye_pipeline.training.batches import encode_heads, weights_hash
 from fye_pipeline.training.data import META, TAKES, HeadData, render_heads
 from fye_pipeline.world import World
@@ -36,7 +35,7 @@ SAVE_EVERY = 200
 
 def open_world(size: int = 128) -> World:
     """The rendered world, with the canonical face of MediaPipe's task file."""
-    return World(CanonicalFace.from_task(obtain_face_landmarker(None, Reporter(quiet=True).note)), size=size)
+    return World(CanonicalFace.from_task(obtain_face_landmarker()), size=size)
 
 
 def read_data(folder: Path, heads: int, vae: AutoencoderKL) -> tuple[HeadData, NDArray[np.float16]]:

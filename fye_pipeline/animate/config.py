@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fye_pipeline.animate.crop import DEFAULT_SCALE, DEFAULT_SHIFT, crop_around, parse_choice
-from fye_pipeline.animate.driver import MIN_FACE
+import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.control import MOST_INTENSITY, REGIONS, check_regions
-from fye_pipeline.landmarks.control import Pose as HeadPose
+from fye_pipeline.landmarks.retargeting import MOST_INTENSITY, REGIONS, check_regions
+from fye_pipeline.landmarks.retargeting import Pose as HeadPose
 from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace
 from fye_pipeline.media.image import BACKGROUND, MAX_PIXELS, check_background
 from fye_pipeline.media.video import read_comment
@@ -28,19 +35,57 @@ DEMO_PORTRAIT_LANDMARKS = ASSETS / "demo" / "portrait_landmarks.npz"
 DEMO_DRIVING = ASSETS / "demo" / "driving.npz"
 SHIPPED = "shipped:"  # stands for the package's assets in saved settings, which are read on other machines too
 
+DEFAULT_SCALE = 2.0  # the square's side over the longer side of the face, which ends at the hairline
+DEFAULT_SHIFT = (0.0, -0.08)  # shares of the side; upwards, where the hair is
+
 Framing = Literal["paste", "crop", "whole"]
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
 
-@dataclass(frozen=True)
-class AnimationSettings:
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a yes or no is no number")
+    return value
+
+
+def _fraction(value: Any) -> Any:
+    try:
+        return Fraction(_number(value))
+    except (TypeError, ZeroDivisionError) as error:
+        raise ValueError("no fraction") from error
+
+
+def _path(value: Any) -> Any:
+    return ASSETS / value.removeprefix(SHIPPED) if isinstance(value, str) and value.startswith(SHIPPED) else value
+
+
+def _saved_path(path: Path) -> str:
+    inside = path.is_relative_to(ASSETS)
+    return f"{SHIPPED}{path.relative_to(ASSETS).as_posix()}" if inside else str(path)
+
+
+def _items(value: Any) -> Any:
+    return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+Rate = Annotated[Fraction, BeforeValidator(_fraction), PlainSerializer(str)]
+File = Annotated[Path, BeforeValidator(_path), PlainSerializer(_saved_path)]
+
+
+class _WrongKind(UserError):
+    """A value that is no value of its setting at all."""
+
+
+class AnimationSettings(BaseModel):
     """Everything that decides the result; checked once, written into the video's metadata as JSON.
 
     reference: a picture, or a video of which one frame is used. driving: a video, an animated picture, a folder of
     pictures, a landmark sequence (.npz) or an official template (.npy). model: a pipeline folder. fps None: the
     driver's; another rate resamples it, its length stays. size None: the model's own; pixels a side. frames None: all.
     long: how more frames than one clip are made: `progressive` (keyframes, then the gaps; a UNet of 9 input channels),
-    `tiles` or `uniform` (`sampling/windows.py`); `auto`: progressive where the model can, else tiles.
+    `tiles` or `uniform` (`sampling/clip_plan.py`); `auto`: progressive where the model can, else tiles.
     cache: arguments of `ticache.apply`, None to run without it. reference_landmarks: a one-frame sequence of the
     portrait, which then needs no detector.
     framing: `paste`: the face is cropped, animated and pasted back into the portrait; `crop`: the animated crop alone;
@@ -54,72 +99,81 @@ class AnimationSettings:
     guidance: classifier-free guidance; None: what the model's recipe recommends, else 3.5.
     chunk: frames that tiles and windows are laid over at once; longer videos are made in such parts, which fade into
     each other.
+
+    Raises:
+        UserError: a value that cannot be, in one sentence.
     """
 
-    reference: Path = DEMO_PORTRAIT
-    driving: Path = DEMO_DRIVING
-    model: Path = SHIPPED_MODEL
-    steps: int = 30
-    guidance: float | None = None
-    seed: int = 0
-    frames: int | None = None
-    fps: Fraction | None = None
-    size: int | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=False)
+
+    reference: File = DEMO_PORTRAIT
+    driving: File = DEMO_DRIVING
+    model: File = SHIPPED_MODEL
+    steps: Whole = Field(30, ge=1)
+    guidance: Real | None = Field(None, ge=0)
+    seed: Whole = Field(0, ge=0, lt=2**63)
+    frames: Whole | None = Field(None, ge=1)
+    fps: Rate | None = Field(None, ge=1, le=240)
+    size: Whole | None = Field(None, ge=64)
     long: Literal["auto", "progressive", "tiles", "uniform"] = "auto"
-    cache: dict[str, Any] | None = field(default_factory=lambda: {"N": 3, "order": 2, "cut": "outer"})
+    cache: dict[str, Any] | None = Field(default_factory=lambda: {"N": 3, "order": 2, "cut": "outer"})
     compare: bool = False
     watermark: bool = True
     no_face: NoFace = "interpolate"
-    max_gap: float = DEFAULT_MAX_GAP
+    max_gap: Real = Field(DEFAULT_MAX_GAP, ge=0)
     unaligned: bool = False
-    reference_landmarks: Path | None = None
+    reference_landmarks: File | None = None
     audio: bool = True
     allow_partial: bool = False
-    max_pixels: int = MAX_PIXELS
+    max_pixels: Whole = Field(MAX_PIXELS, ge=1)
     background: str = BACKGROUND
     alpha: bool = False
     framing: Framing | None = None
-    crop_scale: float = DEFAULT_SCALE
-    crop_shift: tuple[float, float] = DEFAULT_SHIFT
+    crop_scale: Real = Field(DEFAULT_SCALE, ge=1, le=8)
+    crop_shift: Annotated[tuple[Real, Real], BeforeValidator(_items)] = DEFAULT_SHIFT
     face: str = "largest"
-    min_face: int = MIN_FACE
-    reference_frame: int | None = None
-    neutral_frame: int | None = None
-    regions: tuple[str, ...] = REGIONS
-    intensity: float = 1.0
+    min_face: Whole = Field(48, ge=1)
+    reference_frame: Whole | None = Field(None, ge=0)
+    neutral_frame: Whole | None = Field(None, ge=0)
+    regions: Annotated[tuple[str, ...], BeforeValidator(_items)] = REGIONS
+    intensity: Real = Field(1.0, ge=0, le=MOST_INTENSITY)
     pose: HeadPose = "absolute"
     dtype: DType = "auto"
-    chunk: int = 240
+    chunk: Whole = Field(240, ge=24)
     vae_tiling: bool = False
 
-    def __post_init__(self) -> None:
-        least = {
-            "steps": 1,
-            "frames": 1,
-            "size": 64,
-            "max_gap": 0,
-            "guidance": 0,
-            "max_pixels": 1,
-            "min_face": 1,
-            "chunk": 24,
-        }
-        for name, lowest in (least | {"reference_frame": 0, "neutral_frame": 0}).items():
-            value = getattr(self, name)
-            if value is not None and not value >= lowest:
-                raise UserError(f"{name} must be >= {lowest}, got {value}.")
-        if self.fps is not None and not 1 <= self.fps <= 240:
-            raise UserError(f"fps must be from 1 to 240, got {self.fps}.")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed must be >= 0 and < 2^63, got {self.seed}.")
-        if not 0 <= self.intensity <= MOST_INTENSITY:
-            raise UserError(f"intensity must be from 0 to {MOST_INTENSITY:g}, got {self.intensity:g}.")
-        object.__setattr__(self, "regions", check_regions(self.regions))
-        check_background(self.background)
-        parse_choice(self.face)
-        crop_around((0, 0, 1, 1), 64, 64, scale=self.crop_scale, shift=self.crop_shift)
-        self._check_combination()
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _as_user_error(error) from None
 
-    def _check_combination(self) -> None:
+    @field_validator("regions")
+    @classmethod
+    def _known_regions(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        return check_regions(regions)
+
+    @field_validator("background")
+    @classmethod
+    def _known_background(cls, background: str) -> str:
+        check_background(background)
+        return background
+
+    @field_validator("face")
+    @classmethod
+    def _known_choice(cls, face: str) -> str:
+        parse_choice(face)
+        return face
+
+    @field_validator("crop_shift")
+    @classmethod
+    def _face_stays_inside(cls, shift: tuple[float, float]) -> tuple[float, float]:
+        if max(map(abs, shift)) > 0.5:
+            raise UserError(f"crop_shift must be from -0.5 to 0.5 of the crop's side, got {shift[0]:g},{shift[1]:g}.")
+        return shift
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> AnimationSettings:
         steered = self.regions != REGIONS or self.intensity != 1 or self.pose != "absolute"
         if self.unaligned and steered:
             raise UserError("regions, intensity and pose need the portrait's face: leave out --unaligned.")
@@ -127,6 +181,7 @@ class AnimationSettings:
             raise UserError(
                 "A crop needs a face to be found: leave out --unaligned and --reference-landmarks, or the crop."
             )
+        return self
 
     @property
     def seeks_face(self) -> bool:
@@ -140,7 +195,7 @@ class AnimationSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: paths and fractions as text, the package's own files as `shipped:...`."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return self.model_dump(mode="json")
 
     def to_json(self) -> str:
         """The settings as JSON."""
@@ -153,12 +208,32 @@ class AnimationSettings:
         Raises:
             UserError: an unknown name, or a value of the wrong kind; `source` says where it stands.
         """
-        kinds = typing.get_type_hints(cls)
-        unknown = sorted(set(values) - set(kinds))
+        unknown = sorted(set(values) - set(cls.model_fields))
         if unknown:
-            known = ", ".join(each.name for each in fields(cls))
+            known = ", ".join(cls.model_fields)
             raise UserError(f"{source}: there is no setting {', '.join(map(repr, unknown))}; there are {known}.")
-        return cls(**{name: _parse(value, kinds[name], f"{source}: {name}") for name, value in values.items()})
+        try:
+            return cls(**values)
+        except _WrongKind as error:
+            raise UserError(f"{source}: {error}") from None
+
+
+def _as_user_error(error: ValidationError) -> UserError:
+    """The first fault as one sentence."""
+    fault = error.errors()[0]
+    limits = fault.get("ctx", {})
+    if isinstance(limits.get("error"), UserError):
+        return limits["error"]
+    name, value = str(fault["loc"][0]), fault["input"]
+    if fault["type"] in ("greater_than_equal", "less_than_equal", "less_than"):
+        bounds = {type(each).__name__: each for each in AnimationSettings.model_fields[name].metadata}
+        least, most = bounds.get("Ge"), bounds.get("Le")
+        if least is not None and most is not None:
+            return UserError(f"{name} must be from {least.ge:g} to {most.le:g}, got {value}.")
+        relation = {"ge": ">=", "lt": "<"}
+        wanted = " and ".join(f"{relation[key]} {limit}" for key, limit in limits.items() if key in relation)
+        return UserError(f"{name} must be {wanted}, got {value}.")
+    return _WrongKind(f"{name} cannot be {value!r}.")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -186,56 +261,17 @@ def _json_or_none(text: str) -> Any:
         return None
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        inside = value.is_relative_to(ASSETS)
-        return f"{SHIPPED}{value.relative_to(ASSETS).as_posix()}" if inside else str(value)
-    if isinstance(value, Fraction):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _parse(value: Any, kind: Any, where: str) -> Any:
-    """A plain value as a field's type. Raises `UserError` where it is of another kind."""
-    choices = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
-    for choice in choices:
-        origin = typing.get_origin(choice)
-        try:
-            if choice is type(None):
-                if value is None:
-                    return None
-            elif origin is Literal:
-                if value in typing.get_args(choice):
-                    return value
-            elif origin is tuple:
-                items = value.split(",") if isinstance(value, str) else list(typing.cast(Any, value))
-                inner = typing.get_args(choice)
-                if inner[-1] is not Ellipsis and len(inner) != len(items):
-                    continue
-                return tuple(inner[0](item.strip() if isinstance(item, str) else item) for item in items)
-            elif origin is dict:
-                if isinstance(value, dict):
-                    return dict(value)
-            elif (parsed := _parse_single(value, choice)) is not None:
-                return parsed
-        except (TypeError, ValueError, ZeroDivisionError):
-            continue
-    raise UserError(f"{where} cannot be {value!r}.")
-
-
-def _parse_single(value: Any, kind: type) -> Any:
-    if kind is Path and isinstance(value, str):
-        return ASSETS / value.removeprefix(SHIPPED) if value.startswith(SHIPPED) else Path(value)
-    if kind is bool:
-        return {True: True, False: False, "true": True, "false": False, "1": True, "0": False}.get(
-            value.lower() if isinstance(value, str) else value
-        )
-    if isinstance(value, bool) or value is None:
-        return None
-    if kind is int:
-        return int(value) if int(value) == float(value) else None
-    if kind is float:
-        return float(value)
-    if kind is Fraction:
-        return Fraction(value)
-    return value if isinstance(value, kind) else None
+def parse_choice(choice: str) -> tuple[str, tuple[float, ...]]:
+    """`largest`, a number from 1, or `x,y` -> ("largest" | "number" | "point", values). Raises `UserError`."""
+    if choice == "largest":
+        return "largest", ()
+    parts = choice.split(",")
+    try:
+        values = tuple(float(part) for part in parts)
+    except ValueError:
+        values = ()
+    if len(values) == 2 and all(map(np.isfinite, values)):
+        return "point", values
+    if len(values) == 1 and parts[0].strip().isdigit() and values[0] >= 1:
+        return "number", values
+    raise UserError(f"face must be largest, a number from 1 (left to right) or x,y in pixels, got {choice!r}.")

@@ -1,4 +1,4 @@
-"""The portrait: a picture or a frame of a video, the face in it, and the square of it that the model sees."""
+"""The portrait: which picture, which face in it, the square around it that the model sees, and the way back."""
 
 from __future__ import annotations
 
@@ -6,27 +6,153 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from fye_pipeline.animate.config import AnimationSettings
-from fye_pipeline.animate.crop import Crop, crop_around, pick_face
-from fye_pipeline.animate.driver import LazyDetector, OnNote, no_face_sentence, read_reference
+from fye_pipeline.animate.config import AnimationSettings, parse_choice
+from fye_pipeline.animate.session import LazyDetector
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
-from fye_pipeline.landmarks.faces import Box, Face
+from fye_pipeline.landmarks.faces import Box, Face, choose
 from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.media.image import is_heic, picture_frames, read_cover, read_picture
+from fye_pipeline.media.image import is_heic, letterbox, picture_frames, read_cover, read_picture
 from fye_pipeline.media.source import open_source
 from fye_pipeline.media.writer import Matte
-from fye_pipeline.sampling.inputs import letterbox
+from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import existing_file
 
+SEAM = 0.12  # width of the soft seam, as a share of the side
 SEARCHED = 60  # frames of a portrait that is a video, spread over its length
 _TURN = 15.0  # degrees away from the camera that weigh as much as one blendshape at its full
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of whole pixels in a portrait; it may reach beyond the picture, where the border's colour goes on.
+
+    left, top, side: pixels of the portrait. width, height: the portrait's size.
+    """
+
+    left: int
+    top: int
+    side: int
+    width: int
+    height: int
+
+    def cut(self, picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+        """The square, resized. uint8 [H, W, 3] -> [size, size, 3], or one channel [H, W] -> [size, size]."""
+        rows, columns = self._inside()
+        before = rows.start - self.top, columns.start - self.left
+        after = self.top + self.side - rows.stop, self.left + self.side - columns.stop
+        edges = ((before[0], after[0]), (before[1], after[1]), (0, 0))[: picture.ndim]
+        return _resized(np.pad(picture[rows, columns], edges, mode="edge"), size)
+
+    def seam(self) -> NDArray[np.float32]:
+        """How much of the animated square is seen at each of its pixels: 1 inside, falling to 0 at its sides.
+
+        A side that lies on or beyond the portrait's border has no neighbour to blend with and does not fall.
+        -> [side, side].
+        """
+        across = self._fall(self.left > 0, self.left + self.side < self.width)
+        down = self._fall(self.top > 0, self.top + self.side < self.height)
+        return np.minimum(down[:, None], across[None, :])
+
+    def _fall(self, first: bool, last: bool) -> NDArray[np.float32]:
+        place = (np.arange(self.side) + 0.5) / self.side
+        share = np.minimum(place if first else 1.0, 1 - place if last else 1.0) / SEAM
+        rise = np.clip(np.broadcast_to(share, self.side), 0, 1)
+        return (rise * rise * (3 - 2 * rise)).astype(np.float32)
+
+    def paste(self, frame: NDArray[np.uint8], portrait: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Lay an animated square [S, S, 3] back into the portrait [H, W, 3] -> a new picture of the portrait's size."""
+        rows, columns = self._inside()
+        inner = (
+            slice(rows.start - self.top, rows.stop - self.top),
+            slice(columns.start - self.left, columns.stop - self.left),
+        )
+        alpha = self.seam()[inner][..., None]
+        square = _resized(frame, self.side)[inner].astype(np.float32)
+        result = portrait.copy()
+        under = portrait[rows, columns].astype(np.float32)
+        result[rows, columns] = (under + alpha * (square - under) + 0.5).astype(np.uint8)
+        return result
+
+    def to_dict(self, size: int) -> dict[str, Any]:
+        """The transform as plain values; `matrix` takes pixels of the result (`size` a side) to the portrait's."""
+        scale = self.side / size
+        return {
+            "left": self.left,
+            "top": self.top,
+            "side": self.side,
+            "portrait": [self.width, self.height],
+            "size": size,
+            "seam": SEAM,
+            "matrix": [[scale, 0.0, float(self.left)], [0.0, scale, float(self.top)], [0.0, 0.0, 1.0]],
+        }
+
+    def _inside(self) -> tuple[slice, slice]:
+        """Rows and columns of the portrait that the square covers."""
+        return (
+            slice(max(self.top, 0), min(self.top + self.side, self.height)),
+            slice(max(self.left, 0), min(self.left + self.side, self.width)),
+        )
+
+
+def crop_around(box: Box, width: int, height: int, *, scale: float, shift: tuple[float, float]) -> Crop:
+    """The square around a face: its longer side times `scale`, moved by `shift` (shares of the square's side).
+
+    box: left, top, right, bottom of the face in 0..1 of a picture of width x height pixels.
+    """
+    left, top, right, bottom = box
+    side = max(round(max((right - left) * width, (bottom - top) * height) * scale), 2)
+    centre = (left + right) / 2 * width + shift[0] * side, (top + bottom) / 2 * height + shift[1] * side
+    return Crop(round(centre[0] - side / 2), round(centre[1] - side / 2), side, width, height)
+
+
+def pick_face(faces: list[Face], choice: str, name: str) -> tuple[Face, str | None]:
+    """The face that `choice` names, and a sentence that lists them where there were several and none was chosen.
+
+    choice: `largest`, a number from 1 (left to right), or `x,y` in pixels of the picture: the face that holds the
+    point, else the nearest to it. Raises `UserError` for another choice, or a number that is too high.
+    """
+    if choice == "largest":
+        face = max(faces, key=lambda each: each.size)
+        if len(faces) == 1:
+            return face, None
+        listed = "; ".join(f"{number}: {_place(each)}" for number, each in enumerate(faces, 1))
+        chosen = next(number for number, each in enumerate(faces, 1) if each is face)
+        return face, f"{name} shows {len(faces)} faces, the largest ({chosen}) is used; choose with --face: {listed}."
+    kind, values = parse_choice(choice)
+    if kind == "number":
+        number = int(values[0])
+        if number > len(faces):
+            raise UserError(f"{name} shows {len(faces)} face{'s' * (len(faces) > 1)}; there is no face {number}.")
+        return faces[number - 1], None
+    return min(faces, key=lambda each: _distance(each, values[0], values[1])), None
+
+
+def _place(face: Face) -> str:
+    left, top, right, bottom = face.box
+    centre = (left + right) / 2 * face.width, (top + bottom) / 2 * face.height
+    return f"{face.size:.0f} pixels at {centre[0]:.0f},{centre[1]:.0f}"
+
+
+def _distance(face: Face, x: float, y: float) -> float:
+    """Pixels from a point to a face's box; inside it, minus one over its size, so that the smallest box wins."""
+    left, top, right, bottom = face.box
+    dx = max(left * face.width - x, 0, x - right * face.width)
+    dy = max(top * face.height - y, 0, y - bottom * face.height)
+    return float(np.hypot(dx, dy)) or -1 / face.size
+
+
+def _resized(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    way = cv2.INTER_AREA if picture.shape[0] > size else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, (size, size), interpolation=way), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -53,21 +179,21 @@ class Portrait:
         return Matte(cover, settings.background)
 
 
-def read_portrait(settings: AnimationSettings, detector: LazyDetector, on_note: OnNote) -> Portrait:
+def read_portrait(settings: AnimationSettings, detector: LazyDetector) -> Portrait:
     """Read the reference and find its face.
 
     Raises:
         UserError: unreadable, no face (with the best score found), a face that is too small, or no such face.
     """
     name = str(settings.reference)
-    picture = read_still(settings, detector, on_note)
+    picture = read_still(settings, detector)
     cover = _read_cover(settings) if settings.alpha else None
     faces = detector.open().detect_all(picture) if settings.seeks_face else []
     chosen = None
     if faces:
         chosen, note = pick_face(faces, settings.face, name)
         if note:
-            on_note(note)
+            logger.info(note)
         _check_size(chosen, settings.min_face, name)
     if settings.resolved_framing == "whole":
         return replace(_whole(settings, picture, chosen, detector), cover=cover)
@@ -103,7 +229,7 @@ def _whole(
     return Portrait(picture, square, None, face)
 
 
-def read_still(settings: AnimationSettings, detector: LazyDetector, on_note: OnNote) -> NDArray[np.uint8]:
+def read_still(settings: AnimationSettings, detector: LazyDetector) -> NDArray[np.uint8]:
     """The reference as one picture: itself, or the frame of a video that was asked for, else its calmest.
 
     Raises:
@@ -114,8 +240,8 @@ def read_still(settings: AnimationSettings, detector: LazyDetector, on_note: OnN
     if picture_frames(path) or not _is_video(path):
         if settings.reference_frame:
             raise UserError(f"{path} is a picture; --reference-frame {settings.reference_frame} needs a video.")
-        return read_picture(path, what="the reference", on_note=on_note, **options)
-    source = open_source(path, what="the reference", allow_partial=settings.allow_partial, on_note=on_note, **options)
+        return read_picture(path, what="the reference", **options)
+    source = open_source(path, what="the reference", allow_partial=settings.allow_partial, **options)
     wanted = settings.reference_frame
     if wanted is None:
         step = max((source.frame_count or 0) // SEARCHED, 1)
@@ -128,7 +254,7 @@ def read_still(settings: AnimationSettings, detector: LazyDetector, on_note: OnN
         index, frame = wanted, next(islice(source.frames(), wanted, None), None)
         if frame is None:
             raise UserError(f"{path} has no frame {wanted} for --reference-frame.")
-    on_note(f"{path} is a video; its frame {index} ({float(index / source.fps):.2f} s) is the portrait.")
+    logger.info(f"{path} is a video; its frame {index} ({float(index / source.fps):.2f} s) is the portrait.")
     return np.ascontiguousarray(frame)
 
 
@@ -175,3 +301,50 @@ def _check_size(face: Face, least: int, name: str) -> None:
             f"The face in {name} is {face.size:.0f} pixels, at least {least} are needed (--min-face): "
             "use a larger picture."
         )
+
+
+def read_reference(
+    portrait: NDArray[np.uint8],
+    detector: LazyDetector,
+    *,
+    landmarks: Path | None = None,
+    name: str = "the reference",
+    near: Box | None = None,
+    least: int = 0,
+) -> LandmarkSequence:
+    """The portrait's face as a sequence of one frame: from its landmark file where there is one, else detected.
+
+    Args:
+        portrait: the square that the model sees, uint8 RGB [S, S, 3].
+        detector: opened only without `landmarks`.
+        landmarks: a `.npz` of one frame that belongs to this picture.
+        name: how the picture is called in an error.
+        near: where the face was seen, in 0..1 of the square; None takes the largest.
+        least: pixels that the longer side of the face must have.
+
+    Raises:
+        UserError: no face, a face that is too small, or a landmark file of several frames.
+    """
+    if landmarks is not None:
+        sequence = LandmarkSequence.load(existing_file(landmarks, "the reference's landmarks"))
+        if len(sequence) != 1:
+            raise UserError(f"{landmarks} has {len(sequence)} frames; the landmarks of a portrait are one frame.")
+        return sequence
+    face = choose(detector.open().detect_all(portrait), last_box=near)
+    if face is None:
+        raise UserError(no_face_sentence(name, detector.best_score(portrait)))
+    if face.size < least:
+        raise UserError(
+            f"The face in {name} is {face.size:.0f} pixels after letterboxing, at least {least} are needed: "
+            "leave out --whole, or crop the portrait closer to the face."
+        )
+    return face.as_sequence()
+
+
+def no_face_sentence(name: str, score: float | None) -> str:
+    """What a user is told whose portrait shows no face; `score` is the best that was found, if any."""
+    best = "nothing scores above 0.05" if score is None else f"the best score is about {score:g}"
+    return (
+        f"No face was found in {name} ({best}; 0.5 is needed): choose a portrait that shows the whole face from the "
+        "front, or pass --unaligned to draw the driver's own landmarks."
+    )

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fye_pipeline.animate.config import AnimationSettings
-from fye_pipeline.animate.driver import OnNote
 from fye_pipeline.errors import UserError
+from fye_pipeline.progress import logger
 from fye_pipeline.sampling.clip_store import CLIPS, SETTINGS, difference
 from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.hashing import digest_of_path
 from fye_pipeline.storage.lock import FolderLock
 
 LANDMARKS = "landmarks"
@@ -25,11 +26,19 @@ def folder_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.work")
 
 
+def input_digests(settings: AnimationSettings) -> dict[str, str]:
+    """What tells the contents of the portrait's and the driver's files from others; their names may stay the same."""
+    return {
+        "reference file": digest_of_path(settings.reference),
+        "driving file": digest_of_path(settings.driving),
+    }
+
+
 @contextmanager
-def workplace(
-    output: Path, settings: AnimationSettings, *, resume: bool, overwrite: bool, on_note: OnNote
-) -> Iterator[Path]:
+def work_dir(output: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> Iterator[Path]:
     """The folder to work in, for this run alone; it goes when the block ends well, or when nothing in it is finished.
+
+    identity: settings and inputs, as JSON takes them.
 
     Finished clips that are there are used with `resume` and thrown away with `overwrite` alone; landmarks that an
     earlier run with the same settings has detected are always used.
@@ -39,10 +48,6 @@ def workplace(
             settings or files; or the folder is somebody's own.
     """
     folder = folder_of(output)
-    identity = settings.to_dict() | {
-        "reference file": _stamp(settings.reference),
-        "driving file": _stamp(settings.driving),
-    }
     if folder.exists() and (not folder.is_dir() or (_visible(folder) and not (folder / SETTINGS).is_file())):
         raise UserError(f"{folder} is needed for the work on {output} and holds something else: move it away.")
     lock = FolderLock(folder)
@@ -53,7 +58,7 @@ def workplace(
             yield folder
         except BaseException as error:
             if _worth_keeping(folder, error):
-                on_note(f"what is finished of {output} is kept in {folder}: the same command with --resume goes on")
+                logger.info(f"what is finished of {output} is kept in {folder}: the same command with --resume goes on")
             else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -118,11 +123,3 @@ def _sweep(output: Path) -> None:
     for entry in output.parent.iterdir():
         if part.fullmatch(entry.name):
             entry.unlink(missing_ok=True)
-
-
-def _stamp(path: Path) -> str:
-    """What tells that a file, or the files of a folder, are others than before; whether it is there is asked later."""
-    path = Path(path).expanduser()
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [file.stat() for file in files if file.is_file()]
-    return f"{sum(stat.st_size for stat in stats)} bytes, {max((stat.st_mtime_ns for stat in stats), default=0)}"

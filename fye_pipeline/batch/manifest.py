@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fye_pipeline.animate.config import SHIPPED, AnimationSettings
-from fye_pipeline.animate.run import Studio, animate, is_finished
+from fye_pipeline.animate.run import AnimationSession, animate, is_finished
 from fye_pipeline.errors import UserError
-from fye_pipeline.progress import OnProgress, silent
+from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import existing_file
 from fye_pipeline.storage.ledger import Entry, Ledger
 
@@ -169,7 +169,12 @@ def plan_tasks(manifest: Path, settings_of: SettingsOf) -> list[Task]:
 
 
 def carry_out(
-    task: Task, studio: Studio, *, overwrite: bool = False, resume: bool = False, on_progress: OnProgress = silent
+    task: Task,
+    session: AnimationSession,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_progress: OnProgress = silent,
 ) -> Entry:
     """Make one row. -> its line for the ledger, whose `status` is made, kept or failed."""
     entry: Entry = {"row": task.number, "output": task.output}
@@ -183,7 +188,7 @@ def carry_out(
         if resume and not overwrite and is_finished(output, task.settings):
             return entry | {"status": "kept"}
         result = animate(
-            task.settings, output, overwrite=overwrite, resume=resume, studio=studio, on_progress=on_progress
+            task.settings, output, overwrite=overwrite, resume=resume, session=session, on_progress=on_progress
         )
         return entry | {"status": "made", "frames": result.frames, "seconds": result.seconds, "notes": result.notes}
     except Exception as error:  # whatever a row's files do, the rows after it are made
@@ -214,27 +219,25 @@ def run_tasks(
     tasks: Sequence[Task],
     ledger: Ledger,
     *,
-    studio: Studio,
+    session: AnimationSession,
     overwrite: bool = False,
     resume: bool = False,
     on_progress: OnProgress = silent,
-    on_note: Callable[[str], None] = lambda text: None,
 ) -> Summary:
     """Animate the rows one after the other; one that fails is noted, and the others go on.
 
     Args:
         tasks: what `plan_tasks` gives, or some of it.
         ledger: gets one line for every row that ends.
-        studio: detector and model, which the rows share.
+        session: detector and model, which the rows share.
         overwrite: replace outputs that are there.
         resume: keep outputs that were made with the same settings; rows that failed are tried again.
-        on_note: told of every row that ends.
     """
     summary = Summary()
     for done, task in enumerate(tasks):
         on_progress("rows", done, len(tasks))
-        entry = carry_out(task, studio, overwrite=overwrite, resume=resume, on_progress=on_progress)
+        entry = carry_out(task, session, overwrite=overwrite, resume=resume, on_progress=on_progress)
         note_entry(entry, ledger, resume=resume)
-        on_note(summary.add(entry))
+        logger.info(summary.add(entry))
     on_progress("rows", len(tasks), len(tasks))
     return summary

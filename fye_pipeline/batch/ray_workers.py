@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fye_pipeline.animate.session import Studio
+from fye_pipeline.animate.session import AnimationSession
 from fye_pipeline.batch.manifest import Summary, Task, carry_out, note_entry
 from fye_pipeline.batch.workers import Options
 from fye_pipeline.errors import UserError
-from fye_pipeline.progress import hush_libraries
+from fye_pipeline.progress import hush_libraries, logger
 from fye_pipeline.storage.ledger import Ledger
 
 
@@ -29,7 +29,7 @@ class RowMaker:
     def __init__(self, options: Options, ledger: Path) -> None:
         hush_libraries()
         self._options, self._ledger = options, Ledger(ledger)
-        self._studio = Studio(options.face_landmarker, device=options.device, offload=options.offload)
+        self._studio = AnimationSession(options.face_landmarker, device=options.device, offload=options.offload)
         self._studio.__enter__()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,6 @@ def run_on_ray(
     *,
     address: str = "auto",
     actors: int = 1,
-    on_note: Callable[[str], None] = lambda text: None,
 ) -> Summary:
     """As `manifest.run_tasks`, by `actors` actors; outputs that were made with the same settings are kept.
 
@@ -81,5 +80,5 @@ def run_on_ray(
         num_gpus=1 if on_gpu else 0,
     )
     for row in made.iter_rows():
-        on_note(summary.add(json.loads(row["entry"])))
+        logger.info(summary.add(json.loads(row["entry"])))
     return summary

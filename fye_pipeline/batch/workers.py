@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -17,10 +18,9 @@ from typing import Any
 
 import torch
 
-from fye_pipeline.animate.machine import Offload, check_offload, choose_device
-from fye_pipeline.animate.session import Studio
+from fye_pipeline.animate.session import AnimationSession, Offload, check_offload, choose_device
 from fye_pipeline.batch.manifest import Summary, Task, carry_out, note_entry
-from fye_pipeline.progress import OnProgress, hush_libraries, silent
+from fye_pipeline.progress import OnProgress, hush_libraries, logger, silent
 from fye_pipeline.storage.ledger import Entry, Ledger
 
 _ATTEMPTS = 2  # of a row whose process dies, by the system's hand or its own
@@ -51,7 +51,6 @@ def run_in_processes(
     jobs: int,
     *,
     on_progress: OnProgress = silent,
-    on_note: Callable[[str], None] = lambda text: None,
 ) -> Summary:
     """As `manifest.run_tasks`, `jobs` rows at once; with several GPUs the processes are dealt out over them.
 
@@ -68,7 +67,7 @@ def run_in_processes(
 
     def ended(entry: Entry) -> None:
         note_entry(entry, ledger, resume=options.resume or attempts[entry["row"]] > 1)
-        on_note(summary.add(entry))
+        logger.info(summary.add(entry))
         done = len(summary.made) + len(summary.kept) + len(summary.failed)
         on_progress("rows", done, len(tasks))
 
@@ -91,14 +90,14 @@ def run_in_processes(
                     task, code = worker.task, worker.process.exitcode
                     workers[index] = _start(options, index, count)
                     if attempts[task.number] < _ATTEMPTS:
-                        on_note(f"row {task.number}: its process ended with code {code}; it is tried once more")
+                        logger.info(f"row {task.number}: its process ended with code {code}; it is tried once more")
                         waiting.appendleft(task)
                     else:
                         reason = f"its process ended with code {code}, twice (out of memory? use a smaller --jobs)."
                         ended({"row": task.number, "output": task.output, "status": "failed", "error": reason})
                     continue
                 if kind == "note":
-                    on_note(f"row {worker.task.number}: {content}")
+                    logger.info(f"row {worker.task.number}: {content}")
                 else:
                     worker.task = None
                     ended(content)
@@ -145,18 +144,26 @@ def _work(pipe: Connection, options: Options, count: int) -> None:
     os.environ.setdefault("GLOG_minloglevel", "2")
     hush_libraries()
 
-    def tell(text: str) -> None:
-        pipe.send(("note", text))
-
-    settings: dict[str, Any] = {"device": options.device, "offload": options.offload, "on_note": tell}
-    with Studio(options.face_landmarker, **settings) as studio:
+    logger.addHandler(_ToParent(pipe))
+    with AnimationSession(options.face_landmarker, device=options.device, offload=options.offload) as session:
         while True:
             try:
                 task, again = pipe.recv()
             except EOFError:
                 return
             resume = options.resume or again
-            pipe.send(("entry", carry_out(task, studio, overwrite=options.overwrite, resume=resume)))
+            pipe.send(("entry", carry_out(task, session, overwrite=options.overwrite, resume=resume)))
+
+
+class _ToParent(logging.Handler):
+    """Sends a worker's notes through its pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._pipe.send(("note", record.getMessage()))
 
 
 def _end_with_parent() -> None:

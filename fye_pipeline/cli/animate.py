@@ -14,12 +14,22 @@ import typer
 
 from fye_pipeline.cli.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Overwrite, Quiet, TaskFile, Verbose
 from fye_pipeline.errors import UserError
-from fye_pipeline.progress import Reporter, hush_libraries
+from fye_pipeline.progress import Reporter, hush_libraries, logger
 
 if TYPE_CHECKING:
     from fye_pipeline.animate.config import AnimationSettings
 
 OUTPUT = Path("animated.mp4")
+CheckCache = Callable[[dict[str, Any]], None]
+
+_CACHE = {"interval": "N", "order": "order", "cut": "cut", "preset": "preset"}
+# Flags that are settings under the same name; the others are translated in `_changes`.
+_SAME = (
+    *("reference", "driving", "model", "steps", "guidance", "seed", "frames", "fps", "size", "long", "crop_scale"),
+    *("crop_shift", "face", "min_face", "reference_frame", "background", "max_pixels", "regions", "intensity", "pose"),
+    *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
+    *("chunk", "alpha", "vae_tiling"),
+)
 
 
 class Long(StrEnum):
@@ -192,17 +202,16 @@ def animate(
 ) -> None:
     """Animate a portrait with a driving face video; without arguments, the demo that ships."""
     reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
-    reporter.detail("loading torch and diffusers")
+    logger.debug("loading torch and diffusers")
     from fye_pipeline.animate import run as animation
-    from fye_pipeline.cli import flags
 
     if not debug:
         hush_libraries()
-    base = flags.common_settings(context, config)
+    base = common_settings(context, config)
     source = str(config) if config else "The flags"
 
     def settings_of(row: Mapping[str, Any], name: str) -> AnimationSettings:
-        settings = flags.row_settings(base, row, name, context.obj)
+        settings = row_settings(base, row, name, context.obj)
         if not settings.watermark and not i_accept_the_terms:
             raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
         return settings
@@ -229,7 +238,6 @@ def animate(
             device=device,
             offload=offload.value,
             on_progress=on_progress,
-            on_note=reporter.note,
         )
     reporter.result(str(result), result.to_dict())
 
@@ -241,12 +249,12 @@ def _run_manifest(
     reporter: Reporter,
 ) -> None:
     """Animate the rows here, in several processes or on Ray; ends the command with code 1 where some failed."""
-    from fye_pipeline.animate.session import Studio
+    from fye_pipeline.animate.session import AnimationSession
     from fye_pipeline.batch import manifest as manifests
     from fye_pipeline.batch import ranks
     from fye_pipeline.batch.workers import Options, run_in_processes
 
-    given, note = context.params, reporter.note
+    given = context.params
     rank, count = ranks.own_share()
     options = Options(
         face_landmarker=given["face_landmarker"],
@@ -260,22 +268,19 @@ def _run_manifest(
         if given["ray"] is not None:
             from fye_pipeline.batch.ray_workers import run_on_ray
 
-            summary = run_on_ray(tasks, ledger, options, address=given["ray"], actors=given["jobs"], on_note=note)
+            summary = run_on_ray(tasks, ledger, options, address=given["ray"], actors=given["jobs"])
         elif given["jobs"] > 1:
             jobs = given["jobs"]
-            summary = run_in_processes(tasks, ledger, options, jobs, on_note=note, on_progress=on_progress)
+            summary = run_in_processes(tasks, ledger, options, jobs, on_progress=on_progress)
         else:
-            with Studio(
-                options.face_landmarker, device=options.device, offload=options.offload, on_note=note
-            ) as studio:
+            with AnimationSession(options.face_landmarker, device=options.device, offload=options.offload) as session:
                 summary = manifests.run_tasks(
                     tasks,
                     ledger,
-                    studio=studio,
+                    session=session,
                     overwrite=options.overwrite,
                     resume=options.resume,
                     on_progress=on_progress,
-                    on_note=note,
                 )
     if count > 1:
         summary = ranks.gather(summary)
@@ -294,3 +299,73 @@ def _save(path: Path, settings: AnimationSettings, *, overwrite: bool) -> None:
     path = writable_target(path, overwrite=overwrite)
     with atomic_target(path) as temporary:
         temporary.write_text(json.dumps(settings.to_dict(), indent=2) + "\n")
+
+
+def common_settings(context: typer.Context, config: Path | None) -> dict[str, Any]:
+    """The settings of a file, if any, changed by the flags that were given, as plain values."""
+    from fye_pipeline.animate.config import read_settings
+
+    values = read_settings(config) if config is not None else {}
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    }
+    if "reference" in given:
+        values.pop("reference_landmarks", None)  # those in the file belong to the portrait in the file
+    return values | _changes(given, values.get("cache"))
+
+
+def row_settings(
+    base: dict[str, Any], row: Mapping[str, Any], name: str, check_cache: CheckCache | None
+) -> AnimationSettings:
+    """The settings of one animation: a manifest's row, if any, over what all have in common."""
+    from fye_pipeline.animate.config import DEMO_PORTRAIT_LANDMARKS, AnimationSettings
+
+    values = base | {key: value for key, value in row.items() if key not in _CACHE.values()}
+    if "reference" in row and "reference_landmarks" not in row:
+        values.pop("reference_landmarks", None)
+    elif "reference" not in values and values.get("framing") in (None, "whole"):
+        values.setdefault("reference_landmarks", str(DEMO_PORTRAIT_LANDMARKS))
+    if asked := {key: row[key] for key in _CACHE.values() if key in row}:
+        try:
+            numbers = {key: int(asked[key]) for key in ("N", "order") if key in asked}
+        except (TypeError, ValueError):
+            raise UserError(f"{name}: N and order are whole numbers, got {asked}.") from None
+        values["cache"] = _cache_options(asked | numbers, values.get("cache"))
+    settings = AnimationSettings.from_dict(values, source=name)
+    if settings.cache is not None and check_cache is not None:
+        check_cache(settings.cache)
+    return settings
+
+
+def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings that flags change, as plain values."""
+    values = {name: _plain(given[name]) for name in _SAME if name in given}
+    if given.get("crop_only") and given.get("whole"):
+        raise UserError("--crop-only and --whole exclude each other.")
+    for flag, name, value in (
+        ("crop_only", "framing", "crop"),
+        ("whole", "framing", "whole"),
+        ("no_audio", "audio", False),
+        ("no_watermark", "watermark", False),
+        ("no_cache", "cache", None),
+    ):
+        if given.get(flag):
+            values[name] = value
+    asked = {name: _plain(given[flag]) for flag, name in _CACHE.items() if given.get(flag) is not None}
+    if asked and not given.get("no_cache"):
+        values["cache"] = _cache_options(asked, cache)
+    return values
+
+
+def _cache_options(asked: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any]:
+    """What `ticache.apply` is given: what was asked for, over the saved options, or the defaults without a preset."""
+    defaults = {"N": 3, "order": 2, "cut": "outer"} if asked.get("preset") in (None, "paper") else {}
+    return (saved or defaults) | asked if "preset" not in asked else defaults | asked
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return value.value
+    return str(value) if isinstance(value, Path | Fraction) else value

@@ -53,7 +53,7 @@ class LoadModel:
     def __call__(self) -> FollowYourEmojiPipeline:
         import torch
 
-        from fye_pipeline.animate.machine import choose_device, load_model
+        from fye_pipeline.animate.session import choose_device, load_model
 
         hush_libraries()
         return load_model(self.folder, choose_device(self.device), torch.float32)
@@ -87,10 +87,10 @@ def rendered(
         raise UserError(f"--split must be held, train or demo, got {split!r}.")
     if not debug:
         hush_libraries()
-    from fye_pipeline.animate.driver import obtain_face_landmarker
+    from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.evaluation import rendered as reenactment
     from fye_pipeline.evaluation import summary as figures
-    from fye_pipeline.models.recipe import recommended_guidance
+    from fye_pipeline.models.folder import recommended_guidance
 
     target = _target(json_file, overwrite=overwrite, resume=resume)
     folder = model or SHIPPED_MODEL
@@ -108,13 +108,12 @@ def rendered(
         result = reenactment.evaluate_rendered(
             LoadModel(folder, device),
             plan,
-            face_landmarker=obtain_face_landmarker(face_landmarker, reporter.note),
+            face_landmarker=obtain_face_landmarker(face_landmarker),
             jobs=jobs,
             target=target,
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
-            on_note=reporter.note,
         )
     reporter.result(figures.describe(result), result)
 
@@ -168,7 +167,7 @@ def manifest(
     if not debug:
         hush_libraries()
     from fye_pipeline.animate.config import AnimationSettings
-    from fye_pipeline.animate.driver import obtain_face_landmarker
+    from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.evaluation import pairs as listed
     from fye_pipeline.evaluation.listing import read_listing
     from fye_pipeline.evaluation.metric_networks import Weights
@@ -194,13 +193,13 @@ def manifest(
         folder=target.with_name(f"{target.stem}_files"),
         weights=Weights(lpips, fid, fvd, arcface, hyperiqa),
         outputs=outputs,
-        face_landmarker=obtain_face_landmarker(face_landmarker, reporter.note),
+        face_landmarker=obtain_face_landmarker(face_landmarker),
         device=device,
     )
     name = method or ("this model" if outputs is None else outputs.resolve().name)
     run = listed.Run(target, method=name, jobs=jobs, resume=resume, overwrite=overwrite)
     with reporter.progress() as on_progress:
-        result = listed.evaluate_listing(gallery, run, on_progress=on_progress, on_note=reporter.note)
+        result = listed.evaluate_listing(gallery, run, on_progress=on_progress)
     reporter.result(listed.describe(result), result)
     if result["failed"]:
         if reporter.quiet:

@@ -21,7 +21,7 @@ from fye_pipeline.cli.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Ov
 from fye_pipeline.cli.prepare import prepare
 from fye_pipeline.cli.tune import tune
 from fye_pipeline.errors import UserError
-from fye_pipeline.progress import Reporter, hush_libraries
+from fye_pipeline.progress import Reporter, hush_libraries, logger
 
 app = typer.Typer(
     name="fye",
@@ -65,24 +65,18 @@ def landmarks(
 ) -> None:
     """Detect a face through a video and save its landmarks; the sequence drives `animate` without the video."""
     reporter = Reporter(quiet=quiet, as_json=as_json)
-    from fye_pipeline.animate import driver as inputs
+    from fye_pipeline.animate.driver import open_driver
+    from fye_pipeline.animate.session import LazyDetector
     from fye_pipeline.media.source import open_source
     from fye_pipeline.storage.files import writable_target
 
     if output.suffix != ".npz":
         raise UserError(f"{output} must end in .npz, the format of landmark sequences.")
     targets = [writable_target(path, overwrite=overwrite) for path in (output, preview) if path is not None]
-    lazy = inputs.LazyDetector(face_landmarker, reporter.note, mode="video" if smooth else "image")
+    lazy = LazyDetector(face_landmarker, mode="video" if smooth else "image")
     with reporter.progress() as on_progress, lazy as detector:
-        driver = inputs.read_driver(
-            video,
-            detector,
-            frames=frames,
-            no_face=no_face.value,
-            max_gap=max_gap,
-            face_index=face_index,
-            on_progress=on_progress,
-            on_note=reporter.note,
+        driver = open_driver(video, frames=frames).read(
+            detector, no_face=no_face.value, max_gap=max_gap, face_index=face_index, on_progress=on_progress
         )
     sequence = driver.sequence
     sequence.save(output)
@@ -124,7 +118,7 @@ def train(
 ) -> None:
     """Train a model on rendered faces or on prepared videos; it can be interrupted and resumed at any time."""
     reporter = Reporter(quiet=quiet)
-    from fye_pipeline.animate.driver import obtain_face_landmarker
+    from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.training.config import check_inputs, load_config
     from fye_pipeline.training.loop import train as run
 
@@ -132,9 +126,9 @@ def train(
         hush_libraries()
     recipe = load_config(config, dataset=None if dataset is None else str(dataset), init=init, motion_init=motion_init)
     check_inputs(recipe)
-    task = None if recipe.dataset else obtain_face_landmarker(face_landmarker, reporter.note)
+    task = None if recipe.dataset else obtain_face_landmarker(face_landmarker)
     folder = run(
-        recipe, output=output, resume=resume, max_steps=max_steps, face_landmarker=task, on_progress=reporter.note
+        recipe, output=output, resume=resume, max_steps=max_steps, face_landmarker=task, on_progress=logger.info
     )
     reporter.result(f"{folder}: use it with `fye animate --model {folder}`", {"model": str(folder)})
 
@@ -155,14 +149,14 @@ def world(
     reporter = Reporter(quiet=quiet)
     from PIL import Image
 
-    from fye_pipeline.animate.driver import obtain_face_landmarker
+    from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.landmarks.geometry import CanonicalFace
     from fye_pipeline.storage.files import writable_target
     from fye_pipeline.world import World
     from fye_pipeline.world.dataset import contact_sheet
 
     target = writable_target(sheet, overwrite=overwrite)
-    task = obtain_face_landmarker(face_landmarker, reporter.note)
+    task = obtain_face_landmarker(face_landmarker)
     rendered = World(CanonicalFace.from_task(task), seed=seed)
     picture = contact_sheet(rendered, split=split.value, rows=rows, columns=columns)
     Image.fromarray(picture).save(target)
@@ -217,7 +211,7 @@ def models_check(
     if folder is not None:
         import torch
 
-        from fye_pipeline.animate.machine import load_model
+        from fye_pipeline.animate.session import load_model
 
         hush_libraries()
         load_model(folder, torch.device("cpu"), torch.float16)

@@ -39,7 +39,7 @@ def prepare(
 ) -> None:
     """Cut videos into clips of one face, with landmarks; what was left out is listed with its reason."""
     reporter = Reporter(quiet=quiet, as_json=as_json)
-    from fye_pipeline.animate.driver import obtain_face_landmarker
+    from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.training.extract import PrepareOptions
     from fye_pipeline.training.extract import prepare as run
     from fye_pipeline.training.segment import CutRules
@@ -51,7 +51,7 @@ def prepare(
         quality=quality,
         shard_bytes=shard_mb << 20,
     )
-    task = obtain_face_landmarker(face_landmarker, reporter.note)
+    task = obtain_face_landmarker(face_landmarker)
     with reporter.progress() as on_progress:
         report = run(
             folder,
@@ -62,7 +62,6 @@ def prepare(
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
-            on_note=reporter.note,
         )
     reporter.result(_table(report, output), {"output": str(output), **report})
 

@@ -11,7 +11,7 @@ import typer
 
 from fye_pipeline.cli.options import Debug, Json, Overwrite, Quiet, TaskFile
 from fye_pipeline.errors import UserError
-from fye_pipeline.progress import OnProgress, Reporter, hush_libraries
+from fye_pipeline.progress import OnProgress, Reporter, hush_libraries, logger
 
 CHECK_HEADS_FROM = 500  # held-out heads that no other figure of the project is measured on
 TUNE_HEADS_FROM = 500_000  # heads of the training split beyond those that any recipe trains on
@@ -76,7 +76,7 @@ def tune(
     if as_preset is not None:
         _check_preset(folder, as_preset, overwrite=overwrite)
     if output is None and as_preset is None:
-        reporter.note("neither --output nor --as-preset is given: the settings are only shown")
+        logger.info("neither --output nor --as-preset is given: the settings are only shown")
     goal = {"full_steps": full_steps} if full_steps is not None else {"target_psnr": target_psnr or 45.0}
     with reporter.progress() as on_progress:
         pipe, calls = _calls(
@@ -127,16 +127,15 @@ def _calls(
     reporter: Reporter,
 ) -> tuple[Any, list[Any]]:
     """The model, and its calls: those to search on first, those for the check last."""
-    from fye_pipeline.animate.driver import obtain_face_landmarker
-    from fye_pipeline.animate.machine import choose_device, choose_dtype, load_model
+    from fye_pipeline.animate.session import choose_device, choose_dtype, load_model, obtain_face_landmarker
     from fye_pipeline.landmarks.geometry import CanonicalFace
-    from fye_pipeline.models.recipe import recommended_guidance
+    from fye_pipeline.models.folder import recommended_guidance
     from fye_pipeline.world import World
     from fye_pipeline.world.calls import rendered_calls
 
     on = choose_device(device)
     pipe = load_model(folder, on, choose_dtype("auto", on))
-    task = obtain_face_landmarker(face_landmarker, reporter.note)
+    task = obtain_face_landmarker(face_landmarker)
     size = int(pipe.unet.config["sample_size"]) * pipe.vae_scale_factor
     world = World(CanonicalFace.from_task(task), size=size)
     made = {
@@ -170,7 +169,7 @@ def _search(
         on_progress(at.stage, at.done, at.total)
         if at.best is not None and at.best != best[0]:
             best[0] = at.best
-            reporter.note(described(at))
+            logger.info(described(at))
 
     try:
         return ticache.tune(

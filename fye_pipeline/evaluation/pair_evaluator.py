@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.animate.config import AnimationSettings
-from fye_pipeline.animate.driver import Driver, read_driver
-from fye_pipeline.animate.run import Studio, animate
+from fye_pipeline.animate.driver import Driver, open_driver
+from fye_pipeline.animate.run import AnimationSession, animate
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.expression import landmark_jitter
@@ -53,11 +53,11 @@ class Gallery:
     def open(self) -> Iterator[Measure]:
         pairs = {pair.name: pair for pair in self.pairs}
         instruments = Instruments.load(self.weights)
-        with Studio(self.face_landmarker, device=self.device) as studio:
+        with AnimationSession(self.face_landmarker, device=self.device) as session:
 
             def measure(name: str) -> Entry:
                 try:
-                    return self._measure(pairs[name], studio, instruments)
+                    return self._measure(pairs[name], session, instruments)
                 except UserError as error:
                     return {"error": " ".join(str(error).split())}
                 except Exception as error:  # whatever a row's files do, the rows after it are measured
@@ -65,18 +65,18 @@ class Gallery:
 
             yield measure
 
-    def _measure(self, pair: Pair, studio: Studio, instruments: Instruments) -> Entry:
+    def _measure(self, pair: Pair, session: AnimationSession, instruments: Instruments) -> Entry:
         if pair.error is not None:
             raise UserError(pair.error)
         landmarks = self.folder / f"{_key(pair.driving)}.npz"
-        driver = self._driver(pair.driving, landmarks, studio)
-        video = self._output(pair, landmarks, studio)
+        driver = self._driver(pair.driving, landmarks, session)
+        video = self._output(pair, landmarks, session)
         frames = read_video(video, self.settings.frames)
         truth_path = pair.truth or (pair.driving if pair.portrait is None else None)
         truth = None if truth_path is None else read_video(truth_path, self.settings.frames)
         count = min(len(frames), len(driver.sequence), *([] if truth is None else [len(truth)]))
         portrait = read_video(pair.driving, 1)[0] if pair.portrait is None else read_picture(pair.portrait)
-        find = studio.detector.open().detect
+        find = session.detector.open().detect
         small = np.asarray(cv2.resize(portrait, frames.shape[2:0:-1], interpolation=cv2.INTER_AREA), np.uint8)
         scene = Scene(portrait, driver.sequence[:count], None if truth is None else truth[:count], find, instruments)
         features = self.folder / f"{pair.name}.features.npz"
@@ -89,25 +89,18 @@ class Gallery:
             "still": scene.measure(np.repeat(small[None], count, axis=0)),
         }
 
-    def _driver(self, path: Path, landmarks: Path, studio: Studio) -> Driver:
+    def _driver(self, path: Path, landmarks: Path, session: AnimationSession) -> Driver:
         """A driver's landmarks, detected once for all its rows."""
         settings = self.settings
         if landmarks.is_file():
-            return read_driver(landmarks, studio.detector)
-        driver = read_driver(
-            path,
-            studio.detector,
-            frames=settings.frames,
-            fps=settings.fps,
-            no_face=settings.no_face,
-            max_gap=settings.max_gap,
-            max_pixels=settings.max_pixels,
-        )
+            return open_driver(landmarks).read(session.detector)
+        opened = open_driver(path, frames=settings.frames, fps=settings.fps, max_pixels=settings.max_pixels)
+        driver = opened.read(session.detector, no_face=settings.no_face, max_gap=settings.max_gap)
         sequence = driver.sequence
         replace(sequence, fps=sequence.fps or Fraction(driver.fps)).save(landmarks)
         return driver
 
-    def _output(self, pair: Pair, landmarks: Path, studio: Studio) -> Path:
+    def _output(self, pair: Pair, landmarks: Path, session: AnimationSession) -> Path:
         """The video to measure: a finished one, or one that is made now."""
         if self.outputs is not None:
             for suffix in VIDEOS:
@@ -115,10 +108,10 @@ class Gallery:
                     return self.outputs / f"{pair.name}{suffix}"
             raise UserError(f"{self.outputs} has no video {pair.name}{VIDEOS[0]}.")
         own = {"reference": pair.driving, "reference_frame": 0} if pair.portrait is None else {}
-        settings = replace(self.settings, **({"reference": pair.portrait, "driving": landmarks} | own))
+        settings = self.settings.model_copy(update={"reference": pair.portrait, "driving": landmarks} | own)
         target = self.folder / f"{pair.name}.mp4"
         # The one place where the animator is called.
-        animate(settings, target, overwrite=True, studio=studio)
+        animate(settings, target, overwrite=True, session=session)
         return target
 
 

@@ -17,6 +17,7 @@ from fye_pipeline.evaluation.pair_evaluator import Gallery, Instruments, model_s
 from fye_pipeline.evaluation.summary import mean_of
 from fye_pipeline.evaluation.tables import Column, Table
 from fye_pipeline.evaluation.work import Estimate, work_off
+from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import atomic_target
 
 EXPRESSION = (
@@ -70,7 +71,6 @@ def evaluate_listing(
     run: Run,
     *,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-    on_note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure every pair. -> `self` and `cross` (means, where there are such pairs), `groups`, `rows`, `failed`.
 
@@ -85,21 +85,21 @@ def evaluate_listing(
     conditions = _conditions(gallery, run.method)
     before = finished_result(run.target, conditions) if run.resume and not run.overwrite else None
     if before is not None and not before["failed"]:
-        on_note(f"{run.target} was made under the same conditions; nothing to do.")
+        logger.info(f"{run.target} was made under the same conditions; nothing to do.")
         return before
     journal = Journal(journal_path(run.target), conditions, resume=run.resume, overwrite=run.overwrite)
     for name, row in (before["rows"] if before else {}).items():
         journal.add(name, row)
     gallery.folder.mkdir(parents=True, exist_ok=True)
     names = [pair.name for pair in gallery.pairs]
-    estimate = Estimate(len(names) - len(journal.entries), run.jobs, on_note)
+    estimate = Estimate(len(names) - len(journal.entries), run.jobs)
     on_progress("rows", len(journal.entries), len(names))
 
     def done(name: str, entry: Entry) -> None:
         on_progress("rows", len(journal.entries), len(names))
         estimate.advance()
         if "error" in entry:
-            on_note(f"{name} failed: {entry['error']}")
+            logger.info(f"{name} failed: {entry['error']}")
 
     entries = work_off(gallery, names, journal, jobs=run.jobs, on_done=done)
     result = summarise(entries, gallery, run.method) | {"conditions": conditions}

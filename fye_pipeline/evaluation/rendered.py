@@ -29,6 +29,7 @@ from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.masks import expression_mask, facial_mask
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.progress import logger
 from fye_pipeline.world import WORLD_VERSION, World
 
 LoadModel = Callable[[], FollowYourEmojiPipeline]
@@ -44,7 +45,6 @@ def evaluate_rendered(
     resume: bool = False,
     overwrite: bool = False,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-    on_note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure a model beside its baselines; the keys are those of `fye evaluate rendered --json`.
 
@@ -72,11 +72,11 @@ def evaluate_rendered(
         "device": str(model.device),
     }
     if target is not None and resume and not overwrite and (before := finished_result(target, conditions)) is not None:
-        on_note(f"{target} was made under the same conditions; nothing to do.")
+        logger.info(f"{target} was made under the same conditions; nothing to do.")
         return before
     notes = Journal(journal_path(target), conditions, resume=resume, overwrite=overwrite)
     if notes.entries:
-        on_note(f"{len(notes.entries)} of {plan.clips} clips were measured before")
+        logger.info(f"{len(notes.entries)} of {plan.clips} clips were measured before")
     with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
         world = World(detector.canonical, size=size)
         identity = fit_identity(
@@ -90,7 +90,7 @@ def evaluate_rendered(
     bench = Bench(load, plan, identity, face_landmarker, None if jobs > 1 else model)
     del model
     names = [str(k) for k in range(plan.clips)]
-    estimate = Estimate(plan.clips - len(notes.entries), jobs, on_note)
+    estimate = Estimate(plan.clips - len(notes.entries), jobs)
     on_progress("clips", len(notes.entries), plan.clips)
 
     def done(name: str, clip: Entry) -> None:

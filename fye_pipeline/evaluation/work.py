@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from fye_pipeline.evaluation.journal import Entry, Journal
+from fye_pipeline.progress import logger
 
 Measure = Callable[[str], Entry]
 _PARTING = 20.0  # seconds that a process may take to put its model away
@@ -127,8 +128,8 @@ def _serve(workshop: Workshop, parts: Any, answers: Any) -> None:
 class Estimate:
     """Tells once how long the rest takes, where that is long."""
 
-    def __init__(self, total: int, jobs: int, on_note: Callable[[str], None], *, worth_saying: float = 120.0) -> None:
-        self._total, self._jobs, self._on_note, self._worth = total, jobs, on_note, worth_saying
+    def __init__(self, total: int, jobs: int, *, worth_saying: float = 120.0) -> None:
+        self._total, self._jobs, self._worth = total, jobs, worth_saying
         self._began, self._done, self._told = time.monotonic(), 0, False
 
     def advance(self) -> None:
@@ -139,4 +140,4 @@ class Estimate:
         self._told = True
         left = (time.monotonic() - self._began) / self._done * (self._total - self._done)
         if left >= self._worth:
-            self._on_note(f"{self._total - self._done} more take about {left / 60:.0f} minutes")
+            logger.info(f"{self._total - self._done} more take about {left / 60:.0f} minutes")

@@ -12,6 +12,8 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from fye_pipeline.progress import logger
+
 COPIED = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # what an mp4 may hold and players know
 COPIED_WEBM = ("opus", "vorbis")
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -36,14 +38,11 @@ class Sound:
     Args:
         path: the video whose sound it is.
         target: the container that is being written; the stream is added to it here.
-        on_note: told one sentence where the sound breaks off.
         webm: the container is WebM, which holds Opus where mp4 would hold AAC.
     """
 
-    def __init__(
-        self, path: Path, target: Any, on_note: Callable[[str], None] = lambda text: None, *, webm: bool = False
-    ) -> None:
-        self._path, self._target, self._on_note = path, target, on_note
+    def __init__(self, path: Path, target: Any, *, webm: bool = False) -> None:
+        self._path, self._target = path, target
         self._source = av.open(str(path))
         stream = self._source.streams.audio[0]
         self.copied = stream.codec_context.name in (COPIED_WEBM if webm else COPIED)
@@ -83,7 +82,7 @@ class Sound:
         try:
             return next(self._pieces, None)
         except FFmpegError:
-            self._on_note(f"{self._path}: its sound is damaged; the result's sound breaks off there.")
+            logger.info(f"{self._path}: its sound is damaged; the result's sound breaks off there.")
             return None
 
     def _copy(self) -> Generator[Piece, None, None]:

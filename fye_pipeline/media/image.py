@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import existing_file
 
 MAX_PIXELS = 100_000_000
@@ -21,8 +22,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _DEFAULT_DELAY = Fraction(1, 10)  # seconds, what viewers show where an animation names no delay
 
-OnNote = Callable[[str], None]
-
 
 def read_picture(
     path: str | Path,
@@ -30,7 +29,6 @@ def read_picture(
     what: str = "the picture",
     max_pixels: int = MAX_PIXELS,
     background: str = BACKGROUND,
-    on_note: OnNote = lambda text: None,
 ) -> np.ndarray:
     """Decode a picture file to uint8 RGB [H, W, 3]; of an animation, the first frame.
 
@@ -47,7 +45,7 @@ def read_picture(
             raise UserError(f"{path} is {width} x {height} pixels; at least {MIN_SIDE} a side are needed.")
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format != "MPO":
-            on_note(f"{path} is an animation of {frames} frames; the first is used as {what}.")
+            logger.info(f"{path} is an animation of {frames} frames; the first is used as {what}.")
         return to_rgb(picture, background)
 
 
@@ -187,3 +185,13 @@ def _to_srgb(picture: Image.Image, background: str) -> Image.Image:
         except (ImageCms.PyCMSError, OSError):
             pass  # a profile that is damaged or does not fit the pixels is ignored, as viewers do
     return picture.convert("RGB")
+
+
+def letterbox(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Fit a picture into width x height: bicubic, aspect kept, centred on black, as Follow-Your-Emoji v1."""
+    scale = min(width / picture.width, height / picture.height)
+    size = max(int(picture.width * scale), 1), max(int(picture.height * scale), 1)
+    inner = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
+    return canvas

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -22,12 +22,11 @@ from fye_pipeline.media.image import (
     read_picture,
 )
 from fye_pipeline.media.video import at_constant_rate, depth_note, probe, read_frames
+from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import existing_file
 
 Kind = Literal["video", "animation", "folder", "picture"]
 DEFAULT_FPS = Fraction(25)  # of pictures, which name no rate
-
-OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,13 @@ class Source:
     max_pixels: int = MAX_PIXELS
     background: str = BACKGROUND
     allow_partial: bool = False
-    on_note: OnNote = lambda text: None
 
     def frames(self, limit: int | None = None) -> Iterator[np.ndarray]:
         """Decode uint8 RGB [H, W, 3] frame by frame. Raises `UserError` where a file is damaged."""
         options = {"max_pixels": self.max_pixels, "background": self.background}
         if self.kind == "video":
             partial = self.allow_partial
-            yield from read_frames(self.path, limit=limit, fps=self.fps, allow_partial=partial, on_note=self.on_note)
+            yield from read_frames(self.path, limit=limit, fps=self.fps, allow_partial=partial)
         elif self.kind == "animation":
             yield from islice(at_constant_rate(read_animation(self.path, **options), self.fps), limit)
         else:
@@ -69,7 +67,6 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     background: str = BACKGROUND,
     allow_partial: bool = False,
-    on_note: OnNote = lambda text: None,
 ) -> Source:
     """Look at what a path holds and at its header; its frames will come at `fps` (None: at their own rate).
 
@@ -86,7 +83,7 @@ def open_source(
     elif frames := picture_frames(existing_file(path, what)):
         if frames == 1:
             kind, own, count = "picture", DEFAULT_FPS, 1
-            on_note(f"{path} is a single picture; it drives a video of one frame.")
+            logger.info(f"{path} is a single picture; it drives a video of one frame.")
         else:
             frames, seconds = animation_timing(path, max_pixels=max_pixels)
             kind, own, count = "animation", frames / seconds, frames
@@ -95,10 +92,10 @@ def open_source(
         kind, own, count = "video", info.fps, info.frame_count
         sound = path if info.has_audio else None
         if note := depth_note(path):
-            on_note(note)
+            logger.info(note)
     if fps is not None and kind in ("video", "animation") and count is not None:
         count = max(round(count * fps / own), 1)
-    return Source(path, kind, fps or own, count, sound, max_pixels, background, allow_partial, on_note)
+    return Source(path, kind, fps or own, count, sound, max_pixels, background, allow_partial)
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +20,7 @@ from av.error import FFmpegError
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.audio import Sound
 from fye_pipeline.media.color import colour_note, to_srgb
+from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import atomic_target, existing_file, is_cut_off, is_iso_media
 
 WATERMARK = "AI-generated"
@@ -29,7 +30,6 @@ _BT709 = 1  # ITU-T H.273, the same number for primaries, transfer and matrix
 _LARGEST_CLOCK = 1_000_000  # ticks a second; a stranger rate is rounded to a common one
 _HALF = Fraction(1, 2)
 
-OnNote = Callable[[str], None]
 T = TypeVar("T")
 
 
@@ -83,7 +83,6 @@ def read_frames(
     what: str = "the driving video",
     fps: Fraction | None = None,
     allow_partial: bool = False,
-    on_note: OnNote = lambda text: None,
 ) -> Iterator[np.ndarray]:
     """Decode a video to uint8 RGB [H, W, 3] at a constant rate, turned upright as its rotation flag says.
 
@@ -95,13 +94,11 @@ def read_frames(
         UserError: as `probe`, and where the decoder fails (with the second at which it did) or finds no frame.
     """
     info = probe(path, what=what)
-    timed = _decode(info, what, allow_partial, on_note)
+    timed = _decode(info, what, allow_partial)
     yield from islice(at_constant_rate(timed, fps or info.fps), limit)
 
 
-def _decode(
-    info: VideoInfo, what: str, allow_partial: bool, on_note: OnNote
-) -> Iterator[tuple[Fraction, Fraction, np.ndarray]]:
+def _decode(info: VideoInfo, what: str, allow_partial: bool) -> Iterator[tuple[Fraction, Fraction, np.ndarray]]:
     """(begin, duration, frame) of every frame, seconds counted from the first."""
     count, origin, end = 0, None, Fraction(0)
     failure: FFmpegError | None = None
@@ -126,7 +123,7 @@ def _decode(
         text = f"{info.path} is damaged or cut off after frame {count} ({float(end):.2f} s)"
         if not allow_partial:
             raise UserError(f"{text}: pass --allow-partial to use the part before it.") from failure
-        on_note(f"{text}; the part before it is used.")
+        logger.info(f"{text}; the part before it is used.")
 
 
 def at_constant_rate(timed: Iterable[tuple[Fraction, Fraction, T]], fps: Fraction) -> Iterator[T]:
@@ -168,7 +165,6 @@ class VideoWriter:
         comment: what goes into the container's comment.
         sound: a video whose sound is carried over, cut to the picture.
         overwrite: replace a file that has come into being meanwhile.
-        on_note: told one sentence where the sound is encoded anew or breaks off.
     """
 
     def __init__(
@@ -179,10 +175,9 @@ class VideoWriter:
         comment: str = "",
         sound: Path | None = None,
         overwrite: bool = True,
-        on_note: OnNote = lambda text: None,
     ) -> None:
         self._path, self._fps, self._comment = path, fps, comment
-        self._sound_path, self._overwrite, self._on_note = sound, overwrite, on_note
+        self._sound_path, self._overwrite = sound, overwrite
         self._stack = ExitStack()
         self._stream: av.VideoStream | None = None
         self._sound: Sound | None = None
@@ -218,10 +213,10 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = 1  # limited, "TV"
         if self._sound_path is not None:
-            self._sound = Sound(self._sound_path, self._container, self._on_note)
+            self._sound = Sound(self._sound_path, self._container)
             self._stack.callback(self._sound.close)
             if not self._sound.copied:
-                self._on_note(f"{self._sound_path}: mp4 cannot hold its sound as it is; it is encoded as AAC.")
+                logger.info(f"{self._sound_path}: mp4 cannot hold its sound as it is; it is encoded as AAC.")
         return stream
 
     def __exit__(
@@ -244,10 +239,9 @@ def write_video(
     comment: str = "",
     sound: Path | None = None,
     overwrite: bool = True,
-    on_note: OnNote = lambda text: None,
 ) -> None:
     """Write uint8 RGB frames [H, W, 3] as H.264 in mp4; the arguments are those of `VideoWriter`."""
-    with VideoWriter(path, fps, comment=comment, sound=sound, overwrite=overwrite, on_note=on_note) as writer:
+    with VideoWriter(path, fps, comment=comment, sound=sound, overwrite=overwrite) as writer:
         for frame in frames:
             writer.write(frame)
 

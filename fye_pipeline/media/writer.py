@@ -19,7 +19,7 @@ from PIL import ImageColor
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.audio import Sound
-from fye_pipeline.media.video import OnNote, VideoWriter
+from fye_pipeline.media.video import VideoWriter
 from fye_pipeline.storage.files import atomic_target
 
 OPAQUE = (".mp4", ".mov", ".m4v", ".mkv")
@@ -86,10 +86,9 @@ class TransparentWriter:
         comment: str = "",
         sound: Path | None = None,
         overwrite: bool = True,
-        on_note: OnNote = lambda text: None,
     ) -> None:
         self._path, self._fps, self._comment = path, fps, comment
-        self._sound_path, self._overwrite, self._on_note = sound, overwrite, on_note
+        self._sound_path, self._overwrite = sound, overwrite
         self._webm = path.suffix.lower() == ".webm"
         self._stream: av.VideoStream | None = None
         self._sound: Sound | None = None
@@ -133,7 +132,7 @@ class TransparentWriter:
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = 1
         if self._sound_path is not None:
-            self._sound = Sound(self._sound_path, self._container, self._on_note, webm=self._webm)
+            self._sound = Sound(self._sound_path, self._container, webm=self._webm)
             self._stack.callback(self._sound.close)
         return stream
 

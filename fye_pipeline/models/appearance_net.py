@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2DCrossAttn, get_d
 from torch import Tensor, nn
 
 from fye_pipeline.models.attention import set_processors, spatial_blocks, spatial_transformers
-from fye_pipeline.models.image_prompt import build_image_prompt
+from fye_pipeline.models.encoders import build_image_prompt
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fye_pipeline.models.appearance_net import has_attention, take_skips
 from fye_pipeline.models.attention import Reference, SelfAttention, set_processors, spatial_blocks
-from fye_pipeline.models.image_prompt import build_image_prompt
+from fye_pipeline.models.encoders import build_image_prompt
 
 
 class FrameGroupNorm(nn.GroupNorm):

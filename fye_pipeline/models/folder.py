@@ -1,4 +1,4 @@
-"""What a pipeline folder holds, checked before anything is loaded, so that one sentence names all that is absent."""
+"""What a pipeline folder holds, checked before anything is loaded, and what its recipe recommends."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from fye_pipeline.errors import UserError
 
+PAPER_GUIDANCE = 3.5
 # What a part's folder must hold: one file of each group.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 _MODEL_FILES = (("config.json",), _WEIGHTS)
@@ -57,3 +58,17 @@ def load_part(kind: Any, places: Sequence[str | Path], dtype: torch.dtype) -> An
             except Exception as error:
                 raise UserError(f"{place} cannot be loaded as {kind.__name__}: {error}") from error
     raise UserError(f"no {kind.__name__} found at {' or '.join(map(str, places))}; put its folder there, or pass it")
+
+
+def recommended_guidance(folder: str | Path) -> float:
+    """The guidance scale that a model was tuned for: `guidance` of its recipe.json, else the paper's 3.5.
+
+    Raises UserError if the file is there and cannot be read.
+    """
+    path = Path(folder) / "recipe.json"
+    if not path.is_file():
+        return PAPER_GUIDANCE
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8")).get("guidance", PAPER_GUIDANCE))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a recipe: {error}") from error

@@ -1,16 +1,76 @@
-"""The order in which a long video is generated: keyframes, the gaps between them, and the joints; no tensor."""
+"""Which frames the UNet sees together, and in which order a long video is made; no tensor.
+
+Windows: all at once at every step, as Follow-Your-Emoji v1. Clips: keyframes first, then the gaps, then the seams.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from fye_pipeline.errors import UserError
 
+MODES = ("uniform", "tiles")
 SHORTEST = 3  # frames of a clip: its two ends are given, and one between them is made
-JOINT = 1  # frames on either side of a keyframe that are made again with it
-JOINT_REACH = 3  # frames on either side that a joint's clip spans; those beyond JOINT are given
+SEAM = 1  # frames on either side of a keyframe that are made again with it
+SEAM_REACH = 3  # frames on either side that a seam's clip spans; those beyond SEAM are given
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames that go through the UNet together, in this order, and the weight of each one's prediction."""
+
+    frames: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+def plan_windows(frames: int, mode: str, *, length: int, overlap: int = 0, limit: int | None = None) -> list[Window]:
+    """Plan the windows of a video: one clip where it fits into `length` frames, else as `mode` says.
+
+    mode: "uniform" or "tiles". length: frames of a window; limit: the most that the model takes.
+    overlap: frames that neighbouring tiles share (unused by "uniform").
+    Raises UserError when the numbers allow no plan.
+    """
+    if mode not in MODES:
+        raise UserError(f"long must be one of {MODES}, got {mode!r}")
+    if frames < 1:
+        raise UserError(f"the video must have at least 1 frame, got {frames}")
+    if not 1 <= length <= (limit or length):
+        raise UserError(f"a window must have 1 to {limit or 'any number of'} frames, got {length}")
+    if frames <= length:
+        return [Window(tuple(range(frames)), (1.0,) * frames)]
+    return uniform_windows(frames, length) if mode == "uniform" else gaussian_tiles(frames, length, overlap)
+
+
+def uniform_windows(frames: int, length: int) -> list[Window]:
+    """Cut a video into windows side by side; the last one wraps to the first frames, as Follow-Your-Emoji v1."""
+    return [
+        Window(tuple(frame % frames for frame in range(start, start + length)), (1.0,) * length)
+        for start in range(0, frames, length)
+    ]
+
+
+def gaussian_tiles(frames: int, length: int, overlap: int) -> list[Window]:
+    """Lay tiles at offsets k * (length - overlap), the last one aligned to the end, as Follow-Your-Emoji v1.
+
+    Raises UserError unless 0 <= overlap < length <= frames: a larger overlap would never end.
+    """
+    if not 0 <= overlap < length:
+        raise UserError(f"overlap must be 0 to {length - 1}, less than the tiles' length {length}, got {overlap}")
+    if frames < length:
+        raise UserError(f"tiles of {length} frames need a video of at least {length} frames, got {frames}")
+    starts = [*range(0, frames - length, length - overlap), frames - length]
+    return [Window(tuple(range(start, start + length)), gaussian_weights(length)) for start in starts]
+
+
+def gaussian_weights(length: int) -> tuple[float, ...]:
+    """Weigh a tile's frames by exp(-(t - (L-1)/2)^2 / (L^2 * 0.02)) / sqrt(2 pi 0.01): the middle counts most."""
+    middle = (length - 1) / 2
+    return tuple(
+        math.exp(-((t - middle) ** 2) / (length**2 * 0.02)) / math.sqrt(2 * math.pi * 0.01) for t in range(length)
+    )
 
 
 @dataclass(frozen=True)
@@ -18,14 +78,14 @@ class PlannedClip:
     """Frames that go through the UNet together, in ascending order, and those among them that are given.
 
     number: the clip's place in the plan. level: 0 for the clip that is given nothing; every gap is one level below the
-    clips that make its ends. joint: it makes frames again that clips before it have made.
+    clips that make its ends. seam: it makes frames again that clips before it have made.
     """
 
     number: int
     level: int
     frames: tuple[int, ...]
     given: tuple[int, ...]
-    joint: bool = False
+    seam: bool = False
 
     @property
     def made(self) -> tuple[int, ...]:
@@ -33,13 +93,13 @@ class PlannedClip:
         return tuple(frame for frame in self.frames if frame not in self.given)
 
 
-def plan_clips(frames: int, *, length: int, limit: int | None = None, joints: bool = False) -> list[PlannedClip]:
+def plan_clips(frames: int, *, length: int, limit: int | None = None, seams: bool = False) -> list[PlannedClip]:
     """Plan a video as clips of at most `length` frames; each is given only frames that clips before it have made.
 
     The keyframes divide the video into the fewest gaps that fit into a clip with both their ends, evenly. They are one
     clip; where they are too many for one, they are planned as a video of their own.
     limit: the most frames that the model takes at once.
-    joints: after the gaps on both sides of a keyframe, make it and its neighbours once more, given frames of both gaps
+    seams: after the gaps on both sides of a keyframe, make it and its neighbours once more, given frames of both gaps
         (no part of the paper's plan). Gaps of less than 4 frames have none.
     Raises UserError when the numbers allow no plan.
     """
@@ -48,7 +108,7 @@ def plan_clips(frames: int, *, length: int, limit: int | None = None, joints: bo
     if not SHORTEST <= length <= (limit or length):
         raise UserError(f"a progressive clip must have {SHORTEST} to {limit or 'any number of'} frames, got {length}")
     clips = _plan(tuple(range(frames)), length)
-    planned = _with_joints(clips) if joints and len(clips) > 1 else [(*clip, False) for clip in clips]
+    planned = _with_seams(clips) if seams and len(clips) > 1 else [(*clip, False) for clip in clips]
     return [PlannedClip(number, *clip) for number, clip in enumerate(planned)]
 
 
@@ -64,10 +124,10 @@ def _plan(frames: tuple[int, ...], length: int) -> list[tuple[int, tuple[int, ..
     return clips + inner
 
 
-def _with_joints(
+def _with_seams(
     clips: list[tuple[int, tuple[int, ...], tuple[int, ...]]],
 ) -> list[tuple[int, tuple[int, ...], tuple[int, ...], bool]]:
-    """A plan with a joint after every two gaps of the lowest level that share a keyframe."""
+    """A plan with a seam after every two gaps of the lowest level that share a keyframe."""
     lowest = clips[-1][0]
     planned: list[tuple[int, tuple[int, ...], tuple[int, ...], bool]] = []
     before: tuple[int, ...] = ()
@@ -75,12 +135,12 @@ def _with_joints(
         planned.append((level, frames, given, False))
         if level != lowest:
             continue
-        # A frame that a joint is given must not be made again by the next one.
-        reach = min(JOINT_REACH, len(before) - 2 - JOINT, len(frames) - 2 - JOINT)
-        if before and before[-1] == frames[0] and reach > JOINT:
+        # A frame that a seam is given must not be made again by the next one.
+        reach = min(SEAM_REACH, len(before) - 2 - SEAM, len(frames) - 2 - SEAM)
+        if before and before[-1] == frames[0] and reach > SEAM:
             key = frames[0]
             span = tuple(range(key - reach, key + reach + 1))
-            held = tuple(frame for frame in span if abs(frame - key) > JOINT)
+            held = tuple(frame for frame in span if abs(frame - key) > SEAM)
             planned.append((level + 1, span, held, True))
         before = frames
     return planned
@@ -88,7 +148,7 @@ def _with_joints(
 
 def keyframes(plan: Sequence[PlannedClip]) -> list[int]:
     """The frames at which clips of the lowest level meet, the first and the last of the video left out."""
-    gaps = [clip for clip in plan if not clip.joint]
+    gaps = [clip for clip in plan if not clip.seam]
     lowest = [clip for clip in gaps if clip.level == gaps[-1].level]
     return sorted({clip.frames[0] for clip in lowest} & {clip.frames[-1] for clip in lowest})
 
@@ -98,7 +158,7 @@ def in_order(plan: Sequence[PlannedClip], done: Iterable[PlannedClip]) -> Iterat
 
     A frame is ready when the last clip that makes it is finished.
     """
-    last = {frame: clip.number for clip in plan if clip.joint for frame in clip.made}
+    last = {frame: clip.number for clip in plan if clip.seam for frame in clip.made}
     waiting: set[int] = set()
     shown = 0
     for clip in done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.sampling.clip_plan import PlannedClip
+from fye_pipeline.sampling.denoise import Components
 from fye_pipeline.storage.files import atomic_target
 from fye_pipeline.storage.lock import FolderLock
 
+FORMAT = 2  # of work folders; another one's clips are not used
+_NETWORKS = ("vae", "image_encoder", "appearance_net", "unet", "landmark_encoder")
 SETTINGS = "settings.json"
 CLIPS = "clip-*.safetensors"
 
@@ -192,3 +197,51 @@ def difference(name: str, there: Any, here: Any) -> str:
     """One setting that is not as it was, in a few words."""
     short = max(len(str(there)), len(str(here))) <= 24
     return f"{name} was {there} and is {here}" if short else f"another {name}"
+
+
+def describe(
+    pipe: Components,
+    portrait: Image.Image,
+    image_tokens: Tensor | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Everything beside the frames' own inputs that decides the result, as JSON takes it; `more` as it is."""
+    session = pipe.session
+    return {
+        "format": FORMAT,
+        **more,
+        "size": f"{portrait.width} x {portrait.height}",
+        "portrait": digest_of(np.asarray(portrait)),
+        "image_tokens": None if image_tokens is None else digest_of(image_tokens.detach().float().cpu()),
+        "model": digest_of_weights({name: pipe.components[name] for name in _NETWORKS}),
+        "scheduler": f"{type(pipe.scheduler).__name__} {dict(pipe.scheduler.config)}",
+        "noise_scale": pipe.noise_scale,
+        "dtype": f"{pipe.unet.dtype}, {pipe.vae.dtype}",
+        "device": torch.device(pipe._execution_device).type,
+        "cache": more["cache"]
+        if "cache" in more
+        else str(session.config)
+        if session is not None and session.active
+        else None,
+    }
+
+
+def digest_of(*values: np.ndarray | Tensor | None) -> str:
+    """A hash of shapes, types and contents."""
+    total = hashlib.sha256()
+    for value in values:
+        array = None if value is None else np.ascontiguousarray(value)
+        total.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return total.hexdigest()
+
+
+def digest_of_weights(networks: dict[str, torch.nn.Module], samples: int = 64) -> str:
+    """A hash of every tensor's name, shape and some of its values: quick, and other weights give another."""
+    total = hashlib.sha256()
+    for part, network in networks.items():
+        for name, tensor in network.state_dict().items():
+            total.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
+            if not tensor.is_meta:  # offloaded weights are told by name and shape alone
+                some = tensor.detach().flatten()[:: max(1, tensor.numel() // samples)]
+                total.update(some.to("cpu", torch.float32).numpy().tobytes())
+    return total.hexdigest()

@@ -1,133 +1,218 @@
-"""One clip of a progressive video: its noise, the frames that it is given, and its way through the pipeline."""
+"""Denoising: free functions over a pipeline's networks, its scheduler and its cache, read top to bottom.
+
+`prepare_conditions` encodes what every step is given, `denoise` runs the scheduler's loop over `predict`: one
+prediction of the whole video, for which every clip goes through the UNet and what overlaps is averaged by weight.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Generator, Tensor
 
-from fye_pipeline.errors import UserError
-from fye_pipeline.sampling.clip_plan import PlannedClip
-from fye_pipeline.sampling.clip_store import ClipStore, Record
-from fye_pipeline.sampling.clips import Clip, Conditions, Given
-
-if TYPE_CHECKING:
-    from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.sampling.clip_plan import Window
 
 AfterStep = Callable[[int, Tensor, Tensor], Tensor]
-Make = Callable[[PlannedClip, np.ndarray, Tensor | None], tuple[Tensor, Record | None]]
+
+
+class Components(Protocol):
+    """What sampling reads of a `FollowYourEmojiPipeline`."""
+
+    vae: Any
+    image_encoder: Any
+    feature_extractor: Any
+    appearance_net: Any
+    unet: Any
+    landmark_encoder: Any
+    scheduler: Any
+    vae_scale_factor: int
+    _interrupt: bool
+
+    @property
+    def components(self) -> dict[str, Any]: ...
+
+    @property
+    def _execution_device(self) -> Any: ...
+
+    @property
+    def noise_scale(self) -> float: ...
+
+    @property
+    def session(self) -> Any: ...
+
+    def tell_region(self, region: Tensor | None) -> None: ...
+
+    def maybe_free_model_hooks(self) -> None: ...
 
 
 @dataclass(frozen=True)
-class Video:
-    """What is generated. `landmarks` and `region` give one frame's picture [H, W, 3] and mask [H', W'] by its index."""
+class Given:
+    """Frames of a clip that are known beforehand. What stands in the other frames is never read."""
 
-    portrait: Image.Image  # as large as the landmark pictures
-    image_tokens: Tensor | None
-    landmarks: Callable[[int], np.ndarray]
-    region: Callable[[int], np.ndarray | Tensor] | None
-    plan: list[PlannedClip]
-    seed: int
-    num_inference_steps: int
-    guidance_scale: float
+    latents: Tensor  # [1, 4, f, h, w], clean
+    noise: Tensor  # [1, 4, f, h, w], of variance 1
+    mask: Tensor  # [f] bool
 
-    @property
-    def frames(self) -> int:
-        """Frames of the whole video."""
-        return self.plan[0].frames[-1] + 1  # the last frame is a keyframe of every level
+    def hold(self, latents: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
+        """Put given frames back, noised to `timestep` as in training, or clean (None). [1, 4, f, h, w] -> the same."""
+        known = self.latents
+        if timestep is not None:
+            known = scheduler.add_noise(known, self.noise, timestep.reshape(1)).to(latents.dtype)
+        return torch.where(self.mask[:, None, None], known, latents)
 
 
-class ClipMaker:
-    """Makes the clips of one video; the reference is encoded once, and again where the networks' numbers change.
+@dataclass(frozen=True)
+class Clip:
+    """One window's share of a run: its frames, their weights, and what the UNet is given for them at every step."""
 
-    Called with a clip, its landmark pictures [f, H, W, 3] and its region [f, H', W'] -> latents [n, 4, h, w] of the
-    frames that it makes, and no record. `after_step(step, timestep, latents)` may change the latents of a step.
+    index: Tensor  # [f] long
+    weights: Tensor  # [f] float32
+    landmark_features: Tensor  # [1, C, f, h, w]
+    region: Tensor | None  # [f, H, W]
+    given: Given | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every UNet call of a run is given beside the latents; all of it is computed once."""
+
+    image_tokens: Tensor  # [1 or 2, L, D]: with guidance, zeros first
+    reference_tokens: list[Tensor]  # per spatial block [1, T, C]
+    clips: list[Clip]
+    hint: Tensor | None = None  # [1, 4, h, w]: what a UNet with `reference_hint` is shown of frames not given
+
+
+def cut_clip(window: Window, features: Tensor, region: Tensor | None) -> Clip:
+    """Cut one window's share out of the video's landmark features [1, C, F, h, w] and region [F, H, W]."""
+    index = torch.tensor(window.frames, device=features.device)
+    return Clip(
+        index=index,
+        weights=torch.tensor(window.weights, device=features.device),
+        landmark_features=features[:, :, index],
+        region=None if region is None else region.to(index.device)[index],
+    )
+
+
+def encode_image(pipe: Components, portrait: Image.Image) -> Tensor:
+    """Encode a picture into vision tokens: the last hidden state, class token included. -> [1, L, D]."""
+    pixels = pipe.feature_extractor(images=portrait, return_tensors="pt")["pixel_values"]
+    pixels = pixels.to(pipe._execution_device, pipe.image_encoder.dtype)
+    return pipe.image_encoder(pixels).last_hidden_state
+
+
+def encode_reference(pipe: Components, portrait: Image.Image) -> Tensor:
+    """Encode a picture into its scaled latent, the posterior's mean. -> [1, 4, h, w]."""
+    pixels = torch.tensor(np.asarray(portrait)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = pixels.to(pipe._execution_device, pipe.vae.dtype)
+    posterior = pipe.vae.encode(pixels, return_dict=False)[0]
+    return posterior.mean * pipe.vae.config["scaling_factor"]
+
+
+def encode_landmarks(pipe: Components, pictures: np.ndarray, chunk: int = 32) -> Tensor:
+    """Encode landmark pictures, uint8 [F, H, W, 3], `chunk` frames at a time. -> [1, C, F, h, w]."""
+    encoder = pipe.landmark_encoder
+    features = []
+    for start in range(0, len(pictures), chunk):
+        part = torch.tensor(pictures[start : start + chunk]).to(pipe._execution_device, encoder.dtype) / 255
+        features.append(encoder(part.permute(3, 0, 1, 2)[None]))
+    return torch.cat(features, dim=2)
+
+
+def decode_frames(pipe: Components, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
+    """Decode latents [1, 4, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1]."""
+    scaled = latents[0].transpose(0, 1) / pipe.vae.config["scaling_factor"]
+    for part in scaled.to(pipe._execution_device, pipe.vae.dtype).split(chunk):
+        with torch.no_grad():  # not around the yield: what the caller does between two parts is the caller's
+            decoded = pipe.vae.decode(part, return_dict=False)[0]
+        yield (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+
+def prepare_conditions(
+    pipe: Components, portrait: Image.Image, image_tokens: Tensor | None, clips: list[Clip], *, guided: bool
+) -> Conditions:
+    """Encode the reference, once per run and on the conditional row only."""
+    tokens = encode_image(pipe, portrait) if image_tokens is None else image_tokens
+    tokens = tokens.to(pipe._execution_device, pipe.unet.dtype)
+    dtype = pipe.appearance_net.dtype
+    reference = encode_reference(pipe, portrait)
+    reference_tokens = pipe.appearance_net(reference.to(dtype), tokens.to(dtype))
+    return Conditions(
+        image_tokens=torch.cat([torch.zeros_like(tokens), tokens]) if guided else tokens,
+        reference_tokens=[each.to(pipe.unet.dtype) for each in reference_tokens],
+        clips=clips,
+        hint=reference.to(pipe.unet.dtype) if pipe.unet.config["reference_hint"] else None,
+    )
+
+
+def denoise(
+    pipe: Components,
+    latents: Tensor,
+    conditions: Conditions,
+    guidance_scale: float,
+    generator: Generator | list[Generator] | None,
+    after_step: AfterStep,
+) -> Tensor:
+    """Run the scheduler's loop; `after_step(step, timestep, latents)` may change them. [1, 4, F, h, w] -> same."""
+    takes_generator = "generator" in inspect.signature(pipe.scheduler.step).parameters
+    extra = {"generator": generator} if takes_generator else {}
+    for step, timestep in enumerate(pipe.scheduler.timesteps):
+        if pipe._interrupt:
+            continue
+        scaled = pipe.scheduler.scale_model_input(latents, timestep)
+        prediction = predict(pipe, scaled, timestep, conditions)
+        if len(prediction) == 2:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + guidance_scale * (conditional - unconditional)
+        latents = pipe.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+        latents = after_step(step, timestep, latents)
+    return latents
+
+
+def predict(pipe: Components, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+    """Predict with every window and average by weight. [1, 4, F, h, w] -> [1 or 2, 4, F, h, w], one row per prompt.
+
+    The average is taken before the scheduler's step. The official tiling steps every tile and averages after; as a
+    deterministic step is linear in the prediction, the two agree to rounding, and here every scheduler works.
+    Sums are float32: at a tile's edge a weight is 1e-4.
     """
-
-    def __init__(self, pipe: FollowYourEmojiPipeline, video: Video, store: ClipStore, after_step: AfterStep) -> None:
-        self._pipe, self._video, self._store, self._after_step = pipe, video, store, after_step
-        self._conditions: Conditions | None = None
-        self._dtype: torch.dtype | None = None
-
-    @torch.no_grad()
-    def __call__(self, clip: PlannedClip, pictures: np.ndarray, region: Tensor | None) -> tuple[Tensor, None]:
-        pipe, video, dtype = self._pipe, self._video, self._pipe.unet.dtype
-        device, factor = pipe._execution_device, pipe.vae_scale_factor
-        scheduler, (height, width) = pipe.scheduler, pictures.shape[1:3]
-        conditions = self._encode()
-        scheduler.set_timesteps(video.num_inference_steps, device=device)
-        generator = clip_generator(video.seed, clip.number)
-        shape = (1, pipe.vae.config["latent_channels"], len(clip.frames), height // factor, width // factor)
-        noise = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=dtype)
-        given = _given_frames(clip, self._store, noise)
-
-        def hold(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
-            latents = self._after_step(step, timestep, latents)
-            last = step + 1 == len(scheduler.timesteps)
-            return given.hold(latents, scheduler, None if last else scheduler.timesteps[step + 1])
-
-        part = Clip(
-            index=torch.arange(len(clip.frames), device=device),
-            weights=torch.ones(len(clip.frames), device=device),
-            landmark_features=pipe.encode_landmarks(pictures).to(dtype),
-            region=None if region is None else region.to(device),
-            given=given,
-        )
-        # Given frames are noised as in training, whatever the samples begin from.
-        latents = given.hold(noise * pipe.noise_scale * scheduler.init_noise_sigma, scheduler, scheduler.timesteps[0])
-        latents = pipe.denoise(latents, replace(conditions, clips=[part]), video.guidance_scale, generator, hold)
-        return latents[0, :, ~given.mask].transpose(0, 1), None
-
-    def _encode(self) -> Conditions:
-        dtype = self._pipe.unet.dtype
-        if self._conditions is None or self._dtype != dtype:
-            video = self._video
-            guided = video.guidance_scale > 1
-            self._conditions = self._pipe.prepare_conditions(video.portrait, video.image_tokens, [], guided=guided)
-            self._dtype = dtype
-        return self._conditions
+    unet, rows = pipe.unet, len(conditions.image_tokens)
+    batch = latents.expand(rows, -1, -1, -1, -1)
+    total = latents.new_zeros(batch.shape, dtype=torch.float32)
+    weight = latents.new_zeros(latents.shape[2], dtype=torch.float32)
+    for clip in conditions.clips:
+        pipe.tell_region(clip.region)
+        prediction = unet(
+            with_given_frames(batch[:, :, clip.index], unet.config["in_channels"], conditions.hint, clip.given),
+            timestep,
+            encoder_hidden_states=conditions.image_tokens,
+            reference_tokens=conditions.reference_tokens,
+            landmark_features=clip.landmark_features,
+            return_dict=False,
+        )[0]
+        total.index_add_(2, clip.index, prediction.float() * clip.weights[:, None, None])
+        weight.index_add_(0, clip.index, clip.weights)
+    return (total / weight[:, None, None]).to(latents.dtype)
 
 
-def draw_seed(generator: Generator | list[Generator] | None) -> int:
-    """Draw the number that every clip's noise depends on."""
-    if isinstance(generator, list):
-        (generator,) = generator
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
+def with_given_frames(latents: Tensor, channels: int, hint: Tensor | None = None, given: Given | None = None) -> Tensor:
+    """Fill up to the UNet's input channels, as in training. [B, 4, F, h, w] -> [B, channels, F, h, w].
 
-
-def clip_generator(seed: int, number: int) -> Generator:
-    """A clip's own source of noise, on the CPU so that every device draws the same."""
-    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
-    return Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-def clip_inputs(video: Video, clip: PlannedClip) -> tuple[np.ndarray, Tensor | None]:
-    """Landmark pictures [f, H, W, 3] and region [f, H', W'] of a clip. Raises UserError where sizes differ."""
-    size = (video.portrait.height, video.portrait.width, 3)
-    pictures = [np.asarray(video.landmarks(frame)) for frame in clip.frames]
-    for frame, picture in zip(clip.frames, pictures, strict=True):
-        if picture.shape != size or picture.dtype != np.uint8:
-            raise UserError(
-                f"the landmark picture of frame {frame} must be uint8 {list(size)} like the first, "
-                f"got {picture.dtype} {list(picture.shape)}"
-            )
-    if video.region is None:
-        return np.stack(pictures), None
-    masks = [torch.as_tensor(video.region(frame)).to("cpu", torch.float32) for frame in clip.frames]
-    return np.stack(pictures), torch.stack(masks)
-
-
-def _given_frames(clip: PlannedClip, store: ClipStore, noise: Tensor) -> Given:
-    """Read the latents of a clip's given frames."""
-    mask = torch.tensor([frame in clip.given for frame in clip.frames], device=noise.device)
-    latents = torch.zeros_like(noise)
-    if clip.given:
-        latents[:, :, mask] = store.given(clip.given).to(noise)
-    return Given(latents=latents, noise=noise, mask=mask)
+    The clean latents of frames that are not given are `hint` [1 or B, 4, h, w], or zeros; their mask is zero.
+    """
+    missing = channels - latents.shape[1]
+    if not missing:
+        return latents
+    known = latents.new_zeros(len(latents), missing, *latents.shape[2:])
+    if hint is not None:
+        known[:, : hint.shape[1]] = hint[:, :, None]
+    if given is not None:
+        mask = given.mask[:, None, None]
+        known[:, :-1] = torch.where(mask, given.latents, known[:, :-1])
+        known[:, -1] = mask.to(known.dtype)
+    return torch.cat([latents, known], dim=1)

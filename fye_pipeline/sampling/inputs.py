@@ -12,16 +12,6 @@ from torch import Tensor
 from fye_pipeline.errors import UserError
 
 
-def letterbox(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Fit a picture into width x height: bicubic, aspect kept, centred on black, as Follow-Your-Emoji v1."""
-    scale = min(width / picture.width, height / picture.height)
-    size = max(int(picture.width * scale), 1), max(int(picture.height * scale), 1)
-    inner = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    canvas = Image.new("RGB", (width, height))
-    canvas.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
-    return canvas
-
-
 def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
     """Take a PIL picture or a uint8 [H, W, 3] array. Raises UserError for anything else."""
     if isinstance(image, Image.Image):

@@ -19,6 +19,7 @@ from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.faces import Box, choose
 from fye_pipeline.landmarks.geometry import CanonicalFace, metric_mesh
 from fye_pipeline.media.source import open_source
+from fye_pipeline.progress import collected_notes
 from fye_pipeline.training.segment import UNREADABLE, CutRules, Piece, Sighting, cut, in_square
 from fye_pipeline.training.shards import ClipEntry, ShardWriter
 
@@ -37,11 +38,6 @@ class Outcome:
     clips: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        """Keep a sentence, once."""
-        if text not in self.notes:
-            self.notes.append(text)
 
 
 class _Unreadable(Exception):
@@ -67,10 +63,11 @@ def make_clips(
     frames that were looked at. A video that cannot be read is an outcome, not an error.
     """
     outcome = Outcome(name)
+    notes: list[str] = []
     try:
-        with FaceLandmarkDetector(task, max_faces=_FACES) as detector:
+        with collected_notes() as notes, FaceLandmarkDetector(task, max_faces=_FACES) as detector:
             try:
-                source = open_source(path, what="a video", fps=fps, allow_partial=True, on_note=outcome.note)
+                source = open_source(path, what="a video", fps=fps, allow_partial=True)
             except UserError as error:
                 raise _Unreadable(str(error)) from error
             if source.kind == "picture":
@@ -89,6 +86,7 @@ def make_clips(
                     _enter(outcome, pieces, made)
     except _Unreadable as error:
         outcome.rejected.append({"reason": UNREADABLE, "detail": str(error)})
+    outcome.notes = list(dict.fromkeys(notes))  # both readers say the same
     return outcome
 
 

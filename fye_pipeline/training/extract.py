@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.progress import OnProgress, silent
+from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import atomic_target
 from fye_pipeline.training.clip_maker import make_clips
 from fye_pipeline.training.segment import CutRules
@@ -71,7 +71,6 @@ def prepare(
     resume: bool = False,
     overwrite: bool = False,
     on_progress: OnProgress = silent,
-    on_note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Make a dataset of every video below `folder`. Returns the report, which is also written beside it.
 
@@ -87,7 +86,7 @@ def prepare(
     names = {name_in(folder, video): video for video in videos}
     todo = {name: video for name, video in names.items() if not _entry(ledger, name).is_file()}
     if len(todo) < len(names):
-        on_note(f"{len(names) - len(todo)} of {len(names)} videos were done before")
+        logger.info(f"{len(names) - len(todo)} of {len(names)} videos were done before")
     works = _work(todo, ledger, options, jobs, task, on_progress)
     packer = _Packer(output, list(names), options.shard_bytes)
     with closing(works):

@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline.animate.crop import DEFAULT_SCALE, DEFAULT_SHIFT, Crop, crop_around
+from fye_pipeline.animate.config import DEFAULT_SCALE, DEFAULT_SHIFT
+from fye_pipeline.animate.portrait import Crop, crop_around
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.topology import N_MESH
