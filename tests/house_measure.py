@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 from collections.abc import Callable
@@ -53,8 +54,8 @@ def measure(work: Callable[[], Any], *packages: str) -> Measured:
             return
         code = frame.f_code
         file = file_of(code)
-        if file is None or code.co_name in COMPREHENSIONS or _is_class_body(frame):
-            return
+        if file is None or code.co_name in COMPREHENSIONS or not code.co_flags & inspect.CO_OPTIMIZED:
+            return  # unoptimised code is a class's body, which runs when the class is defined
         measured.functions.add((file, code.co_qualname))
         caller = frame.f_back
         origin = file_of(caller.f_code) if caller is not None else None
@@ -70,7 +71,3 @@ def measure(work: Callable[[], Any], *packages: str) -> Measured:
         sys.setprofile(before)
         threading.setprofile(None)
     return measured
-
-
-def _is_class_body(frame: FrameType) -> bool:
-    return "__module__" in frame.f_locals and "__qualname__" in frame.f_locals
