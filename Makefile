@@ -15,7 +15,7 @@ demo: $(READY)
 
 test: $(READY)
 	-@$(BIN)/fye models get face-landmarker --quiet
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What `make test` leaves out: walks over everything, such as every pipeline of diffusers.
 test-slow: $(READY)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,8 +16,24 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# The files that take longest, longest first: two workers that begin with them end together.
+LONGEST_FIRST: tuple[str, ...] = ()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start: a core each
+    shared: dict[str, Any] = {"deadline": None, "derandomize": True, "database": None}
+    hypothesis.settings.register_profile("cpu", max_examples=30, **shared)
+    hypothesis.settings.register_profile("gpu", max_examples=100, **shared)
+    compiled = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+    hypothesis.settings.load_profile("gpu" if compiled else "cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files: those that take longest first, the others as they were."""
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fye_pipeline.cli.main import main
+from fye_pipeline.media.video import read_frames
 
 
 class Fye:
@@ -98,6 +99,21 @@ def make_video(
                 container.mux(voice.encode(part))
             container.mux(voice.encode(None))
     return path
+
+
+def picture_difference(one: Path, other: Path) -> float:
+    """Mean absolute difference of two videos of equally many frames, in levels of 255."""
+    first, second = (np.stack(list(read_frames(path))).astype(float) for path in (one, other))
+    assert first.shape == second.shape
+    return float(np.abs(first - second).mean())
+
+
+def assert_same_pictures(one: Path, other: Path) -> None:
+    """Two videos were made alike: another seed or another clip differs by levels, not by tenths of one.
+
+    Not to the byte: of another process, or of weights mapped from a file anew, the last bits of a float may differ.
+    """
+    assert picture_difference(one, other) < 0.1
 
 
 def read_sound(path: Path) -> tuple[str, np.ndarray, int]:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,8 +21,6 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "padded")
 NAN = float("nan")
-
-property_settings = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
 
 def shapes(max_elements: int = 260) -> st.SearchStrategy[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fye_command import Fye
+from fye_command import Fye, assert_same_pictures
 
 from fye_pipeline.animate.output import VideoOutput
 from fye_pipeline.animate.renderer import OVERLAP, RenderContext, plan_parts
@@ -68,7 +68,7 @@ def test_row_31_a_killed_video_goes_on_and_ends_as_an_unbroken_one(
 
     code, out, err = fye("animate", "--output", tmp_path / "whole.mp4", *flags, "--json")
     assert code == 0, err
-    assert (tmp_path / "whole.mp4").read_bytes() == output.read_bytes()
+    assert_same_pictures(tmp_path / "whole.mp4", output)
     whole = json.loads(out)
     for name in ("full_calls", "predicted_calls", "flops_run", "runs"):
         assert resumed["cache"][name] == whole["cache"][name], "the report covers the clips of the killed run too"
@@ -101,7 +101,7 @@ def test_row_31_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
     assert code == 0, err
     assert len(runs) - before - resumed == resumed + 3, "the three that were finished are not made again"
     for name in ("{}.mp4", "{}_compare.mp4"):
-        assert (tmp_path / name.format("a")).read_bytes() == (tmp_path / name.format("b")).read_bytes()
+        assert_same_pictures(tmp_path / name.format("a"), tmp_path / name.format("b"))
 
 
 @pytest.mark.parametrize("frames", [1, 5])

@@ -157,7 +157,7 @@ from ray.util.state import list_actors
 from fye_pipeline.batch.manifest import ledger_of, plan_tasks
 from fye_pipeline.batch.ray_workers import run_on_ray
 from fye_pipeline.batch.workers import Options
-from test_manifest_processes import settings_of
+from test_batch_workers import settings_of
 
 manifest, killed = Path(sys.argv[1]), []
 

@@ -18,7 +18,6 @@ from kernel_cases import (
     assert_within_eager,
     far_apart,
     gaps,
-    property_settings,
     shapes,
     values,
 )
@@ -236,7 +235,6 @@ def test_offsets_beyond_32_bits(masked: bool) -> None:
     assert out.flatten().tolist() == ([0.0, 1.0, 2.0, 3.0, 4.0, *expected[5:]] if masked else expected)
 
 
-@property_settings
 @given(
     shape=shapes(),
     order=st.integers(0, 4),

@@ -17,7 +17,6 @@ from kernel_cases import (
     assert_within_eager,
     far_apart,
     gaps,
-    property_settings,
     shapes,
     values,
 )
@@ -129,7 +128,6 @@ def test_offsets_beyond_32_bits() -> None:
     assert differences[1].flatten().tolist() == [2.0 * n for n in range(15)]
 
 
-@property_settings
 @given(
     shape=shapes(),
     order=st.integers(0, 4),

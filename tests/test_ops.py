@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -75,7 +75,6 @@ def test_a_lower_storage_dtype_rounds_only_what_is_stored(stored: torch.dtype) -
     assert ops.predict(differences, [1.0, 1.0], dtype=torch.float32).tolist() == [1 + 2.0**-13] * 3
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(order=st.integers(0, 4), k=st.floats(0.1, 3.0), seed=st.integers(0, 9))
 def test_newton_weights_continue_a_polynomial(order: int, k: float, seed: int) -> None:
     weights = torch.randn(order + 1, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -19,7 +19,7 @@ from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.models.layouts import FILES, read_weights
 from fye_pipeline.models.official import build_networks, load_networks, rename
 
-GUIDER, APPEARANCE, UNET, PIPELINE = 0.0, 2e-5, 1e-5, 5e-5  # max |difference|, CPU, float32
+GUIDER, APPEARANCE, UNET, PIPELINE = 1e-6, 2e-5, 1e-5, 5e-5  # max |difference|, CPU, float32
 GUIDANCE = 3.5
 
 
@@ -145,7 +145,8 @@ def test_scheduler(fixture: Fixture) -> None:
     scheduler = DDIMScheduler(**fixture.config["scheduler"])
     scheduler.set_timesteps(len(fixture.io["S.timesteps30"]))
     assert torch.equal(scheduler.timesteps, fixture.io["S.timesteps30"])
-    assert torch.equal(scheduler.alphas_cumprod, fixture.io["S.alphas_cumprod"])
+    # a product of a thousand factors: makes of CPU differ by 4e-7 in the order in which they multiply
+    torch.testing.assert_close(scheduler.alphas_cumprod, fixture.io["S.alphas_cumprod"], rtol=1e-5, atol=0)
 
 
 def test_both_file_formats_hold_the_same_weights(fixture: Fixture) -> None:

@@ -85,7 +85,8 @@ def test_a_folder_holds_everything(pipe: FollowYourEmojiPipeline, saved: Path) -
     assert index["landmark_encoder"] == ["fye_pipeline", "LandmarkEncoder"]
     loaded = FollowYourEmojiPipeline.from_pretrained(saved)
     loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(run(loaded), run(pipe))
+    # loaded weights are mapped from the file, and the alignment of memory moves the last bits of a product
+    torch.testing.assert_close(run(loaded), run(pipe), atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_folders_load_in_full_unless_told(folder: Path) -> None:

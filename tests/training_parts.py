@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -82,6 +83,15 @@ def save_small(folder: Path, **options: Any) -> Path:
     """The small model as a pipeline folder."""
     FollowYourEmojiPipeline(**small_parts(**options)).save_pretrained(folder)
     return folder
+
+
+def assert_same_losses(one: dict[int, float], other: dict[int, float]) -> None:
+    """Losses by step of two runs that saw the same batches and noise.
+
+    Not to the bit: weights read from a checkpoint lie elsewhere in memory, and training enlarges the last bits.
+    """
+    assert one.keys() == other.keys()
+    assert list(one.values()) == pytest.approx(list(other.values()), rel=1e-3)
 
 
 def clip_arrays(frames: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
