@@ -22,9 +22,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from fye_pipeline import presets
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.image import letterbox
-from fye_pipeline.models.appearance_net import AppearanceNet
+from fye_pipeline.models.conditioning import AppearanceNet, LandmarkEncoder
 from fye_pipeline.models.denoising_unet import DenoisingUNet
-from fye_pipeline.models.encoders import LandmarkEncoder
 from fye_pipeline.models.folder import check_folder, load_part
 from fye_pipeline.models.official import SCHEDULER, load_networks
 from fye_pipeline.sampling import progressive

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.sampling.clip_plan import PlannedClip, in_order, keyframes, plan_clips
+from fye_pipeline.sampling.clip_plan import PlannedClip, ReadyFrames, keyframes, plan_clips
 
 
 @pytest.mark.parametrize("length", [3, 4, 5, 16, 24, 32])
@@ -87,7 +87,8 @@ def test_seams_remake_frames_around_keyframes_from_frames_made_once(length: int)
 def test_frames_are_shown_when_their_last_clip_is_done() -> None:
     plan = plan_clips(11, length=6, seams=True)
     assert keyframes(plan) == [5]
-    shown = [(clip.number, list(ready)) for clip, ready in in_order(plan, plan)]
+    order = ReadyFrames(plan)
+    shown = [(clip.number, list(order.after(clip))) for clip in plan]
     assert shown == [(0, [0]), (1, [1, 2, 3]), (2, []), (3, [4, 5, 6, 7, 8, 9, 10])]
 
 

@@ -26,7 +26,7 @@ from fye_pipeline.media.image import letterbox
 from fye_pipeline.models.folder import recommended_guidance
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import FrameProgress, OnProgress, logger
-from fye_pipeline.sampling.clip_plan import PlannedClip, in_order
+from fye_pipeline.sampling.clip_plan import PlannedClip, ReadyFrames
 from fye_pipeline.sampling.clip_store import ClipStore, Record, WorkFolder, describe, digest_of
 from fye_pipeline.sampling.denoise import AfterStep, decode_frames
 from fye_pipeline.sampling.progressive import ClipMaker, Video, clip_inputs, draw_seed, keep_clip, plan_video
@@ -275,7 +275,8 @@ class Renderer:
         store, progress = self._store(plan), self._progress(plan)
         make = ClipMaker(context.pipe, video, store, progress.step_done)
 
-        def finished() -> Iterator[PlannedClip]:
+        order = ReadyFrames(plan)
+        try:
             for inputs in clip_inputs(context.pipe, video, store):
                 clip = inputs.clip
                 if not inputs.finished:
@@ -286,11 +287,7 @@ class Renderer:
                 del inputs  # not held while frames are decoded, or beside the next clip's
                 progress.end(len(clip.frames))
                 self.statistics.add(store.record(clip))
-                yield clip
-
-        try:
-            for _, ready in in_order(plan, finished()):
-                for frame in ready:
+                for frame in order.after(clip):
                     yield from context.decode(store.read((frame,)))
         finally:
             store.close()

@@ -11,9 +11,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionOutput
 from torch import Tensor, nn
 
-from fye_pipeline.models.appearance_net import has_attention, take_skips
 from fye_pipeline.models.attention import Reference, SelfAttention, set_processors, spatial_blocks
-from fye_pipeline.models.encoders import build_image_prompt
+from fye_pipeline.models.conditioning import build_image_prompt, has_attention, take_skips
 
 
 class FrameGroupNorm(nn.GroupNorm):

@@ -11,9 +11,8 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.models.appearance_net import AppearanceNet
+from fye_pipeline.models.conditioning import AppearanceNet, LandmarkEncoder
 from fye_pipeline.models.denoising_unet import DenoisingUNet
-from fye_pipeline.models.encoders import LandmarkEncoder
 from fye_pipeline.models.layouts import FILES, describe_difference, read_part
 
 # Constructor arguments of the published networks, in the official code's own terms.

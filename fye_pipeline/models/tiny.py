@@ -9,9 +9,8 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from fye_pipeline.models.appearance_net import AppearanceNet
+from fye_pipeline.models.conditioning import AppearanceNet, LandmarkEncoder
 from fye_pipeline.models.denoising_unet import DenoisingUNet
-from fye_pipeline.models.encoders import LandmarkEncoder
 from fye_pipeline.models.official import SCHEDULER
 
 PIXELS = 128

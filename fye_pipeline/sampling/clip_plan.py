@@ -6,7 +6,7 @@ Windows: all at once at every step, as Follow-Your-Emoji v1. Clips: keyframes fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -153,19 +153,22 @@ def keyframes(plan: Sequence[PlannedClip]) -> list[int]:
     return sorted({clip.frames[0] for clip in lowest} & {clip.frames[-1] for clip in lowest})
 
 
-def in_order(plan: Sequence[PlannedClip], done: Iterable[PlannedClip]) -> Iterator[tuple[PlannedClip, range]]:
-    """Follow clips as they are finished: with each, the frames that can be shown now, all before them having been.
+class ReadyFrames:
+    """Follows clips as they are finished: which frames can be shown, all before them having been.
 
     A frame is ready when the last clip that makes it is finished.
     """
-    last = {frame: clip.number for clip in plan if clip.seam for frame in clip.made}
-    waiting: set[int] = set()
-    shown = 0
-    for clip in done:
-        waiting.update(frame for frame in clip.made if last.get(frame, clip.number) == clip.number)
-        stop = shown
-        while stop in waiting:
-            waiting.remove(stop)
-            stop += 1
-        yield clip, range(shown, stop)
-        shown = stop
+
+    def __init__(self, plan: Sequence[PlannedClip]) -> None:
+        self._last = {frame: clip.number for clip in plan if clip.seam for frame in clip.made}
+        self._waiting: set[int] = set()
+        self._shown = 0
+
+    def after(self, clip: PlannedClip) -> range:
+        """The frames that have become ready with this clip."""
+        self._waiting.update(frame for frame in clip.made if self._last.get(frame, clip.number) == clip.number)
+        start = self._shown
+        while self._shown in self._waiting:
+            self._waiting.remove(self._shown)
+            self._shown += 1
+        return range(start, self._shown)

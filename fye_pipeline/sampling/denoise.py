@@ -161,7 +161,8 @@ def denoise(
     """Run the scheduler's loop; `after_step(step, timestep, latents)` may change them. [1, 4, F, h, w] -> same."""
     takes_generator = "generator" in inspect.signature(pipe.scheduler.step).parameters
     extra = {"generator": generator} if takes_generator else {}
-    for step, timestep in enumerate(pipe.scheduler.timesteps):
+    timesteps = pipe.scheduler.timesteps
+    for step, timestep in enumerate(timesteps):
         if pipe._interrupt:
             continue
         scaled = pipe.scheduler.scale_model_input(latents, timestep)
@@ -171,6 +172,10 @@ def denoise(
             prediction = unconditional + guidance_scale * (conditional - unconditional)
         latents = pipe.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
         latents = after_step(step, timestep, latents)
+        for clip in conditions.clips:
+            if clip.given is not None:  # its clip is the whole of the latents
+                following = timesteps[step + 1] if step + 1 < len(timesteps) else None
+                latents = clip.given.hold(latents, pipe.scheduler, following)
     return latents
 
 

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.image import letterbox
-from fye_pipeline.sampling.clip_plan import PlannedClip, in_order, plan_clips
+from fye_pipeline.sampling.clip_plan import PlannedClip, ReadyFrames, plan_clips
 from fye_pipeline.sampling.clip_store import ClipStore, WorkFolder, describe, digest_of
 from fye_pipeline.sampling.denoise import (
     AfterStep,
@@ -103,11 +103,6 @@ class ClipMaker:
         noise = randn_tensor(shape, generator=generator, device=torch.device(device), dtype=dtype)
         given = _given_frames(clip, self._store, noise)
 
-        def hold(step: int, timestep: Tensor, latents: Tensor) -> Tensor:
-            latents = self._after_step(step, timestep, latents)
-            last = step + 1 == len(scheduler.timesteps)
-            return given.hold(latents, scheduler, None if last else scheduler.timesteps[step + 1])
-
         part = Clip(
             index=torch.arange(len(clip.frames), device=device),
             weights=torch.ones(len(clip.frames), device=device),
@@ -117,7 +112,8 @@ class ClipMaker:
         )
         # Given frames are noised as in training, whatever the samples begin from.
         latents = given.hold(noise * pipe.noise_scale * scheduler.init_noise_sigma, scheduler, scheduler.timesteps[0])
-        latents = denoise(pipe, latents, replace(conditions, clips=[part]), video.guidance_scale, generator, hold)
+        conditions = replace(conditions, clips=[part])
+        latents = denoise(pipe, latents, conditions, video.guidance_scale, generator, self._after_step)
         return latents[0, :, ~given.mask].transpose(0, 1)
 
     def _encode(self) -> Conditions:
@@ -279,7 +275,9 @@ def _stream(
     done = 0
     on_progress(0, video.frames)
     try:
-        for clip, ready in in_order(video.plan, finish_clips(pipe, video, store, _unchanged)):
+        order = ReadyFrames(video.plan)
+        for clip in finish_clips(pipe, video, store, _unchanged):
+            ready = order.after(clip)
             done += 0 if clip.seam else len(clip.made)
             on_progress(done, video.frames)
             for first in range(ready.start, ready.stop, chunk):
