@@ -120,6 +120,39 @@ def test_the_vision_model_and_the_input_can_be_left_as_they_are() -> None:
     assert all("motion_modules" in name for name in names)
 
 
+@pytest.mark.parametrize(
+    ("phase", "option", "frozen"),
+    [("image", "train_image_encoder", "image_encoder."), ("video", "train_conv_in", "unet.conv_in.")],
+)
+def test_the_loop_hands_on_what_is_not_to_be_trained(
+    start: Path,
+    data: Path,
+    tmp_path: Path,
+    face_landmarker_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
+    option: str,
+    frozen: str,
+) -> None:
+    trained: list[str] = []
+
+    def note(model: PortraitModel, decay: float) -> Average:
+        trained.extend(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        return Average(model, decay)
+
+    monkeypatch.setattr("fye_pipeline.training.loop.Average", note)
+    config = recipe(start, data, phases=[phase], **{option: False})
+    train(
+        config,
+        output=tmp_path / "run",
+        max_steps=0,
+        face_landmarker=face_landmarker_path,
+        on_progress=lambda message: None,
+    )
+    assert trained
+    assert not [name for name in trained if name.startswith(frozen)]
+
+
 def test_several_processes_render_the_same_heads(tmp_path: Path, face_landmarker_path: Path) -> None:
     world = World(CanonicalFace.from_task(face_landmarker_path), size=64)
     alone = render_heads(world, tmp_path / "alone", 2)

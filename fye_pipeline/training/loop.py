@@ -186,7 +186,7 @@ def _train_phase(
     if config.gradient_checkpointing:
         parts["unet"].enable_gradient_checkpointing()
         parts["appearance_net"].enable_gradient_checkpointing()
-    trainable = model.choose_trainable(phase)
+    trainable = model.choose_trainable(phase, image_encoder=config.train_image_encoder, conv_in=config.train_conv_in)
     optimizer = torch.optim.AdamW(
         trainable, lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay, fused=True
     )
