@@ -164,7 +164,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         import ticache
 
         if config is None and options.get("preset") is not None:
-            tuned, options = presets.resolve(options, Path(self.config.get("_name_or_path") or ""))
+            folder = self.config.get("_name_or_path")  # none where the pipeline was built in memory
+            tuned, options = presets.resolve(options, Path(folder) if folder else None)
             config = None if tuned is None else ticache.CacheConfig.from_json(tuned)
         self._session, self._lent_region = ticache.apply(self, config, **options), None
         return self._session

@@ -20,11 +20,11 @@ NAMES = ("fast", "balanced", "faithful")
 _WEIGHTS = (".safetensors", ".bin", ".pth")
 
 
-def resolve(options: Mapping[str, Any], model: Path) -> tuple[str | None, dict[str, Any]]:
+def resolve(options: Mapping[str, Any], model: Path | None) -> tuple[str | None, dict[str, Any]]:
     """The tuned config, as JSON, that options of `ticache.apply` with a preset mean for a model folder, and the rest.
 
     None, and the options as they are, where the preset is ticache's generic one: the folder has no own one, or one for
-    other weights (a note in the log says which), or an explicit N asks for another schedule.
+    other weights, or there is no folder (a note in the log says which), or an explicit N asks for another schedule.
     """
     name = options.get("preset")
     if name not in NAMES or "N" in options or "schedule" in options:
@@ -80,7 +80,9 @@ def _tell_once(note: str) -> None:
     logger.warning("%s", note)
 
 
-def _find(name: str, model: Path) -> tuple[dict[str, Any] | None, str]:
+def _find(name: str, model: Path | None) -> tuple[dict[str, Any] | None, str]:
+    if model is None:
+        return None, "the model was not loaded from a folder"
     content = read(model)
     if content is None or name not in content["presets"]:
         return None, f"the model {model.name} has none of its own"

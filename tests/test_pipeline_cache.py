@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,5 +148,16 @@ def test_operations_are_those_that_torch_counts_also_over_reference_keys(
     try:
         run(pipe, num_inference_steps=STEPS, guidance_scale=guidance)
         assert session.report().to_dict()["flops_full"] == pytest.approx(STEPS * counts[0], rel=1e-6)
+    finally:
+        pipe.disable_cache()
+
+
+def test_a_pipeline_built_in_memory_reads_no_presets_of_the_working_directory(
+    pipe: FollowYourEmojiPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "presets.json").write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert pipe.enable_cache(preset="fast").active
     finally:
         pipe.disable_cache()
