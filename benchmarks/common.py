@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+CODE = ("ticache", "kernels", "fye_pipeline", "benchmarks")  # folders, whole: what is measured may lie anywhere in them
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "numpy", "DeepCache", "tomesd")
 
 
@@ -97,10 +98,11 @@ def _fingerprint(tests: Sequence[str]) -> str:
     """A digest of the tests, of what they test and of the versions they ran with."""
     versions = {name: _version(name) for name in PACKAGES}
     digest = hashlib.sha256(repr((tests, sys.version, versions)).encode())
-    folders = [path for name in ("ticache", "kernels", "fye_pipeline/models") for path in (ROOT / name).rglob("*.py")]
+    code = [path for name in CODE for path in (ROOT / name).rglob("*.py")]
     helpers = [path for path in (ROOT / "tests").glob("*.py") if not path.name.startswith("test_")]
-    for path in sorted({*folders, *helpers, *(ROOT / test for test in tests)}):
-        digest.update(path.read_bytes())
+    for path in sorted({*code, *helpers, *(ROOT / test for test in tests)}):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:24]
 
 
