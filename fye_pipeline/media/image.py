@@ -168,8 +168,14 @@ def to_rgb(picture: Image.Image, background: str = BACKGROUND) -> np.ndarray:
 def _to_srgb(picture: Image.Image, background: str) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
+        if picture.mode == "F" and not (values.min() >= 0 and values.max() <= 1):
+            raise UserError(
+                f"The picture's grey values are floats from {values.min():g} to {values.max():g}; they must lie "
+                "between 0 (black) and 1 (white): scale them, or save it as PNG."
+            )
         deep = picture.mode.startswith("I;16") or values.max(initial=0) > 255
-        scale = 255 / (65535 if deep else 255)
+        white = 1 if picture.mode == "F" else 65535 if deep else 255
+        scale = 255 / white
         return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
     profile = picture.info.get("icc_profile")
     if "A" in picture.getbands() or "transparency" in picture.info:
