@@ -233,6 +233,17 @@ def test_controlnet_does_not_run_at_a_predicted_step(name: str, settings: dict[s
     assert [len(recorder.outputs) for recorder in recorders] == [len(late_steps(steps, 3))] * len(nets)
 
 
+@pytest.mark.parametrize("settings", [{}, {"cut": "output"}, {"depth": 2}])
+def test_a_unet_class_of_your_own_goes_with_controlnet(settings: dict[str, Any]) -> None:
+    """Such a class's first full call is made again as a predicted one, which reads what ControlNet adds."""
+    build, call, steps = PIPELINES["control"]
+    pipe = build()
+    pipe.unet.__class__ = type("OwnUNet", (real_diffusers.UNet2DConditionModel,), {"__module__": __name__})
+    with ticache.apply(pipe, N=3, **settings) as session:
+        run(pipe, **call)
+        assert session.report().to_dict()["full_calls"] == len(late_steps(steps, 3))
+
+
 def test_the_live_residual_of_controlnet_is_predicted_like_a_site() -> None:
     """With reuse everywhere, what the last layer reads at a predicted step is the residual of the last full step."""
     pipe = PIPELINES["control"][0]()

@@ -28,15 +28,19 @@ def has_adapter(bound: dict[str, Any]) -> bool:
     return bound.get(ADAPTER) is not None or (bound.get(DOWN) is not None and bound.get(MID) is None)
 
 
-def take(bound: dict[str, Any], plan: Plan, cache: StreamCache) -> None:
-    """Take in, at a full step, the residuals that a predicted step reads."""
+def live(bound: dict[str, Any], plan: Plan) -> dict[Key, Tensor]:
+    """Of what a ControlNet adds in this call, the residuals that a predicted step reads."""
     down, mid = bound.get(DOWN), bound.get(MID)
     if down is None or mid is None:
-        return
-    for index, residual in enumerate(down[: plan.live_skips]):
-        cache.take(("down", index), residual)
-    if plan.live_mid:
-        cache.take(("mid", 0), mid)
+        return {}
+    found: dict[Key, Tensor] = {("down", index): residual for index, residual in enumerate(down[: plan.live_skips])}
+    return found | ({("mid", 0): mid} if plan.live_mid else {})
+
+
+def take(bound: dict[str, Any], plan: Plan, cache: StreamCache) -> None:
+    """Take in, at a full step, the residuals that a predicted step reads."""
+    for key, residual in live(bound, plan).items():
+        cache.take(key, residual)
 
 
 def predicted(bound: dict[str, Any], plan: Plan, call: Call) -> dict[str, Any]:
