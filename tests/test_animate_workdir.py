@@ -13,7 +13,7 @@ from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.workdir import folder_of, input_digests, work_dir
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import collected_notes
-from fye_pipeline.storage.lock import FolderLock
+from fye_pipeline.storage.files import FolderLock
 
 
 def at_work(output: Path, **options: Any) -> Any:
@@ -109,7 +109,7 @@ def test_row_30_one_run_at_a_time_works_on_an_output(tmp_path: Path) -> None:
     output = tmp_path / "a.mp4"
     with at_work(output), pytest.raises(UserError, match="Another run is at work"):
         at_work(output, resume=True, overwrite=True).__enter__()
-    program = "import sys, time; from pathlib import Path; from fye_pipeline.storage.lock import FolderLock\n"
+    program = "import sys, time; from pathlib import Path; from fye_pipeline.storage.files import FolderLock\n"
     program += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "w")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None

@@ -20,7 +20,7 @@ from fye_pipeline.batch import manifest as manifests
 from fye_pipeline.batch.manifest import Summary, ledger_of, plan_tasks
 from fye_pipeline.batch.workers import Options, run_in_processes
 from fye_pipeline.progress import collected_notes
-from fye_pipeline.storage.ledger import Ledger
+from fye_pipeline.storage.run_log import Ledger
 
 FAST = {"steps": 1, "frames": 1, "size": 64}
 

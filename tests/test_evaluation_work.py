@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fye_pipeline.evaluation.journal import Entry, Journal
 from fye_pipeline.evaluation.work import Estimate, Measure, work_off
 from fye_pipeline.progress import collected_notes
+from fye_pipeline.storage.run_log import Entry, Journal
 
 
 @dataclass(frozen=True)

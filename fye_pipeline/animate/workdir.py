@@ -14,9 +14,8 @@ from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import logger
 from fye_pipeline.sampling.clip_store import CLIPS, SETTINGS, difference
-from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.files import FolderLock, atomic_target
 from fye_pipeline.storage.hashing import digest_of_path
-from fye_pipeline.storage.lock import FolderLock
 
 LANDMARKS = "landmarks"
 

@@ -16,7 +16,7 @@ from fye_pipeline.animate.run import AnimationSession, animate, is_finished
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import existing_file
-from fye_pipeline.storage.ledger import Entry, Ledger
+from fye_pipeline.storage.run_log import Entry, Ledger
 
 _PATHS = ("reference", "driving", "output", "model", "reference_landmarks")
 

@@ -20,7 +20,7 @@ from fye_pipeline.batch.manifest import Summary, Task, carry_out, note_entry
 from fye_pipeline.batch.workers import Options
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import hush_libraries, logger
-from fye_pipeline.storage.ledger import Ledger
+from fye_pipeline.storage.run_log import Ledger
 
 
 class RowMaker:

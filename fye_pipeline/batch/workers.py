@@ -21,7 +21,7 @@ import torch
 from fye_pipeline.animate.session import AnimationSession, Offload, check_offload, choose_device
 from fye_pipeline.batch.manifest import Summary, Task, carry_out, note_entry
 from fye_pipeline.progress import OnProgress, hush_libraries, logger, silent
-from fye_pipeline.storage.ledger import Entry, Ledger
+from fye_pipeline.storage.run_log import Entry, Ledger
 
 _ATTEMPTS = 2  # of a row whose process dies, by the system's hand or its own
 

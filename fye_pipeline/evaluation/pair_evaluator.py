@@ -21,7 +21,6 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.expression import landmark_jitter
 from fye_pipeline.evaluation.face_tracks import FindFace, aspect, compare_faces, see
-from fye_pipeline.evaluation.journal import Entry
 from fye_pipeline.evaluation.listing import VIDEOS, Pair
 from fye_pipeline.evaluation.metric_networks import ArcFace, FrameFeatures, HyperIqa, Lpips, Weights
 from fye_pipeline.evaluation.work import Measure
@@ -29,6 +28,7 @@ from fye_pipeline.landmarks.masks import facial_mask
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.source import open_source
+from fye_pipeline.storage.run_log import Entry
 
 Frames = NDArray[np.uint8]
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from fye_pipeline.evaluation.distances import frechet_distance, kernel_distance
-from fye_pipeline.evaluation.journal import Entry, Journal, finished_result, journal_path, write_result
 from fye_pipeline.evaluation.pair_evaluator import Gallery, Instruments, model_state
 from fye_pipeline.evaluation.summary import mean_of
 from fye_pipeline.evaluation.tables import Column, Table
 from fye_pipeline.evaluation.work import Estimate, work_off
 from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 
 EXPRESSION = (
     Column("landmark_accuracy", "landmarks", ".4f", "down"),

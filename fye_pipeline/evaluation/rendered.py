@@ -20,7 +20,6 @@ from fye_pipeline.evaluation import summary as figures
 from fye_pipeline.evaluation.cases import Case, Plan, Video, head_of, make_case
 from fye_pipeline.evaluation.expression import landmark_jitter
 from fye_pipeline.evaluation.face_tracks import FindFace, compare_faces, landmark_error, see
-from fye_pipeline.evaluation.journal import Entry, Journal, finished_result, journal_path, write_result
 from fye_pipeline.evaluation.work import Estimate, Measure, work_off
 from fye_pipeline.evaluation.world_identity import WorldIdentity, fit_identity, separation
 from fye_pipeline.landmarks.alignment import align
@@ -30,6 +29,7 @@ from fye_pipeline.landmarks.masks import expression_mask, facial_mask
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import logger
+from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 from fye_pipeline.world import WORLD_VERSION, World
 
 LoadModel = Callable[[], FollowYourEmojiPipeline]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fye_pipeline.evaluation.journal import Entry
 from fye_pipeline.evaluation.tables import Column, Table
+from fye_pipeline.storage.run_log import Entry
 
 COLUMNS = (
     Column("l1", "L1", ".4f", "down"),

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from fye_pipeline.evaluation.journal import Entry, Journal
 from fye_pipeline.progress import logger
+from fye_pipeline.storage.run_log import Entry, Journal
 
 Measure = Callable[[str], Entry]
 _PARTING = 20.0  # seconds that a process may take to put its model away

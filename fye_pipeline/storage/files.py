@@ -7,11 +7,15 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fye_pipeline.errors import UserError
 
+LOCK = ".lock"
+_PATIENCE = 0.2  # seconds: a lock file that a run which ended deletes meanwhile is made anew
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, the largest file allowed, the user's quota
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # file systems that know no hard links
 _POINTER = b"version https://git-lfs"  # the first bytes of a Git-LFS pointer file
@@ -97,6 +101,30 @@ def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
         if error.errno not in _NO_LINKS:
             raise
         os.replace(temporary, path)
+
+
+class FolderLock:
+    """Makes a folder and holds it until `release`, or until the process ends, however that ends.
+
+    Raises:
+        UserError: another process, or another part of this one, holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._lock = FileLock(folder / LOCK, timeout=_PATIENCE, thread_local=False)
+        while not self._lock.is_locked:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with suppress(FileNotFoundError):  # deleted since the line above by a run that ended
+                    self._lock.acquire()
+            except Timeout:
+                raise UserError(
+                    f"Another run is at work in {folder}; wait until it ends, or name another place."
+                ) from None
+
+    def release(self) -> None:
+        """Let others in; twice is fine."""
+        self._lock.release()
 
 
 def is_pointer(path: Path) -> bool:
