@@ -35,7 +35,7 @@ from fye_pipeline.landmarks.masks import expression_mask, facial_mask
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.sampling.clip_plan import plan_windows
 from fye_pipeline.sampling.denoise import cut_clip, denoise, encode_landmarks, prepare_conditions
-from fye_pipeline.training.batches import weights_hash
+from fye_pipeline.storage.hashing import weights_hash
 from fye_pipeline.world import World
 
 RECORDED = 50  # the head, or batch of pictures, that schedules are fitted on: more than are ever measured
@@ -256,7 +256,7 @@ class SDLike(BenchmarkModel):
 
     def conditions(self) -> dict[str, Any]:
         return {
-            "unet_hash": weights_hash(self.plain.unet),
+            "unet_hash": weights_hash(sorted(self.plain.unet.state_dict().items())),
             "clips": self.sizes.clips,
             "pictures": self.sizes.pictures,
             "split": "held",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.hashing import digest_of_file
 
 logger = logging.getLogger("fye")
 
@@ -71,8 +71,7 @@ def weight_files(model: Path) -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _digest(file: Path, changed: int) -> str:
     """Of a file as it was when it was `changed`; a video is made in many parts, each of which asks."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return digest_of_file(file)
 
 
 @lru_cache

@@ -35,6 +35,54 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             yield name.split(".")[0], id(node) not in lazy
 
 
+# the rooms of fye_pipeline: each may import itself and what stands below it
+LAYERS = (
+    *("__init__", "cli", "evaluation", "training", "world", "batch", "animate", "pipeline", "presets", "sampling"),
+    *("models", "landmarks", "media", "storage", "progress", "errors"),
+)
+
+
+def portrait_imports() -> dict[str, set[str]]:
+    """Every module of fye_pipeline -> the modules of it that it imports: in functions and for typing too."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sources("fye_pipeline")
+    }
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module} imports relatively"
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= (inner & modules.keys()) or {node.module or ""}
+        found[module] = names & modules.keys()
+    return found
+
+
+def layer(module: str) -> int:
+    """How far down the list a module of fye_pipeline stands."""
+    return LAYERS.index([*module.split("."), "__init__"][1])
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a ring, or none."""
+    clear: set[str] = set()
+
+    def walk(trail: list[str]) -> list[str]:
+        if trail[-1] in trail[:-1]:
+            return trail[trail.index(trail[-1]) :]
+        for name in sorted(arrows[trail[-1]] - clear):
+            if ring := walk([*trail, name]):
+                return ring
+        clear.add(trail[-1])
+        return []
+
+    return next((ring for name in arrows if (ring := walk([name]))), [])
+
+
 def sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
@@ -67,6 +115,20 @@ def test_the_portrait_model_reaches_the_cache_at_two_doors() -> None:
         if "ticache" in names:
             door = path.relative_to(ROOT / "fye_pipeline").as_posix()
             assert door == "pipeline.py" or door.startswith("cli/"), door
+
+
+def test_the_portrait_model_imports_downwards_only() -> None:
+    up = [f"{a} -> {b}" for a, names in portrait_imports().items() for b in names if layer(b) < layer(a)]
+    assert not up, f"these imports point up: {sorted(up)}"
+
+
+def test_no_modules_of_the_portrait_model_import_each_other() -> None:
+    assert not circle(portrait_imports())
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
 def test_nobody_imports_benchmarks_or_tests() -> None:

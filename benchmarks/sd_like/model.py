@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fye_pipeline.training.batches import weights_hash
+from fye_pipeline.storage.hashing import weights_hash
 from fye_pipeline.world import World
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "sd_like"
@@ -85,7 +85,7 @@ def load_pipeline(folder: Path = ASSETS) -> StableDiffusionPipeline:
     """The trained pipeline in float32. RuntimeError if the autoencoder beside it is not the one it was trained on."""
     vae = AutoencoderKL.from_pretrained(folder / VAE, torch_dtype=torch.float32).eval()
     recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    if weights_hash(vae) != recipe["vae"]:
+    if weights_hash(sorted(vae.state_dict().items())) != recipe["vae"]:
         raise RuntimeError(
             f"{folder} was trained on another autoencoder than {folder / VAE}; "
             "train it anew: python -m benchmarks.sd_like --train"

@@ -21,7 +21,8 @@ from benchmarks.sd_like.model import RECIPE, SCHEDULER, UNET, VAE, WEIGHTS, buil
 from fye_pipeline.animate.config import SHIPPED_MODEL
 from fye_pipeline.animate.session import obtain_face_landmarker
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.training.batches import encode_heads, weights_hash
+from fye_pipeline.storage.hashing import weights_hash
+from fye_pipeline.training.batches import encode_heads
 from fye_pipeline.training.data import META, TAKES, HeadData, render_heads
 from fye_pipeline.world import World
 
@@ -135,7 +136,7 @@ def train(folder: Path, work: Path, output: Path, *, heads: int, steps: int) -> 
             work.mkdir(parents=True, exist_ok=True)
             torch.save(trainer.state(), saved.with_suffix(".part"))
             saved.with_suffix(".part").replace(saved)
-    write(trainer, weights_hash(vae), output)
+    write(trainer, weights_hash(sorted(vae.state_dict().items())), output)
     if source != output / VAE:
         shutil.copytree(source, output / VAE)
 

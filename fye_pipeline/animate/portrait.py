@@ -20,7 +20,8 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
 from fye_pipeline.landmarks.faces import Box, Face, choose
 from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.media.image import is_heic, letterbox, picture_frames, read_cover, read_picture
+from fye_pipeline.media.file_type import is_video
+from fye_pipeline.media.image import letterbox, picture_frames, read_cover, read_picture
 from fye_pipeline.media.source import open_source
 from fye_pipeline.media.writer import Matte
 from fye_pipeline.progress import logger
@@ -237,7 +238,7 @@ def read_still(settings: AnimationSettings, detector: LazyDetector) -> NDArray[n
     """
     path = existing_file(settings.reference, "the reference")
     options = {"max_pixels": settings.max_pixels, "background": settings.background}
-    if picture_frames(path) or not _is_video(path):
+    if picture_frames(path) or not is_video(path):
         if settings.reference_frame:
             raise UserError(f"{path} is a picture; --reference-frame {settings.reference_frame} needs a video.")
         return read_picture(path, what="the reference", **options)
@@ -256,14 +257,6 @@ def read_still(settings: AnimationSettings, detector: LazyDetector) -> NDArray[n
             raise UserError(f"{path} has no frame {wanted} for --reference-frame.")
     logger.info(f"{path} is a video; its frame {index} ({float(index / source.fps):.2f} s) is the portrait.")
     return np.ascontiguousarray(frame)
-
-
-def _is_video(path: Path) -> bool:
-    """Whether a file that is no picture should be read as a video: judged by its first bytes."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-    iso = head[4:8] == b"ftyp" and head[8:12] != b"avif" and not is_heic(head)
-    return iso or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"FLV\x01") or head[4:8] in (b"moov", b"wide", b"mdat")
 
 
 def calmest_frame(

@@ -27,9 +27,10 @@ from fye_pipeline.models.folder import recommended_guidance
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import FrameProgress, OnProgress, logger
 from fye_pipeline.sampling.clip_plan import PlannedClip, ReadyFrames
-from fye_pipeline.sampling.clip_store import ClipStore, Record, WorkFolder, describe, digest_of
+from fye_pipeline.sampling.clip_store import ClipStore, Record, WorkFolder, describe
 from fye_pipeline.sampling.denoise import AfterStep, decode_frames
 from fye_pipeline.sampling.progressive import ClipMaker, Video, clip_inputs, draw_seed, keep_clip, plan_video
+from fye_pipeline.storage.hashing import digest_of
 
 OVERLAP = 8  # frames that two parts share; there the one fades into the other
 _OVERFLOWED = "float32"  # a mark in the work folder: half precision was given up

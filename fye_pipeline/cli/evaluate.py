@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from fye_pipeline.animate.config import SHIPPED_MODEL
-from fye_pipeline.cli.options import Debug, Overwrite, Quiet, TaskFile
+from fye_pipeline.cli.options import Debug, Overwrite, Quiet, TaskFile, check_cache
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries
 
@@ -217,8 +217,6 @@ def _target(path: Path | None, *, overwrite: bool, resume: bool) -> Path | None:
 
 def _cache(interval: int, order: int, cut: str) -> dict[str, Any]:
     """Options of `ticache.apply`, checked before any long work."""
-    from fye_pipeline.cli.main import check_cache
-
     options = {"N": interval, "order": order, "cut": cut}
     check_cache(options)
     return options

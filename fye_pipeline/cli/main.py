@@ -11,13 +11,23 @@ import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fye_pipeline.cli.animate import animate
 from fye_pipeline.cli.evaluate import app as evaluate_app
-from fye_pipeline.cli.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Overwrite, Quiet, TaskFile
+from fye_pipeline.cli.options import (
+    Debug,
+    Json,
+    MaxGap,
+    NoFace,
+    NoFaceRule,
+    Overwrite,
+    Quiet,
+    TaskFile,
+    check_cache,
+)
 from fye_pipeline.cli.prepare import prepare
 from fye_pipeline.cli.tune import tune
 from fye_pipeline.errors import UserError
@@ -215,16 +225,6 @@ def models_check(
 
         hush_libraries()
         load_model(folder, torch.device("cpu"), torch.float16)
-
-
-def check_cache(options: dict[str, Any]) -> None:
-    """Raise `UserError` where `ticache.apply` would not take these options."""
-    import ticache
-
-    try:
-        ticache.CacheConfig(**{name: value for name, value in options.items() if name != "preset"})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"Cache: {error}.") from error
 
 
 def main() -> None:

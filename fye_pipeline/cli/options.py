@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from fye_pipeline.errors import UserError
 
 
 class NoFace(StrEnum):
@@ -25,3 +27,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 TaskFile = Annotated[Path | None, typer.Option("--face-landmarker", help="MediaPipe's face_landmarker.task.")]
 NoFaceRule = Annotated[NoFace, typer.Option("--no-face", help="What to do with frames that show no face.")]
 MaxGap = Annotated[float, typer.Option("--max-gap", help="Longest gap without a face, in seconds.")]
+
+
+def check_cache(options: dict[str, Any]) -> None:
+    """Raise `UserError` where `ticache.apply` would not take these options."""
+    import ticache
+
+    try:
+        ticache.CacheConfig(**{name: value for name, value in options.items() if name != "preset"})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"Cache: {error}.") from error

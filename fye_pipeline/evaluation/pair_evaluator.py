@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from fye_pipeline.landmarks.masks import facial_mask
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.source import open_source
+from fye_pipeline.storage.hashing import digest_of_text
 from fye_pipeline.storage.run_log import Entry
 
 Frames = NDArray[np.uint8]
@@ -196,15 +196,6 @@ def same_size(frames: Frames, truth: Frames) -> tuple[Frames, Frames]:
     return frames, np.stack([cv2.resize(each, size, interpolation=cv2.INTER_AREA) for each in truth])
 
 
-def model_state(folder: Path) -> str:
-    """A short name for the files of a model folder as they are now: their names, sizes and times."""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        status = file.stat()
-        digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
-
-
 def _key(path: Path) -> str:
     """A file name for what belongs to a driver, whatever folder that is in."""
-    return f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}.landmarks"
+    return f"{path.stem}-{digest_of_text(str(path.resolve()))[:8]}.landmarks"

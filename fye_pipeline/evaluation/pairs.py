@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from fye_pipeline.evaluation.distances import frechet_distance, kernel_distance
-from fye_pipeline.evaluation.pair_evaluator import Gallery, Instruments, model_state
+from fye_pipeline.evaluation.pair_evaluator import Gallery, Instruments
 from fye_pipeline.evaluation.summary import mean_of
 from fye_pipeline.evaluation.tables import Column, Table
 from fye_pipeline.evaluation.work import Estimate, work_off
 from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.hashing import digest_of_text, state_of_folder
 from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 
 EXPRESSION = (
@@ -181,10 +181,10 @@ def _conditions(gallery: Gallery, method: str) -> dict[str, Any]:
     return {
         "method": method,
         "pairs": len(pairs),
-        "pairs_hash": hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16],
+        "pairs_hash": digest_of_text(json.dumps(pairs))[:16],
         "frames": settings.frames,
         "settings": settings.to_dict() if made else None,
-        "model_state": model_state(settings.model) if made else None,
+        "model_state": state_of_folder(settings.model) if made else None,
         "outputs": None if made else str(gallery.outputs),
         "weights": gallery.weights.to_dict(),
         "device": gallery.device,

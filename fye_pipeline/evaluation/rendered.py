@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from fye_pipeline.landmarks.masks import expression_mask, facial_mask
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import logger
+from fye_pipeline.storage.hashing import weights_hash
 from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 from fye_pipeline.world import WORLD_VERSION, World
 
@@ -250,12 +250,10 @@ def generate(
 
 def model_hash(model: FollowYourEmojiPipeline) -> str:
     """A short name for the exact weights of every part."""
-    digest = hashlib.sha256()
-    for name in ("vae", "image_encoder", "appearance_net", "unet", "landmark_encoder"):
-        for key, value in sorted(getattr(model, name).state_dict().items()):
-            digest.update(f"{name}.{key}".encode())
-            digest.update(value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    parts = ("vae", "image_encoder", "appearance_net", "unet", "landmark_encoder")
+    return weights_hash(
+        (f"{part}.{name}", value) for part in parts for name, value in sorted(getattr(model, part).state_dict().items())
+    )
 
 
 def picture_size(model: FollowYourEmojiPipeline) -> int:

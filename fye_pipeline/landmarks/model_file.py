@@ -11,8 +11,9 @@ from pathlib import Path
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, silent
-from fye_pipeline.storage.fetch import check_file, download, sha256_of
+from fye_pipeline.storage.fetch import check_file, download
 from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.hashing import digest_of_file
 
 FILE_NAME = "face_landmarker.task"
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
@@ -64,7 +65,7 @@ def fetch_face_landmarker(target: str | os.PathLike[str] | None = None, on_progr
     same bytes. Raises `UserError` where neither is in reach.
     """
     path = Path(target) if target is not None else cache_folder() / FILE_NAME
-    if path.is_file() and sha256_of(path) == SHA256:
+    if path.is_file() and digest_of_file(path) == SHA256:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.media.file_type import is_heic
 from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import existing_file
 
@@ -19,7 +20,6 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 48
 BACKGROUND = "white"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _DEFAULT_DELAY = Fraction(1, 10)  # seconds, what viewers show where an animation names no delay
 
 
@@ -117,9 +117,7 @@ def opened_picture(path: Path, *, what: str, max_pixels: int) -> Iterator[Image.
                 )
             yield picture
     except UnidentifiedImageError:
-        with open(path, "rb") as file:
-            head = file.read(12)
-        if is_heic(head):
+        if is_heic(path):
             raise UserError(f"{path} is a HEIC picture: `pip install pillow-heif`, or save it as JPEG.") from None
         raise UserError(f"{path} is not a picture that can be read ({what}); use PNG, JPEG or WebP.") from None
     except (OSError, EOFError, SyntaxError) as error:
@@ -144,11 +142,6 @@ def _register_heif() -> None:
     except ImportError:
         return
     pillow_heif.register_heif_opener()
-
-
-def is_heic(head: bytes) -> bool:
-    """Whether a file whose first 12 bytes these are is a HEIC picture."""
-    return head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
 
 
 def check_background(colour: str) -> str:

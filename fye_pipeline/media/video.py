@@ -20,8 +20,9 @@ from av.error import FFmpegError
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.audio import Sound
 from fye_pipeline.media.color import colour_note, to_srgb
+from fye_pipeline.media.file_type import is_cut_off, is_iso_media
 from fye_pipeline.progress import logger
-from fye_pipeline.storage.files import atomic_target, existing_file, is_cut_off, is_iso_media
+from fye_pipeline.storage.files import atomic_target, existing_file
 
 WATERMARK = "AI-generated"
 # x264's fastest look ahead depends on where its buffers happen to lie; then equal frames give unequal files.

@@ -11,8 +11,8 @@ from typing import Any
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.model_file import BYTES, FILE_NAME, SHA256, VARIABLE, cache_folder, find_face_landmarker
-from fye_pipeline.storage.fetch import sha256_of
 from fye_pipeline.storage.files import is_pointer
+from fye_pipeline.storage.hashing import digest_of_file
 
 SHIPPED_MODEL = Path(__file__).parent.parent / "assets" / "tiny"
 WEIGHTS = (".safetensors", ".bin", ".pth")
@@ -74,7 +74,7 @@ def describe_folder(folder: Path, name: str | None = None, licence: str = "see i
     faults = []
     for path in _weights(folder):
         place = path.relative_to(folder).as_posix()
-        found = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        found = {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
         wanted = files.setdefault(place, found)
         if is_pointer(path):
             faults.append(f"{place} is a Git-LFS pointer file, not the weights: run `git lfs pull`")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.sampling.clip_plan import PlannedClip
 from fye_pipeline.sampling.denoise import Components
 from fye_pipeline.storage.files import FolderLock, atomic_target
+from fye_pipeline.storage.hashing import digest_of, sampled_weights_hash
 
 FORMAT = 2  # of work folders; another one's clips are not used
 _NETWORKS = ("vae", "image_encoder", "appearance_net", "unet", "landmark_encoder")
@@ -212,7 +212,7 @@ def describe(
         "size": f"{portrait.width} x {portrait.height}",
         "portrait": digest_of(np.asarray(portrait)),
         "image_tokens": None if image_tokens is None else digest_of(image_tokens.detach().float().cpu()),
-        "model": digest_of_weights({name: pipe.components[name] for name in _NETWORKS}),
+        "model": sampled_weights_hash({name: pipe.components[name] for name in _NETWORKS}),
         "scheduler": f"{type(pipe.scheduler).__name__} {dict(pipe.scheduler.config)}",
         "noise_scale": pipe.noise_scale,
         "dtype": f"{pipe.unet.dtype}, {pipe.vae.dtype}",
@@ -223,24 +223,3 @@ def describe(
         if session is not None and session.active
         else None,
     }
-
-
-def digest_of(*values: np.ndarray | Tensor | None) -> str:
-    """A hash of shapes, types and contents."""
-    total = hashlib.sha256()
-    for value in values:
-        array = None if value is None else np.ascontiguousarray(value)
-        total.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return total.hexdigest()
-
-
-def digest_of_weights(networks: dict[str, torch.nn.Module], samples: int = 64) -> str:
-    """A hash of every tensor's name, shape and some of its values: quick, and other weights give another."""
-    total = hashlib.sha256()
-    for part, network in networks.items():
-        for name, tensor in network.state_dict().items():
-            total.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
-            if not tensor.is_meta:  # offloaded weights are told by name and shape alone
-                some = tensor.detach().flatten()[:: max(1, tensor.numel() // samples)]
-                total.update(some.to("cpu", torch.float32).numpy().tobytes())
-    return total.hexdigest()

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.image import letterbox
 from fye_pipeline.sampling.clip_plan import PlannedClip, ReadyFrames, plan_clips
-from fye_pipeline.sampling.clip_store import ClipStore, WorkFolder, describe, digest_of
+from fye_pipeline.sampling.clip_store import ClipStore, WorkFolder, describe
 from fye_pipeline.sampling.denoise import (
     AfterStep,
     Clip,
@@ -32,6 +32,7 @@ from fye_pipeline.sampling.denoise import (
     prepare_conditions,
 )
 from fye_pipeline.sampling.inputs import as_picture, check_landmarks
+from fye_pipeline.storage.hashing import digest_of
 
 CLIP_LENGTH = 16  # frames of the clips that the model is trained on
 

@@ -45,7 +45,6 @@ class DiskArray:
 
     def _read(self, start: int, count: int) -> NDArray[Any]:
         # Read, not mapped: pages of a mapped file count as memory until something else needs it.
-        with open(self._path, "rb", buffering=0) as file:
-            file.seek(start * self._bytes)
-            data = file.read(count * self._bytes)
-        return np.frombuffer(bytearray(data), self.dtype).reshape(count, *self._item)
+        items = int(np.prod(self._item, dtype=np.int64))
+        data = np.fromfile(self._path, self.dtype, count * items, offset=start * self._bytes)
+        return data.reshape(count, *self._item)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -12,6 +11,7 @@ from pathlib import Path
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, silent
 from fye_pipeline.storage.files import is_pointer
+from fye_pipeline.storage.hashing import digest_of_file
 
 TIMEOUT = 10  # seconds that a server has to answer
 _BLOCK = 1 << 18  # bytes read at once
@@ -30,11 +30,11 @@ def download(
         UserError: wrong bytes (both hashes are named), or a Git-LFS pointer in place of the file.
         OSError: the server cannot be reached, or the connection broke; the same call goes on later.
     """
-    if target.is_file() and sha256_of(target) == sha256:
+    if target.is_file() and digest_of_file(target) == sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{sha256[:12]}.partial")
-    if not (partial.is_file() and sha256_of(partial) == sha256):
+    if not (partial.is_file() and digest_of_file(partial) == sha256):
         _fetch(url, partial, timeout, on_progress)
     try:
         check_file(partial, sha256, f"what {url} sent")
@@ -80,15 +80,9 @@ def _begins_at(content_range: str | None, place: int) -> bool:
 
 def check_file(path: Path, sha256: str, name: str) -> None:
     """Raise `UserError` unless a file has this SHA-256; a Git-LFS pointer is called one."""
-    found = sha256_of(path)
+    found = digest_of_file(path)
     if found == sha256:
         return
     if is_pointer(path):
         raise UserError(f"{name} is a Git-LFS pointer, not the file itself: run `git lfs pull`, or fetch it anew.")
     raise UserError(f"{name} has other bytes than expected: expected SHA-256 {sha256}, got {found}.")
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, read in blocks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

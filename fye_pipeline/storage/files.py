@@ -19,7 +19,6 @@ _PATIENCE = 0.2  # seconds: a lock file that a run which ended deletes meanwhile
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, the largest file allowed, the user's quota
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # file systems that know no hard links
 _POINTER = b"version https://git-lfs"  # the first bytes of a Git-LFS pointer file
-_ISO_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 def existing_file(path: str | Path, what: str) -> Path:
@@ -131,27 +130,3 @@ def is_pointer(path: Path) -> bool:
     """Whether a file is a Git-LFS pointer, which stands where a large file was not fetched."""
     with open(path, "rb") as file:
         return file.read(len(_POINTER)) == _POINTER
-
-
-def is_iso_media(path: Path) -> bool:
-    """Whether a file begins as mp4, mov and their relatives do (ISO/IEC 14496-12)."""
-    with open(path, "rb") as file:
-        return file.read(8)[4:] in _ISO_FIRST_BOXES
-
-
-def is_cut_off(path: Path) -> bool:
-    """Whether an mp4 or mov ends before its last top-level box does: a copy or a recording that broke off."""
-    if not is_iso_media(path):
-        return False
-    size, at = path.stat().st_size, 0
-    with open(path, "rb") as file:
-        while at + 8 <= size:
-            file.seek(at)
-            head = file.read(16)
-            length = int.from_bytes(head[:4], "big")
-            if length == 1:  # the true length follows in 64 bits
-                length = int.from_bytes(head[8:16], "big")
-            if length < 8:  # 0: the box reaches to the end of the file
-                return False
-            at += length
-    return at > size

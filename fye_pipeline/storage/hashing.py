@@ -1,21 +1,70 @@
-"""What tells contents apart: hashes of files, folders and arrays."""
+"""What tells contents apart: hashes (SHA-256) of files, folders, texts, arrays and weights."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:  # a download needs a hash and no torch
+    from torch import Tensor, nn
+
+
+def digest_of_file(path: Path) -> str:
+    """Of a file's contents, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of_path(path: Path) -> str:
-    """SHA-256 of a file's contents, or of the names and contents of a folder's files; "absent" where there is none."""
+    """Of a file's contents, or of the names and contents of a folder's files; "absent" where there is none."""
     path = Path(path).expanduser()
-    total = hashlib.sha256()
     if path.is_dir():
-        for file in sorted(each for each in path.iterdir() if each.is_file()):
-            total.update(f"{file.name} {digest_of_path(file)}\n".encode())
-    elif path.is_file():
-        with path.open("rb") as file:
-            total = hashlib.file_digest(file, "sha256")
-    else:
-        return "absent"
+        files = sorted(each for each in path.iterdir() if each.is_file())
+        return digest_of_text("".join(f"{file.name} {digest_of_path(file)}\n" for file in files))
+    return digest_of_file(path) if path.is_file() else "absent"
+
+
+def digest_of_text(text: str) -> str:
+    """Of a text as UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def state_of_folder(folder: Path) -> str:
+    """A short name for a folder's files as they are now: their names, sizes and times."""
+    files = [(file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
+    lines = (f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n" for file, status in files)
+    return digest_of_text("".join(lines))[:16]
+
+
+def digest_of(*values: np.ndarray | Tensor | None) -> str:
+    """Of shapes, types and contents."""
+    total = hashlib.sha256()
+    for value in values:
+        array: Any = None if value is None else np.ascontiguousarray(value)
+        total.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return total.hexdigest()
+
+
+def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """A short name for exact weights: named tensors, in the order in which they come."""
+    total = hashlib.sha256()
+    for name, value in weights:
+        total.update(name.encode())
+        total.update(value.detach().cpu().float().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def sampled_weights_hash(networks: Mapping[str, nn.Module], samples: int = 64) -> str:
+    """Of every tensor's name, shape and some of its values: quick, and other weights give another."""
+    total = hashlib.sha256()
+    for part, network in networks.items():
+        for name, tensor in network.state_dict().items():
+            total.update(f"{part}.{name}{tuple(tensor.shape)}".encode())
+            if not tensor.is_meta:  # offloaded weights are told by name and shape alone
+                some = tensor.detach().flatten()[:: max(1, tensor.numel() // samples)]
+                total.update(some.cpu().float().numpy().tobytes())
     return total.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from fye_pipeline.landmarks.drawing import Style, draw_sequence
 from fye_pipeline.landmarks.masks import expression_mask, facial_mask, reduce_mask
+from fye_pipeline.storage.hashing import weights_hash
 from fye_pipeline.training.data import CLIP, PORTRAITS, TAKES, HeadData, to_tensor
 
 ENCODED_TOGETHER = 8  # pictures that the autoencoder sees at once
@@ -79,21 +79,12 @@ class BatchSource(Protocol):
         ...
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """A short name for a model's exact weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 @torch.no_grad()
 def encode_heads(vae: Any, data: HeadData, folder: Path, *, chunk: int = TAKES) -> NDArray[np.float16]:
     """Encode every picture once: scaled posterior means [N, 18, 4, h, w], float16; reused while the VAE is the same."""
     folder.mkdir(parents=True, exist_ok=True)
     path, note = folder / "latents.npy", folder / "latents.json"
-    key = {"vae": weights_hash(vae), "heads": len(data)}
+    key = {"vae": weights_hash(sorted(vae.state_dict().items())), "heads": len(data)}
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) == key:
         return np.load(path, mmap_mode="r")
     cell = data.meta.size // 2 ** (len(vae.config["block_out_channels"]) - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from typing import Any
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.hashing import digest_of_text
 from fye_pipeline.training.clip_maker import make_clips
 from fye_pipeline.training.segment import CutRules
 from fye_pipeline.training.shards import (
@@ -157,7 +157,7 @@ def _plain(options: PrepareOptions) -> dict[str, Any]:
 def _key(name: str) -> str:
     """A short name without dots for a video, different for different paths."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).stem)[:40].strip("-") or "video"
-    return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{stem}-{digest_of_text(name)[:8]}"
 
 
 def _entry(ledger: Path, name: str) -> Path:
