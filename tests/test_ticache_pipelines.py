@@ -10,6 +10,7 @@ import diffusers as real_diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models import attention_processor
 from PIL import Image
 from ticache_models import Recorder, ddim, make_inputs, make_unet
 from torch import Tensor, nn
@@ -89,15 +90,19 @@ def svd() -> Any:
     )
 
 
-def sdxl() -> Any:
+def sdxl(kind: str = "StableDiffusionXLPipeline", **parts: Any) -> Any:
     unet = make_unet(
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=8 * 6 + 8,
     )
     none = {"text_encoder": None, "text_encoder_2": None, "tokenizer": None, "tokenizer_2": None}
-    parts = {"unet": unet, "vae": vae(), "scheduler": diffusers.EulerDiscreteScheduler()} | none
-    return diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    parts = {"unet": unet, "vae": vae(), "scheduler": diffusers.EulerDiscreteScheduler()} | none | parts
+    return getattr(diffusers, kind)(**parts)
+
+
+def t2i_adapter() -> Any:
+    return diffusers.T2IAdapter(channels=[16, 32], num_res_blocks=1, downscale_factor=2)
 
 
 POOLED: dict[str, Any] = {"pooled_prompt_embeds": embeds(3, 1, 8), "negative_pooled_prompt_embeds": embeds(4, 1, 8)}
@@ -139,7 +144,7 @@ PIPELINES: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
     "adapter": (
         lambda: stable_diffusion(
             "StableDiffusionAdapterPipeline",
-            adapter=diffusers.T2IAdapter(channels=[16, 32], num_res_blocks=1, downscale_factor=2),
+            adapter=t2i_adapter(),
         ),
         {**PROMPT, "image": picture(), "height": 16, "width": 16},
         STEPS,
@@ -386,6 +391,70 @@ def test_what_is_done_to_a_pipeline_before_or_after(change: Callable[[Any], None
     assert session.report().to_dict()["fallbacks"] == {}
     ticache.remove(pipe)
     assert torch.equal(run(pipe, **call), plain)
+
+
+def at_step(step: int, change: Callable[[Any], None]) -> Callable[..., dict[str, Any]]:
+    """A callback that changes the pipeline once a step has ended."""
+
+    def callback(pipe: Any, ended: int, _timestep: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+        if ended == step:
+            change(pipe)
+        return values
+
+    return callback
+
+
+ADAPTER_CHANGES: dict[str, tuple[Callable[[Any], None] | None, Callable[[Any], None]]] = {
+    "IP-Adapter's scale": (ip_adapter, lambda pipe: pipe.set_ip_adapter_scale(0.0)),
+    "LoRA off": (lora, lambda pipe: pipe.unet.disable_adapters()),
+    "LoRA's scale": (lora, lambda pipe: pipe.unet.set_adapters(["default"], [0.3])),
+    "LoRA loaded": (None, lambda pipe: lora(pipe)),
+    "attention processors": (None, lambda pipe: pipe.unet.set_attn_processor(attention_processor.AttnProcessor())),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTER_CHANGES)
+@pytest.mark.parametrize("last", [2, 3])
+def test_a_change_of_adapters_is_a_full_step_and_a_fresh_history(name: str, last: int) -> None:
+    """Also where the step is full by the schedule: what follows must not be predicted from before the change."""
+    load, change = ADAPTER_CHANGES[name]
+    pipe = stable_diffusion()
+    if load is not None:
+        load(pipe)
+    with ticache.apply(pipe, schedule=[0, 1, 4, 6], order=1) as session:
+        run(pipe, **PROMPT, **adapter_call(pipe), callback_on_step_end=at_step(last, change))
+        report = session.report().to_dict()
+    assert report["streams"][0]["full"] == sorted({0, 1, 4, 6, last + 1})
+    assert report["fallbacks"] == {"an adapter or its scale changed": 1}
+
+
+def adapter_call(pipe: Any) -> dict[str, Any]:
+    ip = getattr(pipe.unet, "encoder_hid_proj", None) is not None
+    return {"ip_adapter_image_embeds": [embeds(5, 2, 1, 6)]} if ip else {}
+
+
+def test_an_adapter_that_ends_midway_is_a_full_step() -> None:
+    pipe = sdxl("StableDiffusionXLAdapterPipeline", adapter=t2i_adapter())
+    with ticache.apply(pipe, schedule=[0, 1], order=1) as session:
+        run(pipe, **PROMPT, **POOLED, image=picture(), height=16, width=16, adapter_conditioning_factor=0.5)
+        report = session.report().to_dict()
+    assert report["streams"][0]["full"] == [0, 1, 4]
+    assert report["fallbacks"] == {"an adapter or its scale changed": 1}
+
+
+@pytest.mark.parametrize(("scales", "changes"), [([0.7] * 8, 0), ([0.7] * 5 + [0.2] * 3, 1)])
+def test_a_scale_of_lora_may_come_with_each_call(scales: list[float], changes: int) -> None:
+    """diffusers multiplies the layers' scales by it, and divides them again after the call."""
+    pipe = stable_diffusion()
+    lora(pipe)
+    sample, conditions = make_inputs(batch=1)
+    pipe.scheduler.set_timesteps(8)
+    with ticache.apply(pipe, N=3) as session, torch.no_grad():
+        for timestep, scale in zip(pipe.scheduler.timesteps, scales, strict=True):
+            pipe.unet(sample, timestep, **conditions, cross_attention_kwargs={"scale": scale})
+        report = session.report().to_dict()
+    assert sum(report["fallbacks"].values()) == changes
+    assert report["predicted_calls"] == 5 - changes
 
 
 @pytest.mark.parametrize("first", [True, False])

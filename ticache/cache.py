@@ -39,6 +39,7 @@ class StreamCache:
         self.span = (0.0, 1.0)
         self.site: int | None = None
         self.control_scale: Any = None
+        self.adapters: Any = None
         self.reference_steps: frozenset[int] | None = None
         self._config = config
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ticache import residuals
+from ticache.adapters import Adapters
 from ticache.cache import StreamCache, coordinate, span
 from ticache.call import Call, Key
 from ticache.config import CacheConfig
@@ -73,6 +74,7 @@ class State:
         self.eta: float | None = None
         self.compiled = False
         self.control = residuals.Control()
+        self.adapters = Adapters(self.unet)
         self.drift = Drift(self.config)
         self._shapes: dict[Any, dict[int, Any]] = {}
         self._lock = threading.RLock()
@@ -290,6 +292,7 @@ class State:
         if not attachment.intact():
             attachment.rehang(self)
             self._shapes = {}
+            self.adapters = Adapters(self.unet)
             self.streams.clear()
 
     def _attribute(self, bound: dict[str, Any], sample: Tensor | None) -> tuple[Stream | None, str | None]:
@@ -375,19 +378,29 @@ class State:
     def _why_full(self, stream: Stream, bound: dict[str, Any]) -> str | None:
         """Why a stream's present step runs in full; anything but the schedule is counted as a fallback."""
         cache: StreamCache = stream.payload
-        if stream.step in cache.full_steps:
+        why = self._changed(cache, bound)
+        if why is not None:
+            cache.release()
+        elif stream.step in cache.full_steps:
             return "scheduled"
-        why = cache.refusal
+        why = why or cache.refusal
         if why is None and not cache.nodes:
             why = "nothing is kept to predict from"
         if why is None and self._shape_key(bound) not in self._shapes:
             why = "an input has a shape that no full step has seen"
-        if why is None and self.control.scale_changed(cache):
-            cache.release()
-            why = "ControlNet's scale changed"
         if why is not None:
             self.records.run.fallbacks[why] += 1
         return why
+
+    def _changed(self, cache: StreamCache, bound: dict[str, Any]) -> str | None:
+        """What has changed since the last full step, so that nothing can be predicted from what is kept."""
+        in_force = self.adapters.in_force(bound)
+        before, cache.adapters = cache.adapters, in_force
+        if not cache.nodes:
+            return None
+        if self.control.scale_changed(cache):
+            return "ControlNet's scale changed"
+        return "an adapter or its scale changed" if in_force != before else None
 
     def _will_predict(self, stream: Stream) -> bool:
         """Will the next step of a stream be predicted, as far as can be known before the UNet is called?"""
