@@ -40,6 +40,7 @@ class StreamCache:
         self.site: int | None = None
         self.control_scale: Any = None
         self.adapters: Any = None
+        self.latents_known = False
         self.reference_steps: frozenset[int] | None = None
         self._config = config
 

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ticache.cuts import Unit
 from ticache.ghosts import ghost
@@ -200,26 +200,29 @@ class SchedulerHook(Listener):
 
     method = "step"
 
-    def __init__(self, state: State):
-        super().__init__(state)
-        self._output: weakref.ref[Any] | None = None
-
-    @property
-    def last_output(self) -> Any:
-        """The sample that the last step gave, None where there is none or nobody holds it any more."""
-        return None if self._output is None else self._output()
-
     def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        sample = output[0] if isinstance(output, tuple) else getattr(output, "prev_sample", None)
-        self._output = weakref.ref(sample) if isinstance(sample, Tensor) else None
         given = kwargs
         if len(args) > 3:  # behind the model's output, the timestep and the sample
             names = inspect.signature(getattr(self._owner, self.method)).parameters
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-        self.state.stepped(next((given[name] for name in NOISE_ARGUMENTS if given.get(name)), None))
+        noise = next((given[name] for name in NOISE_ARGUMENTS if given.get(name)), None)
+        sample = output[0] if isinstance(output, tuple) else getattr(output, "prev_sample", None)
+        self.state.stepped(self._owner, noise, sample)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_output": None}
+
+class ScalingHook(Listener):
+    """Learns what the scheduler's `scale_model_input` made of the sample that its last step gave."""
+
+    method = "scale_model_input"
+
+    def listen(self, owner: Any) -> None:
+        """Hear of this scheduler's next scaling, if it does any: most hand on the very sample that they are given."""
+        code = getattr(getattr(owner, self.method, None), "__code__", None)
+        if code is None or code.co_names:
+            super().listen(owner)
+
+    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.state.scaled(args[0] if args else kwargs.get("sample"), output)
 
 
 class PipelineHook(Listener):
@@ -239,6 +242,7 @@ class Attachment:
         self.units = [UnitHook(unit, state) for unit in units]
         self.controlnet: ControlNetHook | None = None
         self.scheduler = SchedulerHook(state)
+        self.scaling = ScalingHook(state)
         self.pipeline = PipelineHook(state)
         self._compiled: Any = None
         self._owners = [_owner(unet, hook.unit.name) for hook in self.units]
@@ -307,6 +311,7 @@ class Attachment:
         for hook in (*self.units, *([self.controlnet] if self.controlnet else [])):
             hook.detach()
         self.scheduler.detach()
+        self.scaling.detach()
         self.pipeline.detach()
 
 

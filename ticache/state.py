@@ -23,6 +23,7 @@ from ticache.drift import Drift
 from ticache.flops import ShapeWatch
 from ticache.history import History
 from ticache.host import Arguments, Host, tensors_in
+from ticache.latents import KnownLatents, latents_of
 from ticache.provenance import Origin
 from ticache.record import Records, Timer
 from ticache.region import RegionMask
@@ -75,6 +76,7 @@ class State:
         self.compiled = False
         self.control = residuals.Control()
         self.adapters = Adapters(self.unet)
+        self.latents = KnownLatents()
         self.drift = Drift(self.config)
         self._shapes: dict[Any, dict[int, Any]] = {}
         self._lock = threading.RLock()
@@ -191,9 +193,17 @@ class State:
                     predicted = bool(streams) and all(self._will_predict(stream) for stream in streams)
         return self.control.run(hook, args, kwargs, bound, predicted)
 
-    def stepped(self, eta: float | None) -> None:
-        """The scheduler took a step, with this much noise asked for (`eta`, `s_churn`)."""
+    def stepped(self, scheduler: Any, eta: float | None, sample: Any) -> None:
+        """The scheduler took a step, with this much noise asked for (`eta`, `s_churn`), and gave this sample."""
         self.eta = eta
+        self.latents.add(sample)
+        if self.streams.groups and self.attachment is not None:  # the run goes on
+            self.attachment.scaling.listen(scheduler)
+
+    def scaled(self, sample: Any, scaled: Any) -> None:
+        """The scheduler scaled a sample for the UNet."""
+        if isinstance(sample, Tensor) and sample in self.latents:
+            self.latents.add(scaled)
 
     def warn_if_exchanged(self) -> None:
         """The pipeline begins a run: say once that the cache does not sit on its UNet, if so."""
@@ -289,6 +299,7 @@ class State:
         attachment = self.attachment
         assert attachment is not None
         attachment.hook_controlnet(self.host.controlnet, self)
+        attachment.scaling.detach()  # called or not, it hangs only from a step to the next call
         if not attachment.intact():
             attachment.rehang(self)
             self._shapes = {}
@@ -396,11 +407,22 @@ class State:
         """What has changed since the last full step, so that nothing can be predicted from what is kept."""
         in_force = self.adapters.in_force(bound)
         before, cache.adapters = cache.adapters, in_force
+        replaced = self._latents_replaced(cache, bound)
         if not cache.nodes:
             return None
         if self.control.scale_changed(cache):
             return "ControlNet's scale changed"
-        return "an adapter or its scale changed" if in_force != before else None
+        if in_force != before:
+            return "an adapter or its scale changed"
+        return "the latents are not those of the scheduler's last step" if replaced else None
+
+    def _latents_replaced(self, cache: StreamCache, bound: dict[str, Any]) -> bool:
+        """Are the latents no longer the scheduler's? Those of a loop that blends at every step never are."""
+        sample = self.arguments.sample(bound)
+        latents = None if sample is None else latents_of(self.host.pipe, sample)
+        known = latents is not None and latents in self.latents
+        before, cache.latents_known = cache.latents_known, known
+        return before and not known
 
     def _will_predict(self, stream: Stream) -> bool:
         """Will the next step of a stream be predicted, as far as can be known before the UNet is called?"""
