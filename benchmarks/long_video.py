@@ -32,7 +32,7 @@ from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.animate.session import obtain_face_landmarker
 from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.media.video import write_video
+from fye_pipeline.media.writer import write_video
 from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.models.folder import recommended_guidance
 from fye_pipeline.sampling.clip_plan import keyframes, plan_clips, plan_windows
@@ -62,7 +62,7 @@ def seams(mode: str, frames: int, length: int) -> list[int]:
 
 def render(index: int, frames: int) -> tuple[RenderedClip, NDArray[np.uint8]]:
     """A clip of a held-out head, and its portrait."""
-    world = World(CanonicalFace.from_task(obtain_face_landmarker()))
+    world = World(CanonicalFace.load())
     return world.clip("held", index, take=1, frames=frames), world.portrait("held", index).frames[0]
 
 
@@ -145,7 +145,7 @@ def measure_modes(heads: list[int], steps: int, sheet: Path | None) -> list[dict
 
 def make_driver(path: Path, minutes: float, fps: Fraction, size: int = 256) -> None:
     """A driver of that length: rendered frames of one head, to and fro."""
-    world = World(CanonicalFace.from_task(obtain_face_landmarker()), size=size)
+    world = World(CanonicalFace.load(), size=size)
     once = world.clip("held", 1, take=1, frames=24, fps=fps).frames
     there_and_back = [*once, *once[-2:0:-1]]
     count = round(minutes * 60 * fps)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-import zipfile
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from fye_pipeline.landmarks.faces import Face
-from fye_pipeline.landmarks.geometry import METADATA, CanonicalFace, project, transform
+from fye_pipeline.landmarks.geometry import CanonicalFace, project, transform
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 
 
@@ -91,28 +88,3 @@ def fixture_sequence(fixture: dict[str, NDArray], name: str) -> LandmarkSequence
         width=int(width),
         height=int(height),
     )
-
-
-def write_task_file(path: Path, canonical: CanonicalFace) -> None:
-    """A task file that holds the face geometry and nothing else."""
-    buffer = np.column_stack([canonical.vertices, canonical.uv]).astype("<f4").tobytes()
-    indices = b"".join(_varint(int(index)) for index in canonical.triangles.ravel())
-    mesh = b"\x08\x00\x10\x00" + _message(3, buffer) + _message(4, indices)
-    basis = b"".join(
-        _message(2, b"\x08" + _varint(int(number)) + b"\x15" + struct.pack("<f", weight))
-        for number, weight in zip(canonical.basis_ids, canonical.basis_weights, strict=True)
-    )
-    with zipfile.ZipFile(path, "w") as task:
-        task.writestr(METADATA, _message(1, mesh) + basis + b"\x18\x01")
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
-def _message(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content

@@ -12,7 +12,7 @@ import pytest
 
 from fye_pipeline.animate.config import AnimationSettings, read_settings
 from fye_pipeline.errors import UserError
-from fye_pipeline.media.video import write_video
+from fye_pipeline.media.writer import write_video
 
 
 def test_settings_come_back_from_json() -> None:

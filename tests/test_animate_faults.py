@@ -21,8 +21,8 @@ from fye_pipeline.animate.config import DEMO_PORTRAIT
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.media.image import read_picture
-from fye_pipeline.media.video import read_frames, write_video
-from fye_pipeline.media.writer import Matte
+from fye_pipeline.media.video import read_frames
+from fye_pipeline.media.writer import Matte, write_video
 from fye_pipeline.progress import collected_notes
 
 FAST = ("--steps", 2, "--frames", 2, "--quiet")

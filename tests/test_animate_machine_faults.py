@@ -22,7 +22,8 @@ from fye_command import Fye, grey_frames
 from fye_pipeline.animate.config import DEMO_DRIVING, AnimationSettings
 from fye_pipeline.animate.run import animate
 from fye_pipeline.errors import UserError
-from fye_pipeline.media.video import VideoWriter, read_frames
+from fye_pipeline.media.video import read_frames
+from fye_pipeline.media.writer import VideoWriter
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.storage.files import atomic_target
 
@@ -50,7 +51,7 @@ from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from fye_pipeline.errors import UserError
-from fye_pipeline.media.video import write_video
+from fye_pipeline.media.writer import write_video
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 noise = [np.random.default_rng(i).integers(0, 255, (128, 128, 3)).astype(np.uint8) for i in range(12)]
 try:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from fye_pipeline.animate.config import DEMO_DRIVING, DEMO_PORTRAIT, DEMO_PORTRAIT_LANDMARKS
 from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.media.video import probe, read_comment, read_frames, write_video
+from fye_pipeline.media.video import probe, read_comment, read_frames
+from fye_pipeline.media.writer import write_video
 
 FAST = ["--steps", "3", "--frames", "4", "--quiet"]
 PORTRAITS = ("s0.jpg", "s6.jpg", "s7.jpg", "s9.jpg", "s30.jpg")

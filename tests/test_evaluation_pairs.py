@@ -25,7 +25,7 @@ from fye_pipeline.world import World
 def clips(tmp_path_factory: pytest.TempPathFactory, face_landmarker_path: Path) -> Path:
     """A portrait, and clips of two heads as videos."""
     folder = tmp_path_factory.mktemp("clips")
-    world = World(CanonicalFace.from_task(face_landmarker_path), size=128)
+    world = World(CanonicalFace.load(), size=128)
     Image.fromarray(world.portrait("held", 0).frames[0]).save(folder / "a.png")
     for index, name in enumerate("ab"):
         make_video(folder / f"{name}.mp4", list(world.clip("held", index, frames=4).frames), fps=Fraction(12))

@@ -6,31 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from landmark_faces import canonical_face, pose, write_task_file
+from landmark_faces import canonical_face, pose
 
-from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace, metric_mesh, project, transform, weighted_similarity
 
 PICTURES = ("s9.full", "s9.c512", "s2.full", "s2.c512", "s5.full", "s5.c512")
 
 
-def test_a_task_file_is_read_back(tmp_path: Path) -> None:
-    written = canonical_face()
-    write_task_file(tmp_path / "face.task", written)
-    read = CanonicalFace.from_task(tmp_path / "face.task")
-    np.testing.assert_array_equal(read.vertices, written.vertices.astype(np.float32))
-    np.testing.assert_array_equal(read.uv, written.uv.astype(np.float32))
-    np.testing.assert_array_equal(read.triangles, written.triangles)
-    np.testing.assert_array_equal(read.basis_ids, written.basis_ids)
-    np.testing.assert_array_equal(read.basis_weights, written.basis_weights.astype(np.float32))
-
-
-def test_another_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "face.task").write_bytes(b"not a zip")
-    with pytest.raises(UserError, match=r"face\.task is not MediaPipe's"):
-        CanonicalFace.from_task(tmp_path / "face.task")
-    with pytest.raises(UserError, match=r"absent\.task is not"):
-        CanonicalFace.from_task(tmp_path / "absent.task")
+def test_the_canonical_face_is_whole_and_a_face() -> None:
+    canonical = CanonicalFace.load()
+    assert canonical.vertices.shape == (468, 3)
+    assert canonical.uv.shape == (468, 2)
+    assert sorted(set(canonical.triangles.ravel())) == list(range(468))
+    assert canonical.triangles.shape == (898, 3)
+    assert canonical.basis_ids.shape == canonical.basis_weights.shape == (33,)
+    assert canonical.basis_weights.min() > 0
+    width, height, depth = np.ptp(canonical.vertices, axis=0)
+    assert 14 < width < 17  # cm
+    assert 16 < height < 19
+    assert 8 < depth < 13
+    right, left = canonical.vertices[33], canonical.vertices[263]  # the outer corners of the eyes
+    np.testing.assert_allclose(right, left * (-1, 1, 1), atol=1e-4)
 
 
 def test_the_fit_finds_a_similarity_and_never_mirrors() -> None:
@@ -78,12 +74,12 @@ def test_a_projected_face_is_measured_again(width: int, height: int) -> None:
 
 
 @pytest.mark.parametrize("picture", PICTURES)
-def test_mesh_and_pose_are_mediapipes(parity_dir: Path, face_landmarker_path: Path, picture: str) -> None:
+def test_mesh_and_pose_are_mediapipes(parity_dir: Path, picture: str) -> None:
     path = parity_dir / "landmark_ref.npz"
     if not path.exists():
         pytest.skip(f"{path} is absent")
     fixture = np.load(path)
-    canonical = CanonicalFace.from_task(face_landmarker_path)
+    canonical = CanonicalFace.load()
     np.testing.assert_array_equal(canonical.triangles + 1, fixture["faces"])
     width, height = fixture[f"{picture}.wh"]
     mesh, matrix = metric_mesh(fixture[f"{picture}.lmks"], width, height, canonical)

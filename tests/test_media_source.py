@@ -13,7 +13,8 @@ from PIL import Image
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.source import Source, open_source
-from fye_pipeline.media.video import at_constant_rate, probe, read_frames, write_video
+from fye_pipeline.media.video import at_constant_rate, probe, read_frames
+from fye_pipeline.media.writer import write_video
 from fye_pipeline.progress import collected_notes
 
 FAST_START = {"movflags": "faststart"}  # the index before the pictures

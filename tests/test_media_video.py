@@ -12,7 +12,8 @@ from PIL import Image
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.image import read_picture
-from fye_pipeline.media.video import VideoWriter, probe, read_comment, read_frames, watermark, write_video
+from fye_pipeline.media.video import probe, read_comment, read_frames
+from fye_pipeline.media.writer import VideoWriter, watermark, write_video
 from fye_pipeline.storage.files import atomic_target, writable_target
 
 

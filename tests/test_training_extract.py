@@ -215,7 +215,7 @@ def test_bad_input_is_one_sentence(
 
 def test_from_videos_to_a_trained_model(tmp_path: Path, fye: Fye, face_landmarker_path: Path) -> None:
     """Two processes prepare two rendered videos, one with a cut and one that begins in the dark; both phases train."""
-    world = World(CanonicalFace.from_task(face_landmarker_path), size=192)
+    world = World(CanonicalFace.load(), size=192)
     heads = [list(world.clip("train", index, frames=30, fps=12).frames) for index in range(3)]
     videos, output = tmp_path / "videos", tmp_path / "set"
     videos.mkdir()

@@ -65,9 +65,9 @@ def silent(message: str) -> None:
     """No progress in tests."""
 
 
-def test_a_resumed_run_repeats_the_losses(start: Path, data: Path, tmp_path: Path, face_landmarker_path: Path) -> None:
+def test_a_resumed_run_repeats_the_losses(start: Path, data: Path, tmp_path: Path) -> None:
     config = recipe(start, data)
-    options: dict[str, Any] = {"face_landmarker": face_landmarker_path, "on_progress": silent}
+    options: dict[str, Any] = {"on_progress": silent}
     train(config, output=tmp_path / "whole", **options)
     train(config, output=tmp_path / "cut", max_steps=2, **options)
     with pytest.raises(UserError, match="already holds a training run"):
@@ -82,11 +82,9 @@ def test_a_resumed_run_repeats_the_losses(start: Path, data: Path, tmp_path: Pat
     assert torch.equal(pipe.vae.decoder.conv_in.weight, before.vae.decoder.conv_in.weight)
 
 
-def test_clips_train_the_motion_modules_and_the_input_only(
-    start: Path, data: Path, tmp_path: Path, face_landmarker_path: Path
-) -> None:
+def test_clips_train_the_motion_modules_and_the_input_only(start: Path, data: Path, tmp_path: Path) -> None:
     config = recipe(start, data, phases=["video"], gradient_checkpointing=True)
-    model = train(config, output=tmp_path, face_landmarker=face_landmarker_path, on_progress=silent)
+    model = train(config, output=tmp_path, on_progress=silent)
     after = FollowYourEmojiPipeline.from_pretrained(model)
     before = FollowYourEmojiPipeline.from_pretrained(start)
     changed = {
@@ -128,7 +126,6 @@ def test_the_loop_hands_on_what_is_not_to_be_trained(
     start: Path,
     data: Path,
     tmp_path: Path,
-    face_landmarker_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     phase: str,
     option: str,
@@ -146,15 +143,14 @@ def test_the_loop_hands_on_what_is_not_to_be_trained(
         config,
         output=tmp_path / "run",
         max_steps=0,
-        face_landmarker=face_landmarker_path,
         on_progress=lambda message: None,
     )
     assert trained
     assert not [name for name in trained if name.startswith(frozen)]
 
 
-def test_several_processes_render_the_same_heads(tmp_path: Path, face_landmarker_path: Path) -> None:
-    world = World(CanonicalFace.from_task(face_landmarker_path), size=64)
+def test_several_processes_render_the_same_heads(tmp_path: Path) -> None:
+    world = World(CanonicalFace.load(), size=64)
     alone = render_heads(world, tmp_path / "alone", 2)
     together = render_heads(world, tmp_path / "together", 2, jobs=2)
     # in another process a sum may round otherwise, and a pixel at an edge fall to its other side
@@ -193,7 +189,7 @@ def test_the_average_follows_and_swaps_back() -> None:
     assert torch.allclose(layer.weight, first + 1)
 
 
-def test_two_processes_train_together(start: Path, data: Path, tmp_path: Path, face_landmarker_path: Path) -> None:
+def test_two_processes_train_together(start: Path, data: Path, tmp_path: Path) -> None:
     recipe_file = tmp_path / "recipe.json"
     config = recipe(start, data, image={"steps": 2, "batch": 1, "frames": 1, "warmup": 1})
     recipe_file.write_text(config.to_json(), encoding="utf-8")
@@ -203,7 +199,7 @@ def test_two_processes_train_together(start: Path, data: Path, tmp_path: Path, f
         "from fye_pipeline.training import batches, portrait\n"
         "from fye_pipeline.training.config import load_config\nfrom fye_pipeline.training.loop import train\n"
         "torch.set_num_threads(1)\n"
-        "note = Path(sys.argv[4]) / os.environ['RANK']\n"  # a file each: lines of two processes mix in one pipe
+        "note = Path(sys.argv[3]) / os.environ['RANK']\n"  # a file each: lines of two processes mix in one pipe
         "note.mkdir()\n"
         "collect, swap = batches.Batches._collect, portrait.Average.swap\n"
         "def spy_collect(self, heads, *rest):\n"
@@ -214,14 +210,14 @@ def test_two_processes_train_together(start: Path, data: Path, tmp_path: Path, f
         "    torch.save(dict(model.named_parameters()), note / 'weights')\n"
         "    swap(self, model)\n"
         "batches.Batches._collect, portrait.Average.swap = spy_collect, spy_swap\n"
-        "train(load_config(sys.argv[1]), output=Path(sys.argv[2]), face_landmarker=Path(sys.argv[3]))\n",
+        "train(load_config(sys.argv[1]), output=Path(sys.argv[2]))\n",
         encoding="utf-8",
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     notes = tmp_path / "notes"
     notes.mkdir()
-    command = [*launch, str(program), str(recipe_file), str(tmp_path / "run"), str(face_landmarker_path), str(notes)]
+    command = [*launch, str(program), str(recipe_file), str(tmp_path / "run"), str(notes)]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )  # --cpu would start one process only

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,8 +10,8 @@ from fye_pipeline.world.anatomy import EXPRESSIONS, SHAPES, STYLES, Array, Head,
 
 
 @pytest.fixture(scope="module")
-def head(face_landmarker_path: Path) -> Head:
-    return Head(CanonicalFace.from_task(face_landmarker_path).vertices, sample_identity(5, 6))
+def head() -> Head:
+    return Head(CanonicalFace.load().vertices, sample_identity(5, 6))
 
 
 def posed(head: Head, *, gaze: tuple[float, float] = (0, 0), strengths: dict[str, float] | None = None) -> Array:

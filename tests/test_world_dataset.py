@@ -16,8 +16,8 @@ from fye_pipeline.world.dataset import PORTRAIT_INDEX, write_demo
 
 
 @pytest.fixture(scope="module")
-def canonical(face_landmarker_path: Path) -> CanonicalFace:
-    return CanonicalFace.from_task(face_landmarker_path)
+def canonical() -> CanonicalFace:
+    return CanonicalFace.load()
 
 
 def test_the_same_seed_gives_the_same_clip(canonical: CanonicalFace) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from benchmarks.sd_like.model import RECIPE, SCHEDULER, UNET, VAE, WEIGHTS, build_unet, prompt_tokens
 from fye_pipeline.animate.config import SHIPPED_MODEL
-from fye_pipeline.animate.session import obtain_face_landmarker
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.storage.hashing import weights_hash
 from fye_pipeline.training.batches import encode_heads
@@ -36,7 +35,7 @@ SAVE_EVERY = 200
 
 def open_world(size: int = 128) -> World:
     """The rendered world, with the canonical face of MediaPipe's task file."""
-    return World(CanonicalFace.from_task(obtain_face_landmarker()), size=size)
+    return World(CanonicalFace.load(), size=size)
 
 
 def read_data(folder: Path, heads: int, vae: AutoencoderKL) -> tuple[HeadData, NDArray[np.float16]]:

@@ -27,7 +27,6 @@ from fye_pipeline.animate.session import load_model
 from fye_pipeline.cli.tune import CHECK_HEADS_FROM, TUNE_HEADS_FROM
 from fye_pipeline.evaluation.rendered import model_hash
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.landmarks.model_file import find_face_landmarker
 from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.models.folder import recommended_guidance
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
@@ -68,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ship", action="store_true", help="write presets, pictures and the figures of the document")
     parser.add_argument("--preview", action="store_true", help="with --ship: also PNGs of the pictures")
     parser.add_argument("--exhaustive", action="store_true", help="also every schedule of a run of 10 steps")
-    parser.add_argument("--face-landmarker", type=Path)
     for name, what in (("frames", "of a clip"), ("clips", "to search on"), ("check-clips", "for the check")):
         parser.add_argument(f"--{name}", type=int, help=what)
     parser.add_argument(
@@ -83,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipe = load_model(SHIPPED_MODEL, torch.device(args.device), torch.float32)
     usual = {"frames": 8 if args.quick else 16, "clips": 4, "check_clips": 8}
     sizes = {name: getattr(args, name) or value for name, value in usual.items()}
-    world = World(CanonicalFace.from_task(find_face_landmarker(args.face_landmarker)))
+    world = World(CanonicalFace.load())
     calls = {steps: clips_of(world, steps, **sizes) for steps in (STEPS, 10)}
     record = conditions(
         args.device,

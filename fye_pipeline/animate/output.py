@@ -19,8 +19,7 @@ from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.driver import Driver
 from fye_pipeline.animate.portrait import Portrait
 from fye_pipeline.animate.renderer import RenderContext, Renderer
-from fye_pipeline.media.video import watermark
-from fye_pipeline.media.writer import Writer, open_writer
+from fye_pipeline.media.writer import VideoWriter, watermark
 
 PANEL = 256  # pixels a side, the least in the side-by-side video
 
@@ -76,7 +75,7 @@ class VideoOutput:
             return square
         return self.portrait.crop.paste(square, self.portrait.picture)
 
-    def _writer(self, path: Path, *, alpha: bool = False) -> Writer:
+    def _writer(self, path: Path, *, alpha: bool = False) -> VideoWriter:
         note = {
             "note": "AI-generated",
             "settings": self.settings.to_dict(),
@@ -84,7 +83,7 @@ class VideoOutput:
             "crop": self.transform,
             "picture": list(self.size),  # an odd side is stored with one more pixel
         }
-        return open_writer(
+        return VideoWriter(
             path,
             self.driver.fps,
             alpha=alpha,

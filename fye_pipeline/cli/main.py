@@ -26,6 +26,7 @@ from fye_pipeline.cli.options import (
     Overwrite,
     Quiet,
     TaskFile,
+    UnneededTaskFile,
     check_cache,
 )
 from fye_pipeline.cli.prepare import prepare
@@ -122,13 +123,12 @@ def train(
     init: Annotated[str | None, typer.Option(help="A pipeline folder to go on from, or `shipped`.")] = None,
     motion_init: Annotated[str | None, typer.Option(help="An AnimateDiff checkpoint for the motion modules.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    face_landmarker: TaskFile = None,
+    face_landmarker: UnneededTaskFile = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Train a model on rendered faces or on prepared videos; it can be interrupted and resumed at any time."""
     reporter = Reporter(quiet=quiet)
-    from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.training.config import check_inputs, load_config
     from fye_pipeline.training.loop import train as run
 
@@ -136,10 +136,7 @@ def train(
         hush_libraries()
     recipe = load_config(config, dataset=None if dataset is None else str(dataset), init=init, motion_init=motion_init)
     check_inputs(recipe)
-    task = None if recipe.dataset else obtain_face_landmarker(face_landmarker)
-    folder = run(
-        recipe, output=output, resume=resume, max_steps=max_steps, face_landmarker=task, on_progress=logger.info
-    )
+    folder = run(recipe, output=output, resume=resume, max_steps=max_steps, on_progress=logger.info)
     reporter.result(f"{folder}: use it with `fye animate --model {folder}`", {"model": str(folder)})
 
 
@@ -150,7 +147,7 @@ def world(
     split: Annotated[Split, typer.Option(help="Which people.")] = Split.HELD,
     rows: Annotated[int, typer.Option(min=1)] = 8,
     columns: Annotated[int, typer.Option(min=1)] = 10,
-    face_landmarker: TaskFile = None,
+    face_landmarker: UnneededTaskFile = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -159,15 +156,13 @@ def world(
     reporter = Reporter(quiet=quiet)
     from PIL import Image
 
-    from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.landmarks.geometry import CanonicalFace
     from fye_pipeline.storage.files import writable_target
     from fye_pipeline.world import World
     from fye_pipeline.world.dataset import contact_sheet
 
     target = writable_target(sheet, overwrite=overwrite)
-    task = obtain_face_landmarker(face_landmarker)
-    rendered = World(CanonicalFace.from_task(task), seed=seed)
+    rendered = World(CanonicalFace.load(), seed=seed)
     picture = contact_sheet(rendered, split=split.value, rows=rows, columns=columns)
     Image.fromarray(picture).save(target)
     reporter.result(f"{target}: {rows} people, {columns} moments each", {"sheet": str(target)})

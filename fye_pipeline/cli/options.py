@@ -25,6 +25,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more on th
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and library warnings.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 TaskFile = Annotated[Path | None, typer.Option("--face-landmarker", help="MediaPipe's face_landmarker.task.")]
+UnneededTaskFile = Annotated[
+    Path | None, typer.Option("--face-landmarker", hidden=True, help="Not needed any more, and ignored.")
+]
 NoFaceRule = Annotated[NoFace, typer.Option("--no-face", help="What to do with frames that show no face.")]
 MaxGap = Annotated[float, typer.Option("--max-gap", help="Longest gap without a face, in seconds.")]
 

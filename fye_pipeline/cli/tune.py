@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fye_pipeline.cli.options import Debug, Json, Overwrite, Quiet, TaskFile
+from fye_pipeline.cli.options import Debug, Json, Overwrite, Quiet, UnneededTaskFile
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, Reporter, hush_libraries, logger
 
@@ -51,7 +51,7 @@ def tune(
         Path | None, typer.Option(help="A file in which trials are kept; the same search goes on from it.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    face_landmarker: TaskFile = None,
+    face_landmarker: UnneededTaskFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -79,9 +79,7 @@ def tune(
         logger.info("neither --output nor --as-preset is given: the settings are only shown")
     goal = {"full_steps": full_steps} if full_steps is not None else {"target_psnr": target_psnr or 45.0}
     with reporter.progress() as on_progress:
-        pipe, calls = _calls(
-            folder, device, face_landmarker, seed, clips, check_clips, frames, steps, guidance, reporter
-        )
+        pipe, calls = _calls(folder, device, seed, clips, check_clips, frames, steps, guidance, reporter)
         settings = _search(
             pipe,
             calls,
@@ -117,7 +115,6 @@ def _check_preset(folder: Path, name: Preset, *, overwrite: bool) -> None:
 def _calls(
     folder: Path,
     device: str,
-    face_landmarker: Path | None,
     seed: int,
     clips: int,
     check_clips: int,
@@ -127,7 +124,7 @@ def _calls(
     reporter: Reporter,
 ) -> tuple[Any, list[Any]]:
     """The model, and its calls: those to search on first, those for the check last."""
-    from fye_pipeline.animate.session import choose_device, choose_dtype, load_model, obtain_face_landmarker
+    from fye_pipeline.animate.session import choose_device, choose_dtype, load_model
     from fye_pipeline.landmarks.geometry import CanonicalFace
     from fye_pipeline.models.folder import recommended_guidance
     from fye_pipeline.world import World
@@ -135,9 +132,8 @@ def _calls(
 
     on = choose_device(device)
     pipe = load_model(folder, on, choose_dtype("auto", on))
-    task = obtain_face_landmarker(face_landmarker)
     size = int(pipe.unet.config["sample_size"]) * pipe.vae_scale_factor
-    world = World(CanonicalFace.from_task(task), size=size)
+    world = World(CanonicalFace.load(), size=size)
     made = {
         "frames": frames,
         "steps": steps,

@@ -45,7 +45,7 @@ class FaceLandmarkDetector:
         if mode not in ("image", "video"):
             raise ValueError(f"mode must be image or video, got {mode!r}")
         path = find_face_landmarker(task_path)
-        self.canonical = CanonicalFace.from_task(path)
+        self.canonical = CanonicalFace.load()
         self._model = path.read_bytes()  # bytes, because MediaPipe cannot open every path on every system
         self._mode, self._max_faces, self._min_confidence = mode, max_faces, min_confidence
         self._stack = ExitStack()

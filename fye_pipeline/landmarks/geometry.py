@@ -6,19 +6,15 @@ Camera: 63 degrees vertical field of view, centimetres, y up, looking along -z (
 from __future__ import annotations
 
 import math
-import os
-import struct
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.topology import N_MESH
 
-METADATA = "geometry_pipeline_metadata_landmarks.binarypb"
+_CANONICAL_FACE = Path(__file__).parent.parent / "assets" / "canonical_face.npz"
 HALF_FIELD = math.tan(math.radians(63.0) / 2)  # half the picture's height at distance 1
 NEAR, FAR = 1.0, 10000.0
 DEPTH_FACTOR = FAR / (FAR - NEAR)  # the official code uses its projection matrix transposed, which scales depth by this
@@ -41,66 +37,11 @@ class CanonicalFace:
     basis_weights: Array
 
     @classmethod
-    def from_task(cls, path: str | os.PathLike[str]) -> CanonicalFace:
-        """Read the face from MediaPipe's `face_landmarker.task`. Raises `UserError` if it is not such a file."""
-        try:
-            with zipfile.ZipFile(Path(path)) as task:
-                metadata = _fields(task.read(METADATA))
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
-            raise UserError(f"{path} is not MediaPipe's face_landmarker.task: {error}.") from error
-        mesh = _fields(metadata[1][0])
-        buffer = np.array(_packed(mesh[3], "f"), np.float64).reshape(-1, 5)
-        basis = [_fields(entry) for entry in metadata[2]]
-        return cls(
-            vertices=buffer[:, :3],
-            uv=buffer[:, 3:],
-            triangles=np.array(_packed(mesh[4], "v"), np.int64).reshape(-1, 3),
-            basis_ids=np.array([entry[1][0] for entry in basis], np.int64),
-            basis_weights=np.array([struct.unpack("<f", entry[2][0])[0] for entry in basis], np.float64),
-        )
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def _fields(data: bytes) -> dict[int, list]:
-    """One protobuf message -> field number -> its values (int, or bytes for the other wire types)."""
-    fields: dict[int, list] = {}
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-        else:
-            length, at = _varint(data, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
-            value, at = data[at : at + length], at + length
-        fields.setdefault(number, []).append(value)
-    return fields
-
-
-def _packed(values: list, kind: str) -> list:
-    """A repeated float ("f") or varint ("v") field, packed or one by one, as a flat list."""
-    flat: list = []
-    for value in values:
-        if isinstance(value, int):
-            flat.append(value)
-        elif kind == "f":
-            flat.extend(struct.unpack(f"<{len(value) // 4}f", value))
-        else:
-            at = 0
-            while at < len(value):
-                number, at = _varint(value, at)
-                flat.append(number)
-    return flat
+    def load(cls) -> CanonicalFace:
+        """The face as it stands in MediaPipe's `face_landmarker.task` (Apache-2.0), from our own copy of it."""
+        with np.load(_CANONICAL_FACE, allow_pickle=False) as arrays:
+            kinds = {"triangles": np.int64, "basis_ids": np.int64}
+            return cls(**{name: arrays[name].astype(kinds.get(name, np.float64)) for name in arrays.files})
 
 
 def weighted_similarity(source: Array, target: Array, weights: Array) -> Array:

@@ -1,33 +1,25 @@
-"""Videos in and out through PyAV, and the mark that says a video was generated."""
+"""Videos in through PyAV."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 import av
-import cv2
 import numpy as np
 from av.error import FFmpegError
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.media.audio import Sound
 from fye_pipeline.media.color import colour_note, to_srgb
 from fye_pipeline.media.file_type import is_cut_off, is_iso_media
 from fye_pipeline.progress import logger
-from fye_pipeline.storage.files import atomic_target, existing_file
+from fye_pipeline.storage.files import existing_file
 
-WATERMARK = "AI-generated"
-# x264's fastest look ahead depends on where its buffers happen to lie; then equal frames give unequal files.
-_H264 = {"crf": "16", "x264-params": "cpu-independent=1"}
-_BT709 = 1  # ITU-T H.273, the same number for primaries, transfer and matrix
 _LARGEST_CLOCK = 1_000_000  # ticks a second; a stranger rate is rounded to a common one
 _HALF = Fraction(1, 2)
 
@@ -157,96 +149,6 @@ def depth_note(path: str | Path) -> str | None:
     return None
 
 
-class VideoWriter:
-    """H.264 in mp4 at an exact frame rate; the file takes its name only when the last frame is in.
-
-    Args:
-        path: the mp4 to write.
-        fps: frames a second, kept as a fraction.
-        comment: what goes into the container's comment.
-        sound: a video whose sound is carried over, cut to the picture.
-        overwrite: replace a file that has come into being meanwhile.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        fps: Fraction,
-        *,
-        comment: str = "",
-        sound: Path | None = None,
-        overwrite: bool = True,
-    ) -> None:
-        self._path, self._fps, self._comment = path, fps, comment
-        self._sound_path, self._overwrite = sound, overwrite
-        self._stack = ExitStack()
-        self._stream: av.VideoStream | None = None
-        self._sound: Sound | None = None
-        self._count = 0
-
-    def __enter__(self) -> VideoWriter:
-        with ExitStack() as stack:
-            temporary = stack.enter_context(atomic_target(self._path, overwrite=self._overwrite))
-            self._container = stack.enter_context(av.open(str(temporary), "w"))
-            self._container.metadata["comment"] = self._comment
-            self._stack = stack.pop_all()
-        return self
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append one uint8 RGB frame [H, W, 3]; an odd side is padded by one pixel, as 4:2:0 colour needs."""
-        height, width = frame.shape[:2]
-        if height % 2 or width % 2:
-            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if self._stream is None:
-            self._stream = self._open(*frame.shape[:2])
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709")
-        picture.pts, picture.time_base = self._count, 1 / self._fps
-        self._container.mux(self._stream.encode(picture))
-        self._count += 1
-        if self._sound is not None:
-            self._sound.advance(self._count / self._fps)
-
-    def _open(self, height: int, width: int) -> av.VideoStream:
-        stream = self._container.add_stream("libx264", rate=self._fps, options=_H264)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = 1  # limited, "TV"
-        if self._sound_path is not None:
-            self._sound = Sound(self._sound_path, self._container)
-            self._stack.callback(self._sound.close)
-            if not self._sound.copied:
-                logger.info(f"{self._sound_path}: mp4 cannot hold its sound as it is; it is encoded as AAC.")
-        return stream
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._stack:
-            if kind is None and self._stream is not None:
-                self._container.mux(self._stream.encode(None))
-                if self._sound is not None:
-                    self._sound.finish(self._count / self._fps)
-            elif error is not None:
-                raise error
-
-
-def write_video(
-    path: Path,
-    frames: Iterable[np.ndarray],
-    fps: Fraction,
-    *,
-    comment: str = "",
-    sound: Path | None = None,
-    overwrite: bool = True,
-) -> None:
-    """Write uint8 RGB frames [H, W, 3] as H.264 in mp4; the arguments are those of `VideoWriter`."""
-    with VideoWriter(path, fps, comment=comment, sound=sound, overwrite=overwrite) as writer:
-        for frame in frames:
-            writer.write(frame)
-
-
 def read_comment(path: Path) -> str:
     """The comment in a video's container, "" where there is none or the file cannot be opened."""
     try:
@@ -255,27 +157,3 @@ def read_comment(path: Path) -> str:
             return tags.get("comment", "")
     except FFmpegError:
         return ""
-
-
-def watermark(frame: np.ndarray, text: str = WATERMARK) -> np.ndarray:
-    """Burn a readable mark into the lower right corner. uint8 RGB [H, W, 3] -> the same, a new array."""
-    height, width = frame.shape[:2]
-    scale = 4  # drawn large and area-reduced, so that it stays readable on small frames
-    font, thickness = cv2.FONT_HERSHEY_SIMPLEX, 2 * scale // 3
-    letter = max(6.0, height / 24) * scale
-    size = letter / cv2.getTextSize("A", font, 1.0, 1)[0][1]
-    (text_width, text_height), base = cv2.getTextSize(text, font, size, thickness)
-    limit = 0.9 * width * scale
-    if text_width > limit:
-        size *= limit / text_width
-        (text_width, text_height), base = cv2.getTextSize(text, font, size, thickness)
-    pad = int(letter / 2)
-    label = np.zeros((text_height + base + pad, text_width + pad), np.uint8)
-    cv2.putText(label, text, (pad // 2, text_height + pad // 2), font, size, 255, thickness, cv2.LINE_AA)
-    label = cv2.resize(label, (label.shape[1] // scale, label.shape[0] // scale), interpolation=cv2.INTER_AREA)
-    marked = frame.copy()
-    rows, columns = min(label.shape[0], height), min(label.shape[1], width)
-    corner = marked[height - rows :, width - columns :].astype(np.float32)
-    ink = label[:rows, :columns, None].astype(np.float32) / 255
-    marked[height - rows :, width - columns :] = (corner * 0.45 * (1 - ink) + 255 * ink).astype(np.uint8)
-    return marked

@@ -16,7 +16,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.landmarks.model_file import find_face_landmarker
 from fye_pipeline.training.batches import Batches, BatchSource, encode_heads
 from fye_pipeline.training.clip_batches import ClipBatches, LatentCache
 from fye_pipeline.training.config import PhaseConfig, TrainConfig, check_inputs
@@ -56,14 +55,13 @@ def train(
     output: Path,
     resume: bool = False,
     max_steps: int | None = None,
-    face_landmarker: Path | None = None,
     on_progress: Report = print,
 ) -> Path:
     """Run a whole recipe: data, on rendered heads also the autoencoder, then both phases. Returns the model's folder.
 
     output: a folder that gets `config.json`, `data`, `vae`, one folder per phase (checkpoints, logs, samples) and
     `model`, the pipeline folder in float16. resume: go on from what is there. max_steps: end each phase early, after
-    that many steps in all. face_landmarker: for rendered heads, whose skeleton is in it.
+    that many steps in all.
     Raises UserError if `output` holds a run and `resume` is not set, and where the recipe's inputs are missing.
     """
     output = Path(output)
@@ -81,7 +79,7 @@ def train(
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.json").write_text(config.to_json(), encoding="utf-8")
-    batches, parts = _prepare(config, output, accelerator, face_landmarker, report)
+    batches, parts = _prepare(config, output, accelerator, report)
     for phase in config.phases:
         _train_phase(phase, config, accelerator, parts, batches, output / phase, resume, max_steps, report)
     if accelerator.is_main_process:
@@ -95,7 +93,7 @@ def _silent(message: str) -> None:
 
 
 def _prepare(
-    config: TrainConfig, output: Path, accelerator: Accelerator, task: Path | None, report: Report
+    config: TrainConfig, output: Path, accelerator: Accelerator, report: Report
 ) -> tuple[BatchSource, dict[str, Any]]:
     """Make the data and build the parts, the autoencoder trained and on its device."""
     folder = Path(config.data) if config.data else output / "data"
@@ -105,7 +103,7 @@ def _prepare(
         dataset = Dataset(config.dataset)
         report(f"dataset: {len(dataset)} clips of {dataset.size} pixels in {config.dataset}")
         return _clip_batches(config, dataset, parts, folder, accelerator, seed, report), parts
-    world = World(CanonicalFace.from_task(find_face_landmarker(task)), seed=config.seed)
+    world = World(CanonicalFace.load(), seed=config.seed)
     with accelerator.main_process_first():
         report(f"heads: {config.heads} in {folder}")
         data = render_heads(world, folder, config.heads, jobs=config.workers)
