@@ -10,8 +10,14 @@ from landmark_faces import face, sequence
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks import topology
-from fye_pipeline.landmarks.drawing import CONTOUR_COLOUR, PUPIL_COLOUR, Style, draw_landmarks, draw_sequence
-from fye_pipeline.landmarks.preview import preview_strip
+from fye_pipeline.landmarks.drawing import (
+    CONTOUR_COLOUR,
+    PUPIL_COLOUR,
+    Style,
+    draw_landmarks,
+    draw_sequence,
+    preview_strip,
+)
 
 OFF = -1.0  # outside the picture: nothing is drawn there
 

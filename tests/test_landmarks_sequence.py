@@ -20,7 +20,7 @@ from landmark_faces import face, sequence
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.sequence import LandmarkSequence, load_official_npy, runs_of
-from fye_pipeline.storage.disk_array import DiskArray
+from fye_pipeline.storage.files import DiskArray
 
 ARRAYS = ("landmarks", "mesh", "transforms", "blendshapes", "found")
 

@@ -18,7 +18,7 @@ from fye_pipeline.landmarks.faces import Face, check_picture, choose, faces_by
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.spool import DiskSpool
 from fye_pipeline.landmarks.tracking import NoFace, track
-from fye_pipeline.storage.disk_array import DiskArray
+from fye_pipeline.storage.files import DiskArray
 
 FPS = Fraction(10)
 

@@ -94,7 +94,7 @@ def landmarks(
     if preview is not None:
         from PIL import Image
 
-        from fye_pipeline.landmarks.preview import preview_strip
+        from fye_pipeline.landmarks.drawing import preview_strip
 
         Image.fromarray(preview_strip(open_source(video).frames(len(sequence)), sequence)).save(preview)
     gaps = [f"{start}-{stop - 1}" for start, stop in sequence.gaps()]

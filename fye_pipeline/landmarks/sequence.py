@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.official_npy import read_template
 from fye_pipeline.landmarks.topology import N_BLENDSHAPES, N_MESH, N_POINTS
-from fye_pipeline.storage.disk_array import DiskArray
-from fye_pipeline.storage.files import atomic_target, existing_file
+from fye_pipeline.storage.files import DiskArray, atomic_target, existing_file
 
 SCHEMA = "fye.landmarks"
 VERSION = 1
@@ -40,7 +39,7 @@ class LandmarkSequence:
     `_neutral`; found [F] bool: False where the face was not seen and the entry is interpolated or held; fps None for
     a single picture. Raises `UserError` where a shape does not fit.
 
-    The arrays of a long video are `spool.DiskArray`: frames are read when they are asked for, slices are in memory.
+    The arrays of a long video are `DiskArray`: frames are read when they are asked for, slices are in memory.
     """
 
     landmarks: NDArray[np.floating]

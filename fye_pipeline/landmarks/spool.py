@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.landmarks.sequence import ARRAYS
-from fye_pipeline.storage.disk_array import DiskArray
+from fye_pipeline.storage.files import DiskArray
 
 _TYPES = {name: np.dtype(np.float32) for name in ARRAYS} | {
     "transforms": np.dtype(np.float64),
