@@ -42,15 +42,6 @@ class Fye:
         return sentences[0]
 
 
-def save_model(folder: Path) -> Path:
-    """The tiny model with random weights: it makes noise, and reads and writes as a trained one."""
-    from fye_pipeline import FollowYourEmojiPipeline
-    from fye_pipeline.models.tiny import build_tiny
-
-    FollowYourEmojiPipeline(**build_tiny(in_channels=9)).save_pretrained(folder)
-    return folder
-
-
 def grey_frames(count: int, height: int = 64, width: int = 80) -> list[np.ndarray]:
     return [np.full((height, width, 3), 10 * index % 256, np.uint8) for index in range(count)]
 

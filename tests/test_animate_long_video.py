@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fye_command import Fye, assert_same_pictures
+from warm_processes import Command
 
 from fye_pipeline.animate.output import VideoOutput
 from fye_pipeline.animate.renderer import OVERLAP, RenderContext, plan_parts
@@ -43,22 +42,16 @@ def test_row_31_a_killed_video_goes_on_and_ends_as_an_unbroken_one(
     fye: Fye, tmp_path: Path, random_model: Path
 ) -> None:
     output, flags = tmp_path / "broken.mp4", ("--model", random_model, "--frames", 40, *SMALL)
-    command = [sys.executable, "-m", "fye_pipeline.cli", "animate", "--output", output, *flags, "--quiet"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: sums over several threads round in another order
-    process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=one_thread
-    )
     work = tmp_path / "broken.mp4.work"
-    deadline = time.monotonic() + 240
-    while len(list(work.glob("denoising/clip-*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if process.poll() is None:
-        process.send_signal(signal.SIGSTOP)
+    with Command(tmp_path / "log", "animate", "--output", output, *flags, "--quiet") as command:
+        deadline = time.monotonic() + 240
+        while len(list(work.glob("denoising/clip-*"))) < 2 and not command.ended and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(command.process.pid or 0, signal.SIGSTOP)
         assert "Another run is at work" in fye.refused("animate", "--output", output, *flags, "--overwrite")  # row 30
-        process.kill()
-    process.communicate()
     finished = sorted(path.name for path in work.glob("denoising/clip-*.safetensors"))
-    assert finished, "killed before anything was finished"
+    assert finished, "killed before anything was finished: " + (tmp_path / "log").read_text()
+    (tmp_path / "log").unlink()
     assert not output.exists()
     assert "pass --resume to go on" in fye.refused("animate", "--output", output, *flags)
     code, out, err = fye("animate", "--output", output, *flags, "--resume", "--json")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fye_command import Fye, assert_same_pictures
+from warm_processes import Command
 
 from fye_pipeline.batch.manifest import read_manifest
 from fye_pipeline.batch.ranks import own_share
@@ -140,23 +139,11 @@ def test_row_31_a_manifest_that_is_killed_twice_ends_as_an_unbroken_one(
 
 def kill_at(manifest: Path, lines: int) -> None:
     """Run a manifest in a process of its own, and kill it when its ledger has so many lines."""
-    command = [
-        sys.executable,
-        "-m",
-        "fye_pipeline.cli",
-        "animate",
-        "--manifest",
-        str(manifest),
-        "--resume",
-        "--quiet",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while len(ledger(manifest)) < lines and time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    with Command(manifest.with_suffix(".log"), "animate", "--manifest", manifest, "--resume", "--quiet") as command:
+        deadline = time.monotonic() + 240
+        while len(ledger(manifest)) < lines and time.monotonic() < deadline:
+            assert not command.ended, command.log.read_text()
+            time.sleep(0.002)
 
 
 def test_two_processes_share_a_manifest_and_its_ledger(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fye_command import Fye
+from warm_processes import Command, launcher, warm_context
 
 from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.batch import manifest as manifests
@@ -34,8 +35,7 @@ def append_many(path: Path, first: int) -> None:
 def test_a_ledger_is_whole_whoever_writes(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"row": 500, "status": "made"}\n{"row": 501, "sta')  # cut off by a kill
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=append_many, args=(path, first)) for first in (0, 20)]
+    writers = [warm_context().Process(target=append_many, args=(path, first)) for first in (0, 20)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -65,6 +65,7 @@ def settings_of(values: Any, name: str) -> AnimationSettings:
     return AnimationSettings.from_dict(landmarks | dict(values), source=name)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_jobs_share_out_the_rows_and_a_process_that_dies_loses_none(tmp_path: Path, random_model: Path) -> None:
     rows = [{"output": f"{seed}.mp4", "seed": seed} for seed in range(3)]
     manifest = manifest_of(tmp_path, random_model, [*rows, {"output": "x.mp4", "driving": "absent.mp4"}])
@@ -85,6 +86,7 @@ def test_jobs_share_out_the_rows_and_a_process_that_dies_loses_none(tmp_path: Pa
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_a_row_whose_process_dies_twice_has_failed(
     tmp_path: Path, random_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,9 +109,30 @@ def test_summaries_add_up() -> None:
     assert total == Summary([1, 2], [3], {4: "b", 5: "a"})
 
 
-def test_accelerate_launch_shares_the_rows_by_rank(tmp_path: Path, random_model: Path) -> None:
+def launched(folder: Path, model: Path) -> Path:
     rows = [{"output": f"{seed}.mp4", "seed": seed} for seed in range(3)]
-    manifest = manifest_of(tmp_path, random_model, [{"output": "x.mp4", "driving": "absent.mp4"}, *rows])
+    return manifest_of(folder, model, [{"output": "x.mp4", "driving": "absent.mp4"}, *rows])
+
+
+def check_launched(manifest: Path, printed: str) -> None:
+    assert noted(manifest) == [(1, "failed"), (2, "made"), (3, "made"), (4, "made")], printed
+    summary = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+    assert summary["made"] == [2, 3, 4], "rank 0 tells of all"
+    assert list(summary["failed"]) == ["1"]
+
+
+def test_processes_of_a_launcher_share_the_rows_by_rank(tmp_path: Path, random_model: Path) -> None:
+    manifest = launched(tmp_path, random_model)
+    arguments = ("animate", "--manifest", manifest, "--json", "--quiet")
+    with launcher(2) as ranks:
+        commands = [Command(tmp_path / f"{rank['RANK']}.log", *arguments, environment=rank) for rank in ranks]
+        assert [command.wait() for command in commands] == [1, 1], "a row failed"
+    check_launched(manifest, commands[0].log.read_text() + commands[1].log.read_text())
+
+
+@pytest.mark.slow
+def test_accelerate_launch_shares_the_rows_by_rank(tmp_path: Path, random_model: Path) -> None:
+    manifest = launched(tmp_path, random_model)
     launch = [
         sys.executable,
         "-m",
@@ -130,10 +153,7 @@ def test_accelerate_launch_shares_the_rows_by_rank(tmp_path: Path, random_model:
         timeout=280,
     )
     assert done.returncode != 0, "a row failed"
-    assert noted(manifest) == [(1, "failed"), (2, "made"), (3, "made"), (4, "made")], done.stderr
-    summary = json.loads(done.stdout[done.stdout.index("{") :])
-    assert summary["made"] == [2, 3, 4], "rank 0 tells of all"
-    assert list(summary["failed"]) == ["1"]
+    check_launched(manifest, done.stdout)
 
 
 def test_ray_that_is_not_there_is_one_sentence(

@@ -58,7 +58,7 @@ SHARES = {
 def test_a_predicted_step_of_a_real_model_costs_what_is_said(model: str) -> None:
     kind, config, shapes = MODELS[model]
     with torch.device("meta"):
-        unet = kind(**config)
+        unet = kind(**config).eval()
         inputs: dict[str, Any] = {name: torch.empty(shape) for name, shape in shapes.items()}
         if model == "SDXL":
             inputs["added_cond_kwargs"] = {"text_embeds": torch.empty(2, 1280), "time_ids": torch.empty(2, 6)}
@@ -173,7 +173,7 @@ def talk(unet: nn.Module, steps: int = 9) -> Tensor:
 
 @pytest.mark.parametrize("cut", ["outer", "output"])
 def test_a_unet_of_the_users_own_is_cached(cut: str) -> None:
-    unet = TalkingUNet()
+    unet = TalkingUNet().eval()
     plain = talk(unet)
     site = Recorder(unet.up_blocks[-1].resnets[0])  # pyright: ignore[reportArgumentType,reportIndexIssue]
     with ticache.apply(unet, N=3, order=2, cut=cut, num_steps=9, region=torch.ones(3, 4, 4)) as session:
@@ -187,7 +187,7 @@ def test_a_unet_of_the_users_own_is_cached(cut: str) -> None:
 
 
 def test_a_unet_that_reads_what_is_taken_for_dead_is_found_out() -> None:
-    unet = TalkingUNet(head_reads_the_middle=True)
+    unet = TalkingUNet(head_reads_the_middle=True).eval()
     plain = talk(unet)
     with ticache.apply(unet, N=3, order=2, num_steps=9) as session:
         with pytest.warns(UserWarning, match="it reads features taken for dead; not cached"):

@@ -261,7 +261,7 @@ def test_the_live_residual_of_controlnet_is_predicted_like_a_site() -> None:
         run(pipe, **PIPELINES["control"][1])
     added = [skip - own for skip, own in zip(read, conv_in.outputs, strict=True)]
     for step in range(8):
-        assert torch.allclose(added[step], added[step // 4 * 4], atol=1e-6)
+        assert torch.allclose(added[step], added[step // 4 * 4], atol=5e-5)  # a difference of numbers of about 100
     assert not torch.allclose(added[0], added[4], atol=1e-4)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from training_parts import assert_same_losses
+from warm_processes import launcher, warm_context
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.training.config import TrainConfig, build_config
+from fye_pipeline.training.batches import Batches
+from fye_pipeline.training.config import TrainConfig, build_config, load_config
 from fye_pipeline.training.data import render_heads
 from fye_pipeline.training.loop import train
 from fye_pipeline.training.outputs import export
@@ -149,6 +150,7 @@ def test_the_loop_hands_on_what_is_not_to_be_trained(
     assert not [name for name in trained if name.startswith(frozen)]
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_several_processes_render_the_same_heads(tmp_path: Path) -> None:
     world = World(CanonicalFace.load(), size=64)
     alone = render_heads(world, tmp_path / "alone", 2)
@@ -189,44 +191,53 @@ def test_the_average_follows_and_swaps_back() -> None:
     assert torch.allclose(layer.weight, first + 1)
 
 
+def train_and_note(environment: dict[str, str], note: Path, recipe: Path, output: Path) -> None:
+    """One of two processes, as a launcher starts them; it notes what it draws, says, and comes to."""
+    os.environ |= environment
+    torch.set_num_threads(1)
+    note.mkdir()
+    collect, swap = Batches._collect, Average.swap
+    classes: Any = (Batches, Average)
+
+    def append(name: str, text: str) -> None:
+        with (note / name).open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def spy_collect(self: Batches, heads: Any, *rest: Any) -> Any:
+        append("drawn", repr((heads, *rest)))
+        return collect(self, heads, *rest)
+
+    def spy_swap(self: Average, model: torch.nn.Module) -> None:
+        torch.save(dict(model.named_parameters()), note / "weights")
+        swap(self, model)
+
+    classes[0]._collect, classes[1].swap = spy_collect, spy_swap
+    said = partial(append, "said")
+    train(load_config(recipe), output=output, on_progress=said)
+
+
 def test_two_processes_train_together(start: Path, data: Path, tmp_path: Path) -> None:
     recipe_file = tmp_path / "recipe.json"
     config = recipe(start, data, image={"steps": 2, "batch": 1, "frames": 1, "warmup": 1})
     recipe_file.write_text(config.to_json(), encoding="utf-8")
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import os, sys, torch\nfrom pathlib import Path\n"
-        "from fye_pipeline.training import batches, portrait\n"
-        "from fye_pipeline.training.config import load_config\nfrom fye_pipeline.training.loop import train\n"
-        "torch.set_num_threads(1)\n"
-        "note = Path(sys.argv[3]) / os.environ['RANK']\n"  # a file each: lines of two processes mix in one pipe
-        "note.mkdir()\n"
-        "collect, swap = batches.Batches._collect, portrait.Average.swap\n"
-        "def spy_collect(self, heads, *rest):\n"
-        "    with (note / 'drawn').open('a') as file:\n"
-        "        print(*heads, *rest, file=file)\n"
-        "    return collect(self, heads, *rest)\n"
-        "def spy_swap(self, model):\n"
-        "    torch.save(dict(model.named_parameters()), note / 'weights')\n"
-        "    swap(self, model)\n"
-        "batches.Batches._collect, portrait.Average.swap = spy_collect, spy_swap\n"
-        "train(load_config(sys.argv[1]), output=Path(sys.argv[2]))\n",
-        encoding="utf-8",
-    )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    notes = tmp_path / "notes"
-    notes.mkdir()
-    command = [*launch, str(program), str(recipe_file), str(tmp_path / "run"), str(notes)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )  # --cpu would start one process only
-    assert result.returncode == 0, result.stderr[-3000:]
+    given = (recipe_file, tmp_path / "run")
+    notes = [tmp_path / "first", tmp_path / "second"]
+    with launcher(2) as ranks:
+        processes = [
+            warm_context().Process(target=train_and_note, args=(rank, note, *given))
+            for rank, note in zip(ranks, notes, strict=True)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(240)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert sorted(losses(tmp_path / "run")) == [1, 2]
-    assert result.stdout.count("image 2/2") == 1  # only the main process speaks
-    first, second = ((notes / rank / "drawn").read_text(encoding="utf-8").splitlines() for rank in "01")
+    said = [(note / "said").read_text(encoding="utf-8") if (note / "said").exists() else "" for note in notes]
+    assert [text.count("image 2/2") for text in said] == [1, 0]  # only the main process speaks
+    first, second = ((note / "drawn").read_text(encoding="utf-8").splitlines() for note in notes)
     assert len(first) == len(second) == 2
     assert first != second  # each has a batch of its own ...
-    ours, theirs = (torch.load(notes / rank / "weights", weights_only=True) for rank in "01")
+    ours, theirs = (torch.load(note / "weights", weights_only=True) for note in notes)
     # ... and both take the step of all of them; steps of their own would part them by twice the rate, 1e-3
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

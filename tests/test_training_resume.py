@@ -5,31 +5,31 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
 from training_parts import assert_same_losses, make_dataset, save_small
+from warm_processes import warm_context
 
-from fye_pipeline.training.config import TrainConfig, build_config
+from fye_pipeline.training.config import TrainConfig, build_config, load_config
 from fye_pipeline.training.loop import train
 from fye_pipeline.training.outputs import cut_log
 
-PROGRAM = """
-import os, signal, sys, torch
-from pathlib import Path
-from fye_pipeline.training.config import load_config
-from fye_pipeline.training.loop import train
-torch.set_num_threads(1)
-def report(text):
-    if " 13/20 " in text:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(load_config(sys.argv[1]), output=Path(sys.argv[2]), on_progress=report)
-"""
+
+def train_until_killed(recipe: Path, output: Path) -> None:
+    """In a process of its own: the run ends, as hard as can be, when step 13 is told of."""
+    torch.set_num_threads(1)
+
+    def report(text: str) -> None:
+        if " 13/20 " in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(load_config(recipe), output=output, on_progress=report)
 
 
 @pytest.fixture(autouse=True)
@@ -72,13 +72,12 @@ def losses(output: Path, config: TrainConfig) -> dict[int, float]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_killed_run_on_a_dataset_repeats_the_losses(start: dict[str, Any], tmp_path: Path) -> None:
-    recipe, program = tmp_path / "recipe.json", tmp_path / "program.py"
+    recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(start), encoding="utf-8")
-    program.write_text(PROGRAM, encoding="utf-8")
-    command = [sys.executable, "-W", "ignore", str(program), str(recipe), str(tmp_path / "cut")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    process = warm_context().Process(target=train_until_killed, args=(recipe, tmp_path / "cut"))
+    process.start()
+    process.join(240)
+    assert process.exitcode == -signal.SIGKILL
     pointer = json.loads((tmp_path / "cut" / "image" / "last.json").read_text(encoding="utf-8"))
     assert pointer["step"] == 10
     resumed = run(start, tmp_path / "cut", resume=True)
