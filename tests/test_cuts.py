@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNetMotionModel
+from diffusers import AudioLDM2UNet2DConditionModel, UNet2DConditionModel, UNetMotionModel
+from peft import LoraConfig
 from ticache_models import FAMILIES, Recorder, ddim, denoise, make_inputs, make_unet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,6 +80,43 @@ def test_a_predicted_step_of_a_real_model_costs_what_is_said(model: str) -> None
         assert report["flops_full"] == pytest.approx(2 * costs[0], rel=1e-3)
 
 
+def small_attention_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
+def with_lora(unet: UNet2DConditionModel) -> None:
+    layers = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=4, target_modules=layers))
+
+
+@pytest.mark.parametrize("change", [with_lora, UNet2DConditionModel.fuse_qkv_projections])
+def test_the_report_counts_what_lora_and_fused_projections_run(change: Any) -> None:
+    with torch.device("meta"):
+        unet = small_attention_unet().eval()
+    with torch.no_grad():
+        change(unet)
+    unet.to("meta")
+    inputs = {"sample": torch.empty(2, 4, 32, 32, device="meta")}
+    inputs |= {"encoder_hidden_states": torch.empty(2, 7, 32, device="meta")}
+    with ticache.apply(unet, N=2, schedule="uniform", order=0) as session, torch.no_grad():
+        costs = []
+        for timestep in (900, 800):
+            with FlopCounterMode(display=False) as counter:
+                unet(timestep=timestep, **inputs)
+            costs.append(counter.get_total_flops())
+        report = session.report().to_dict()
+    assert report["flops_full"] == pytest.approx(2 * costs[0], rel=1e-3)
+    assert report["flops_run"] == pytest.approx(sum(costs), rel=1e-3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_depth_runs_more_and_the_whole_path_is_exact(family: str) -> None:
     """Fed the features of the very same call, every depth puts out what a full call does, whatever is skipped."""
@@ -113,6 +151,31 @@ def test_dead_modules_are_deduced() -> None:
     deeper = {unit.name for unit in cuts.plan(unet, "outer", depth=1).units}
     assert "down_blocks.0" not in deeper
     assert "down_blocks.0.downsamplers.0" in deeper
+
+
+def test_every_attention_of_a_skipped_layer_is_skipped() -> None:
+    """AudioLDM2 has several attentions a layer, one for each condition."""
+    unet = AudioLDM2UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=((None, 8), (None, 8)),
+    ).eval()
+    inputs = {"sample": torch.randn(1, 4, 8, 8), "encoder_hidden_states": torch.randn(1, 5, 8)}
+    ran: set[str] = set()
+    for name, module in unet.up_blocks[-1].named_modules():
+        if name.startswith("attentions") and name.count(".") == 1:
+            module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
+    with ticache.apply(unet, N=2, schedule="uniform", order=0) as session, torch.no_grad():
+        unet(timestep=900, **inputs)
+        assert ran == {f"attentions.{index}" for index in range(4)}
+        ran.clear()
+        unet(timestep=800, **inputs)
+        assert session.report().to_dict()["predicted_calls"] == 1
+    assert ran == {"attentions.2", "attentions.3"}
 
 
 class Layer(nn.Module):

@@ -1,7 +1,7 @@
 """Where a UNet is cut: which modules are predicted, which are then dead, deduced from its module tree.
 
-Every diffusers UNet is conv_in, down blocks, a mid block, up blocks and a head. Layer j of a block is the j-th entry of
-each of its module lists (resnet, attention, motion module, ...). Each up layer reads one skip, in the reverse of the
+Every diffusers UNet is conv_in, down blocks, a mid block, up blocks and a head. Layer j of a block is the j-th share of
+each of its module lists (resnet, attentions, motion module, ...). Each up layer reads one skip, in the reverse of the
 order in which conv_in, the down layers and the downsamplers wrote them; that pairing tells what is dead. Which module
 runs last in a layer is not assumed: the one seen to run last in the first full step is the site.
 """
@@ -220,19 +220,21 @@ def _hands_on_whole_levels(model: nn.Module) -> bool:
 
 
 def _layers(block: nn.Module) -> list[list[tuple[str, nn.Module]]]:
-    """Layer j: the j-th entries of the block's lists that are as long as `resnets`, with their names in the block."""
+    """Layer j: the j-th share of each of the block's lists that go with `resnets`, with their names in the block.
+
+    A list with a multiple of `resnets`' entries has as many for every layer: AudioLDM2's attentions, one a condition.
+    """
     resnets = getattr(block, "resnets", None)
-    if not isinstance(resnets, nn.ModuleList):
+    if not isinstance(resnets, nn.ModuleList) or not len(resnets):
         return []
-    lists = {
-        name: child
-        for name, child in block.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == len(resnets) and "sampler" not in name
-    }
-    return [
-        [(f"{name}.{j}", child[j]) for name, child in lists.items() if isinstance(child[j], nn.Module)]
-        for j in range(len(resnets))
-    ]
+    layers: list[list[tuple[str, nn.Module]]] = [[] for _ in resnets]
+    for name, child in block.named_children():
+        if not isinstance(child, nn.ModuleList) or "sampler" in name or len(child) % len(resnets):
+            continue
+        share = len(child) // len(resnets)
+        for index, module in enumerate(child):
+            layers[index // share].append((f"{name}.{index}", module))
+    return layers
 
 
 def _skip_writers(model: nn.Module) -> list[tuple[int, list[tuple[str, nn.Module]]]]:

@@ -5,6 +5,7 @@ FLOP = 2 MAC, as torch's FlopCounterMode counts: convolutions, linear layers and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -13,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_QUERIES = re.compile(r"(.+)\.to_q")
+_KEYS = re.compile(r"(.+)\.(?:to_k|to_kv|to_qkv|add_k_proj|processor\.to_k_ip\.\d+)")
 
 
 class ShapeWatch:
-    """Notes the output shape of every convolution and linear layer during one call.
+    """Notes the output shape of every convolution, linear layer and projection of attention during one call.
+
+    A projection may be a layer itself or wrap one, as LoRA does; `fuse_qkv_projections` makes one of two or three.
 
     In a compiled call the hooks are part of the graph, and taking them off would compile it anew: there they stay on
     until `close`, and note the shapes of the latest call.
@@ -24,7 +29,11 @@ class ShapeWatch:
 
     def __init__(self, model: nn.Module, frames: int = 1):
         self._frames = frames
-        self._leaves = {name: m for name, m in model.named_modules() if isinstance(m, (*_CONVOLUTIONS, nn.Linear))}
+        self._watched = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) or any(p.fullmatch(name) for p in (_QUERIES, _KEYS))
+        }
         self._shapes: dict[str, list[tuple[int, ...]]] = {}
         self._handles: list[Any] = []
         self.traced = False
@@ -35,7 +44,7 @@ class ShapeWatch:
 
     def hang(self) -> None:
         """Hang the hooks."""
-        self._handles = [leaf.register_forward_hook(partial(self._note, name)) for name, leaf in self._leaves.items()]
+        self._handles = [m.register_forward_hook(partial(self._note, name)) for name, m in self._watched.items()]
 
     def stop(self) -> None:
         """The call has ended."""
@@ -49,24 +58,30 @@ class ShapeWatch:
         self._handles = []
 
     def flops(self) -> dict[str, int]:
-        """Operations by module name, of every module that ran; attention's products stand under its `to_k`.
+        """Operations by module name, of every module that ran; attention's products stand under the keys' projection.
 
-        Where `to_k` runs more than once for a query, the later keys are a reference's: every frame of the samples
-        that they belong to attends to them.
+        Where keys are projected more than once for a query, the later ones are a reference's: every frame of the
+        samples that they belong to attends to them.
         """
         counts = {
-            name: sum(_leaf_flops(self._leaves[name], s) for s in shapes) for name, shapes in self._shapes.items()
+            name: sum(_leaf_flops(self._watched[name], s) for s in shapes) for name, shapes in self._shapes.items()
         }
         for name, shapes in self._shapes.items():
-            parent, _, child = name.rpartition(".")
-            queries = self._shapes.get(f"{parent}.to_q")
-            if child == "to_k" and queries is not None:
-                per_query = max(len(shapes) // len(queries), 1)
-                for index, keys in enumerate(shapes[: len(queries) * per_query]):
-                    query = queries[index // per_query]
-                    rows = query[0] if index % per_query == 0 else min(query[0], keys[0] * self._frames)
-                    counts[name] += _attention_flops((rows, *query[1:]), keys)
+            match = _KEYS.fullmatch(name)
+            queries = [] if match is None else self._queries(match[1])
+            if not queries:
+                continue
+            per_query = max(len(shapes) // len(queries), 1)
+            for index, keys in enumerate(shapes[: len(queries) * per_query]):
+                query = queries[index // per_query]
+                rows = query[0] if index % per_query == 0 else min(query[0], keys[0] * self._frames)
+                counts[name] += _attention_flops((rows, *query[1:]), keys)
         return counts
+
+    def _queries(self, attention: str) -> list[tuple[int, ...]]:
+        """The shapes [B, L, D] of an attention's queries, one a run."""
+        fused = [(*shape[:-1], shape[-1] // 3) for shape in self._shapes.get(f"{attention}.to_qkv", ())]
+        return fused or self._shapes.get(f"{attention}.to_q", [])
 
     def _note(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
@@ -93,7 +108,8 @@ def _leaf_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
     elements = _product(shape)
     if isinstance(module, nn.Linear):
         return 2 * elements * module.in_features
-    assert isinstance(module, _CONVOLUTIONS)
+    if not isinstance(module, _CONVOLUTIONS):
+        return 0  # it wraps layers that are counted themselves
     return 2 * elements * (module.in_channels // module.groups) * _product(module.kernel_size)
 
 
