@@ -32,6 +32,40 @@ def test_weights_at_every_layout_by_hand() -> None:
     assert torch.equal(temporal[6:, 1, 0], second.flatten())
 
 
+def test_spatial_and_temporal_tokens_are_told_apart_where_shapes_are_equal() -> None:
+    """16 frames of 4 x 4 tokens, as AnimateDiff has them in the middle."""
+    mask = torch.rand(16, 4, 4, generator=torch.Generator().manual_seed(0))
+    mask[0, 0, 0] = 1
+    tokens = mask.reshape(16, 16, 1)  # [F, h*w, 1]
+    assert torch.equal(site_weights(check_region(mask), (16, 16, 8), 1, 16), tokens)
+    assert torch.equal(site_weights(check_region(mask), (16, 16, 8), 1, 16, temporal=True), tokens.transpose(0, 1))
+
+
+def test_a_motion_module_is_predicted_in_the_regions_frames_alone() -> None:
+    """With 4 frames of 2 x 2 tokens its tokens have the shape of spatial ones."""
+    unet = make_unet("motion")
+    names = [name for name, _ in unet.named_modules() if name.startswith("up_blocks.0") and name.endswith("attn1")]
+    motion_attention = next(name for name in names if "motion_modules" in name)
+    spatial = torch.zeros(4, 2, 2)
+    spatial[3] = 1  # the last frame alone
+    scheduler = ddim()
+    scheduler.set_timesteps(6)
+    sample, conditions = make_inputs("motion", batch=1, frames=4, size=4)
+    outputs = {}
+    settings = {"preset": "paper", "N": 3, "order": 1, "cut": "branches", "boundary": 6}
+    for name, region in {"last frame": spatial, "nowhere": spatial * 0}.items():
+        recorder = Recorder(unet.get_submodule(motion_attention))
+        with ticache.apply(unet, region=region, scheduler=scheduler, **settings), torch.no_grad():
+            for t in scheduler.timesteps:
+                unet(sample * (1 + t / 1000), t, **conditions)
+        recorder.remove()
+        outputs[name] = recorder.outputs
+    predicted, reused = outputs["last frame"][4], outputs["nowhere"][4]
+    assert predicted.shape[:2] == (4, 4)  # [h*w, F, C]
+    assert torch.equal(predicted[:, :3], reused[:, :3])
+    assert not torch.equal(predicted[:, 3], reused[:, 3])
+
+
 def test_a_coarse_mask_is_spread_over_a_finer_site() -> None:
     weights = site_weights(check_region(torch.tensor([[0.0, 1.0]])), (1, 4, 2, 4), 1, 1)
     assert torch.equal(weights[0, 0], torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2))
@@ -149,7 +183,8 @@ def test_the_reference_report_tells_inside_from_outside(motion) -> None:
     mask = torch.zeros(8, 8)
     mask[:4] = 1
     recorder = Recorder(motion.up_blocks[-1])
-    with ticache.apply(motion, N=3, order=2, cut="output", region=mask, boundary=12, scheduler=scheduler) as session:
+    settings = {"N": 3, "order": 2, "cut": "output", "boundary": 12, "keep": True}
+    with ticache.apply(motion, region=mask, scheduler=scheduler, **settings) as session:
         denoise(motion, scheduler, sample, conditions, steps=12)
         recorder.remove()
         before = session.report().to_dict()

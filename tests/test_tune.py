@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import ticache
 from ticache.calls import digest_of
 from ticache.fidelity import as_tensor, psnr
-from ticache.provenance import model_identity
+from ticache.provenance import Origin, model_identity
 
 STEPS = 8
 
@@ -335,6 +336,38 @@ def test_a_region_weighs_the_error(shape: tuple[int, ...]) -> None:
     assert psnr(second, first) == pytest.approx(-10 * np.log10((0.01 + 0.25) / 16), abs=1e-4)
     with pytest.raises(ValueError, match="region has 5 masks"):
         psnr(second, first, mask.expand(5, 8, 8))
+
+
+@pytest.mark.parametrize("frames_first", [True, False])
+def test_a_mask_a_frame_weighs_the_frames_of_a_video(frames_first: bool) -> None:
+    """Latents of four channels, as SVD has them [B, F, C, H, W], or AnimateDiff [B, C, F, H, W]."""
+    error = torch.zeros(1, 2, 4, 8, 8)
+    error[:, 1] = 0.5
+    error[:, 0] = 0.1
+    if not frames_first:
+        error = error.transpose(1, 2)
+    mask = torch.zeros(2, 8, 8)
+    mask[1] = 1
+    assert psnr(error, torch.zeros_like(error), mask) == pytest.approx(6.0206, abs=1e-3)
+
+
+def test_frames_first_latents_of_as_many_frames_as_channels() -> None:
+    error = torch.zeros(1, 4, 4, 8, 8)
+    error[:, 0] = 0.5
+    mask = torch.zeros(4, 8, 8)
+    mask[0] = 1
+    assert psnr(error, torch.zeros_like(error), mask) == pytest.approx(6.0206, abs=1e-3)
+
+
+def test_a_config_is_held_to_the_architecture_without_reading_weights() -> None:
+    unet: Any = Subject().unet
+    provenance = SimpleNamespace(model=model_identity(unet))
+    origin = Origin(provenance, on_mismatch="error")  # pyright: ignore[reportArgumentType]
+    with patch.object(type(unet), "state_dict", side_effect=AssertionError("weights were read")):
+        origin.check_model(unet)
+    unet.register_to_config(sample_size=99)
+    with pytest.raises(ValueError, match="of another configuration"):
+        origin.check_model(unet)
 
 
 def test_arguments_are_told_apart_by_content() -> None:

@@ -80,7 +80,7 @@ class StreamCache:
         return forecast.coefficients(self._config.forecaster, self.nodes, coordinate, order)
 
     def predictor(
-        self, coefficients: list[float], weights: Callable[[Tensor], Tensor] | None
+        self, coefficients: list[float], weights: Callable[[Key, Tensor], Tensor] | None
     ) -> Callable[[Key], Tensor | None]:
         """The function that predicts a feature, None for one that is not kept; `weights`: the region's."""
 
@@ -88,7 +88,7 @@ class StreamCache:
             history = self.histories.get(key)
             if history is None:
                 return None
-            return history.predict(coefficients, weights(history.example) if weights is not None else None)
+            return history.predict(coefficients, weights(key, history.example) if weights is not None else None)
 
         return predict
 

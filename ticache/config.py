@@ -45,7 +45,7 @@ class CacheConfig:
     warmup: the first steps that are full in any case.
     dtype: of what is kept; None keeps the feature's.
     offload: "cpu" keeps it in host memory (for the very large; slow), None on the device.
-    keep: hold what was kept, and the calls' inputs, after the run, for inspection and `report(reference=True)`.
+    keep: after the run hold what was kept, and copies of some calls' inputs, for `kept()` and `report(reference=True)`.
     noise_order: the order allowed with samplers that add noise (DDPM, DDIM with eta, ancestral, LCM), where higher ones
         amplify it; None lifts the cap.
     backend: "auto", "triton" or "reference": what computes differences and predictions.

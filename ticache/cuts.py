@@ -8,6 +8,7 @@ runs last in a layer is not assumed: the one seen to run last in the first full 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import nn
 HEAD = ("conv_norm_out", "conv_act", "conv_act_out", "conv_out")
 _PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
 _TRUNK = ("down_blocks", "mid_block", "up_blocks", "transformer_in")
+# AnimateDiff's motion modules, text-to-video's temporal transformers, and the temporal blocks of video diffusion (SVD).
+_TEMPORAL = re.compile(r"(^|\.)(motion_modules?|temp_\w+|temporal_\w+|transformer_in)\.")
 _UNCACHED = "run it uncached, or with fewer steps"
 _INSTEAD = {
     "UNetControlNetXSModel": "take a ControlNet in StableDiffusion(XL)ControlNetPipeline, cached with its UNet",
@@ -38,6 +41,11 @@ class Unit:
     name: str
     module: nn.Module
     role: str
+
+    @property
+    def temporal(self) -> bool:
+        """Does it attend over time: are its tokens [B*h*w, F, C]? Told by what holds it, never by shapes."""
+        return _TEMPORAL.search(self.name) is not None
 
 
 @dataclass(frozen=True)

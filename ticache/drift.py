@@ -1,7 +1,7 @@
 """How far predictions are from the truth: some predicted steps of the last run, computed again in full.
 
-The inputs of those steps, and of the full steps that they were predicted from, are held for it: latents, which are
-small beside features. Where they are not small, nothing is held unless the cache was made with `keep=True`.
+The inputs of those steps, and of the full steps that they were predicted from, are held for it with `keep=True` only,
+as copies: a loop may change them in place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ticache.call import Key
 from ticache.config import CacheConfig
 from ticache.host import RESIDUALS, tensors_in
 
-HELD_BYTES = 16 * 2**20
+NOT_RECORDED = "the calls' inputs were not recorded; apply with keep=True and run again"
 STEPS_PER_STREAM = 3
 
 
@@ -38,40 +38,34 @@ class Drift:
 
     config: CacheConfig
     refusal: str | None = None
+    nbytes: int = 0  # of inputs held
     _steps: dict[int, dict[int, _Held]] = field(default_factory=dict)
-    _storages: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.begin_run()
 
     def begin_run(self) -> None:
         """A new run: let go of the last one's inputs."""
-        self.refusal = None
-        self._steps, self._storages = {}, {}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of inputs held."""
-        return sum(self._storages.values())
+        self.refusal = None if self.config.keep else NOT_RECORDED
+        self._steps, self.nbytes = {}, 0
 
     def note(self, number: int, step: int, cache: StreamCache, full: bool, bound: dict[str, Any], at: float) -> None:
-        """Hold the inputs of a step, if it is one of those to look at again."""
+        """Hold copies of a step's inputs, if it is one of those to look at again."""
         if self.refusal is not None or step not in self._wanted(cache):
             return
         if any(bound.get(name) is not None for name in RESIDUALS):
             self.refusal = "not measured with a ControlNet or an adapter: its features are not kept"
-        self._storages |= {
-            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(list(bound.values()))
-        }
-        if self.nbytes > HELD_BYTES and not self.config.keep:
-            self.refusal = "the calls' inputs are too large to hold unasked; apply with keep=True and run again"
-        if self.refusal is not None:
-            self._steps, self._storages = {}, {}
+            self._steps, self.nbytes = {}, 0
             return
-        self._steps.setdefault(number, {})[step] = _Held(dict(bound), full, at, cache.boundary, cache.span)
+        inputs = _copied(bound)
+        self.nbytes += sum(tensor.nbytes for tensor in tensors_in(inputs))
+        self._steps.setdefault(number, {})[step] = _Held(inputs, full, at, cache.boundary, cache.span)
 
     def measure(
         self,
         features: Callable[[dict[str, Any]], dict[Key, Tensor]],
         predict: Callable[[StreamCache, int, dict[str, Any], float], Callable[[Key], Tensor | None]],
-        weights: Callable[[dict[str, Any], Tensor], Tensor | None],
+        weights: Callable[[dict[str, Any], Key, Tensor], Tensor | None],
         names: Callable[[Key], str],
     ) -> list[dict[str, Any]]:
         """The relative error of every site at every step held: ||prediction - truth|| / ||truth||.
@@ -96,7 +90,7 @@ class Drift:
                 for key, feature in truth[step].items():
                     prediction = predicted(key)
                     assert prediction is not None
-                    errors = _errors(prediction, feature, weights(held.inputs, feature))
+                    errors = _errors(prediction, feature, weights(held.inputs, key, feature))
                     entries.append({"stream": number, "step": step, "site": names(key), **errors})
         return entries
 
@@ -116,6 +110,17 @@ class Drift:
         depth = len(full) if self.config.forecaster == "chebyshev" else self.config.order + 1
         behind = {step for c in chosen for step in [f for f in full if f < c][-depth:]}
         return frozenset(chosen | behind)
+
+
+def _copied(value: Any) -> Any:
+    """The same arguments, with tensors of their own."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) is dict:
+        return {name: _copied(item) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
 
 
 def _errors(prediction: Tensor, truth: Tensor, weights: Tensor | None) -> dict[str, float | None]:

@@ -51,34 +51,39 @@ def _array(pixels: Any) -> Any:
 def psnr(result: Tensor, reference: Tensor, region: Tensor | None = None) -> float:
     """Peak signal-to-noise ratio in dB against peak 1, over all or weighted by `region`; 100 where nothing differs.
 
-    result, reference: [..., C, H, W], or [B, C, F, H, W] as video latents are. region: as `ticache.apply` takes it.
+    result, reference: [..., C, H, W], or [B, C, F, H, W] as video latents are. region: as `ticache.apply` takes it; a
+    mask a frame tells which axis of a video is F, and where C = F too it is the former layout.
     """
     error = (result.cpu().double() - reference.cpu().double()).square()
     if region is None:
         mean = float(error.mean())
     else:
-        maps = _maps(error)
-        weights = _weights(region, maps)
-        mean = float((maps * weights).sum() / weights.sum().clamp_min(1e-12))
+        error, mask = _by_frame(error, check_region(region).cpu().double())
+        mask = functional.interpolate(mask, size=tuple(error.shape[-2:]), mode="area")
+        weights = mask.expand(-1, error.shape[1], -1, -1).repeat(len(error) // len(mask), 1, 1, 1)
+        mean = float((error * weights).sum() / weights.sum().clamp_min(1e-12))
     return CEILING if mean <= 0 else min(-10 * math.log10(mean), CEILING)
 
 
-def _maps(error: Tensor) -> Tensor:
-    """Mean over channels, one map per picture. [..., C, H, W] or [B, C, F, H, W] -> [n, H, W]."""
+def _by_frame(error: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors averaged over channels, and a mask of as many frames, or one. -> [B, F, H, W], [b, f, h, w]; b divides B.
+
+    ValueError for a mask that does not fit.
+    """
     if error.ndim < 3:
         raise ValueError(f"a region needs results with height and width, got shape {tuple(error.shape)}")
-    frames_last = error.ndim == 5 and error.shape[2] not in (1, 3)
-    return error.mean(1 if frames_last else -3).reshape(-1, *error.shape[-2:])
-
-
-def _weights(region: Tensor, maps: Tensor) -> Tensor:
-    """Area-average a region to the maps' size, and repeat it over them. -> [n, H, W]."""
-    mask = check_region(region)
-    mask = mask.reshape(-1, 1, *mask.shape[-2:]).cpu().double()
-    if len(maps) % len(mask):
-        raise ValueError(f"region has {len(mask)} masks, which do not fit results of {len(maps)} pictures")
-    mask = functional.interpolate(mask, size=tuple(maps.shape[-2:]), mode="area")[:, 0]
-    return mask.repeat(len(maps) // len(mask), 1, 1)
+    frames = mask.shape[1]
+    if error.ndim == 5:
+        frames_first = error.shape[1] == frames or error.shape[2] != frames
+        maps = error.mean(2 if frames_first else 1)
+    else:
+        maps = error.mean(-3).reshape(-1, *error.shape[-2:])
+        # A list of pictures is the frames of a video, or samples of one frame each.
+        maps = maps.reshape(-1, frames, *maps.shape[-2:]) if len(maps) % frames == 0 else maps[None]
+    if frames not in (1, maps.shape[1]) or len(maps) % len(mask):
+        masks = len(mask) * frames
+        raise ValueError(f"region has {masks} masks, which do not fit results of shape {tuple(error.shape)}")
+    return maps, mask
 
 
 def mean(values: Sequence[float]) -> float:

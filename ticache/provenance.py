@@ -77,8 +77,6 @@ def model_identity(unet: nn.Module) -> dict[str, str]:
     """Class, digest of the configuration, digest of a few values of every weight (the same in any precision that keeps
     them). Reads 16 values a tensor.
     """
-    settings = {name: value for name, value in dict(getattr(unet, "config", {})).items() if not name.startswith("_")}
-    text = json.dumps([type(unet).__name__, settings], sort_keys=True, default=str)
     digest = hashlib.sha256()
     for name, value in sorted(unet.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
@@ -86,11 +84,14 @@ def model_identity(unet: nn.Module) -> dict[str, str]:
             flat = value.detach().reshape(-1)
             picked = torch.linspace(0, len(flat) - 1, min(_SAMPLES, len(flat)), device=flat.device).long()
             digest.update(flat[picked].cpu().float().numpy().tobytes())
-    return {
-        "class": type(unet).__name__,
-        "config": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "weights": digest.hexdigest()[:16],
-    }
+    return {**architecture(unet), "weights": digest.hexdigest()[:16]}
+
+
+def architecture(unet: nn.Module) -> dict[str, str]:
+    """Class, and digest of the configuration. Reads no weight."""
+    settings = {name: value for name, value in dict(getattr(unet, "config", {})).items() if not name.startswith("_")}
+    text = json.dumps([type(unet).__name__, settings], sort_keys=True, default=str)
+    return {"class": type(unet).__name__, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def scheduler_identity(scheduler: Any) -> dict[str, Any] | None:
@@ -133,8 +134,8 @@ class Origin:
         """Tell of a model with another configuration than the tuned one's; other weights of it are well."""
         if self.provenance is None:
             return
-        here, there = model_identity(unet), self.provenance.model
-        if (here["class"], here["config"]) != (there["class"], there["config"]):
+        there = self.provenance.model
+        if architecture(unet) != {name: there[name] for name in ("class", "config")}:
             self._tell(f"for a {there['class']} of another configuration")
 
     def check_scheduler(self, scheduler: Any) -> None:

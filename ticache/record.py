@@ -46,16 +46,17 @@ class Timer:
     """One call's time: the wall clock's, or on a GPU that of two events, read only when somebody asks."""
 
     def __init__(self, device: torch.device):
+        self._device = device
         self._events: Any = None
         self._seconds: float | None = None
         if device.type == "cuda":
             self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            self._events[0].record()
+            self._events[0].record(torch.cuda.current_stream(device))
         self._begun = time.perf_counter()
 
     def stop(self) -> None:
         if self._events is not None:
-            self._events[1].record()
+            self._events[1].record(torch.cuda.current_stream(self._device))
         self._seconds = time.perf_counter() - self._begun
 
     def seconds(self) -> float:
@@ -113,9 +114,8 @@ class Records:
         self.held_bytes = nbytes
         self.run.peak_bytes = max(self.run.peak_bytes, nbytes)
 
-    def add(self, *, full: bool, timer: Timer, flops_key: Any) -> None:
-        """Count a call that has ended."""
-        timer.stop()
+    def add(self, *, full: bool, timer: Timer | None, flops_key: Any) -> None:
+        """Count a call that has ended; timer: None for one that is not timed."""
         run = self.run
         run.full_calls += full
         run.predicted_calls += not full
@@ -124,7 +124,9 @@ class Records:
         of_full, of_predicted = self.flops.get(flops_key)
         run.flops_full += of_full
         run.flops_run += of_full if full else of_predicted
-        run.timers.append((full, timer))
+        if timer is not None:
+            timer.stop()
+            run.timers.append((full, timer))
 
     def add_step(self, number: int, num_steps: int | None, step: int, full: bool) -> None:
         """Note a step of a stream."""

@@ -26,8 +26,8 @@ class RegionMask:
         if self._mask is not None:
             check_fits(self._mask, batch, frames)
 
-    def at(self, step: int, batch: int, frames: int) -> Callable[[Tensor], Tensor] | None:
-        """A function from a feature to its weights at `step`; None without a region."""
+    def at(self, step: int, batch: int, frames: int) -> Callable[[Tensor, bool], Tensor] | None:
+        """A function from a feature, and if its module attends over time, to its weights; None without a region."""
         if self.given is None:
             return None
         mask, memo = self._mask, self._memo
@@ -36,10 +36,10 @@ class RegionMask:
             mask, memo = check_region(self.given(step)), {}
             check_fits(mask, batch, frames)
 
-        def weights(feature: Tensor) -> Tensor:
-            key = (feature.shape, batch, frames, feature.device)
+        def weights(feature: Tensor, temporal: bool) -> Tensor:
+            key = (feature.shape, temporal, batch, frames, feature.device)
             if key not in memo:
-                memo[key] = site_weights(mask.to(feature.device), feature.shape, batch, frames)
+                memo[key] = site_weights(mask.to(feature.device), feature.shape, batch, frames, temporal=temporal)
             return memo[key]
 
         return weights
@@ -76,7 +76,9 @@ def check_fits(region: Tensor, batch: int, frames: int) -> None:
         raise ValueError(f"region must have a batch that divides the call's batch of {batch}, got {region.shape[0]}")
 
 
-def site_weights(region: Tensor, shape: torch.Size | tuple[int, ...], batch: int, frames: int) -> Tensor:
+def site_weights(
+    region: Tensor, shape: torch.Size | tuple[int, ...], batch: int, frames: int, *, temporal: bool = False
+) -> Tensor:
     """Area-max-pool a region [B, F, H, W] to the tokens of a site; values in [0, 1], broadcastable over channels.
 
     A feature of `shape` may be laid out as
@@ -84,7 +86,8 @@ def site_weights(region: Tensor, shape: torch.Size | tuple[int, ...], batch: int
       [B, C, F, h, w]    -> [B, 1, F, h, w]
       [B*F, tokens, C]   -> [B*F, tokens, 1]    tokens = h*w in the region's aspect ratio
       [B*h*w, F, C]      -> [B*h*w, F, 1]       temporal attention
-    where batches repeat for the halves of classifier-free guidance. A site token is weighted by the largest value in
+    where batches repeat for the halves of classifier-free guidance. Where shapes fit the last two alike, such as
+    [16, 16, C] for 16 frames of 4 x 4 tokens, `temporal` tells. A site token is weighted by the largest value in
     the area it covers, so that no part of a region falls between tokens. ValueError for any other layout.
     """
     region = region.expand(-1, frames, -1, -1).repeat(batch // region.shape[0], 1, 1, 1)
@@ -92,10 +95,11 @@ def site_weights(region: Tensor, shape: torch.Size | tuple[int, ...], batch: int
         return _pool(region, shape[2], shape[3]).reshape(batch * frames, 1, shape[2], shape[3])
     if len(shape) == 5 and shape[0] == batch and shape[2] == frames:
         return _pool(region, shape[3], shape[4])[:, None]
-    if len(shape) == 3 and shape[0] == batch * frames:
+    over_time = len(shape) == 3 and shape[1] == frames and shape[0] % batch == 0
+    if len(shape) == 3 and shape[0] == batch * frames and not (temporal and over_time):
         height, width = _grid(shape[1], region)
         return _pool(region, height, width).reshape(batch * frames, shape[1], 1)
-    if len(shape) == 3 and shape[1] == frames and shape[0] % batch == 0:
+    if over_time:
         height, width = _grid(shape[0] // batch, region)
         pooled = _pool(region, height, width)  # [B, F, h, w]
         return pooled.permute(0, 2, 3, 1).reshape(shape[0], frames, 1)

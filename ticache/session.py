@@ -46,7 +46,7 @@ class Session:
         """The last run in figures.
 
         reference: run some predicted steps (three per stream) again in full, and give the relative error of each site
-            there, over all and inside and outside the region.
+            there, over all and inside and outside the region. Needs a run under `apply(..., keep=True)`.
         """
         state = self._state
         state.records.held_bytes = state.held_bytes

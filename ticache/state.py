@@ -105,10 +105,10 @@ class State:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of cached tensors held now."""
+        """Bytes of cached tensors and recorded inputs held now."""
         streams = [stream for group in self.streams.groups for stream in group.streams.values()]
         kept = sum(history.nbytes for histories in self.kept.values() for history in histories.values())
-        return kept + sum(stream.payload.nbytes for stream in streams if stream.payload is not None)
+        return self.drift.nbytes + kept + sum(stream.payload.nbytes for stream in streams if stream.payload is not None)
 
     def reset(self) -> None:
         """Forget every run, and all that is kept."""
@@ -176,7 +176,9 @@ class State:
                 self.records.hold(self.held_bytes)
                 self.streams.complete(stream)
                 self.records.held_bytes = self.held_bytes
-            self.records.add(full=call.full, timer=flight.timer, flops_key=flight.shape_key)
+            # Calls that belong to no run have no end: their timers are not held.
+            timer = None if stream is None else flight.timer
+            self.records.add(full=call.full, timer=timer, flops_key=flight.shape_key)
             assert self.attachment is not None
             self.attachment.listen(self.host.pipe, self.host.scheduler)
             self._probe(flight, output)  # last, so that neither its time nor its operations count as the call's
@@ -238,11 +240,9 @@ class State:
         def predict(cache: StreamCache, step: int, inputs: dict[str, Any], at: float) -> Any:
             return self._predictor(cache, step, cache.boundary, inputs, at)
 
-        def weights(inputs: dict[str, Any], feature: Tensor) -> Tensor | None:
-            sample = self.arguments.sample(inputs)
-            assert sample is not None
-            at = self.region.at(0, *self.arguments.batch_and_frames(sample))
-            return None if at is None else at(feature)
+        def weights(inputs: dict[str, Any], key: Key, feature: Tensor) -> Tensor | None:
+            of_region = self._region_weights(0, inputs)
+            return None if of_region is None else of_region(key, feature)
 
         return self.drift.measure(features, predict, weights, self.site_name)
 
@@ -461,12 +461,17 @@ class State:
         self, cache: StreamCache, step: int, boundary: int, bound: dict[str, Any], at: float
     ) -> Callable[[Key], Tensor | None]:
         """Eq. 4: before the boundary only the region is predicted, the rest reused."""
+        weights = self._region_weights(step, bound) if step < boundary else None
+        return cache.predictor(cache.coefficients(at, self._order()), weights)
+
+    def _region_weights(self, step: int, bound: dict[str, Any]) -> Callable[[Key, Tensor], Tensor] | None:
+        """The region's weights for a feature at `step`; None without a region."""
         sample = self.arguments.sample(bound)
         assert sample is not None
-        weights = None
-        if step < boundary:
-            weights = self.region.at(step, *self.arguments.batch_and_frames(sample))
-        return cache.predictor(cache.coefficients(at, self._order()), weights)
+        at = self.region.at(step, *self.arguments.batch_and_frames(sample))
+        if at is None:
+            return None
+        return lambda key, feature: at(feature, isinstance(key[0], int) and self.plan.units[key[0]].temporal)
 
     def _order(self) -> int:
         cap = self.config.noise_order

@@ -1,0 +1,39 @@
+"""Times of calls: measured on the sample's own device, and held for calls of a run only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ticache_models import make_inputs, make_unet
+
+import ticache
+from ticache.record import Timer
+
+
+def test_a_call_is_timed_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[Any] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: Any = None) -> None:
+            recorded.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    Timer(torch.device("cuda:1")).stop()
+    assert recorded == ["stream of cuda:1"] * 2
+
+
+def test_calls_of_no_run_pile_up_no_timers() -> None:
+    unet = make_unet()
+    sample, conditions = make_inputs(batch=2)
+    with ticache.apply(unet, N=3, num_steps=9) as session, torch.no_grad():
+        for _ in range(3):
+            unet(sample, torch.tensor([900, 300]), **conditions)  # each sample at a timestep of its own
+        run = session._state.records.run
+        assert session.report().to_dict()["total_unattributed"] == run.full_calls == 3
+        assert run.timers == []
