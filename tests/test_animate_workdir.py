@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,18 @@ def test_row_30_one_run_at_a_time_works_on_an_output(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
     FolderLock(tmp_path / "w").release()  # the lock ends with the process
+
+
+def test_a_folder_that_was_deleted_under_its_lock_can_be_held_anew(tmp_path: Path) -> None:
+    ended = FolderLock(tmp_path / "w")
+    shutil.rmtree(tmp_path / "w")
+    held = FolderLock(tmp_path / "w")
+    ended.release()
+    with pytest.raises(UserError, match="Another run is at work"):
+        FolderLock(tmp_path / "w")
+    held.release()
+    held.release()  # twice is fine
+    FolderLock(tmp_path / "w").release()
 
 
 def test_half_written_videos_of_killed_runs_are_swept_up(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ SAVE_EVERY = 200
 
 
 def open_world(size: int = 128) -> World:
-    """The rendered world, with the canonical face of MediaPipe's task file."""
+    """The rendered world, with the canonical face that ships."""
     return World(CanonicalFace.load(), size=size)
 
 

@@ -36,7 +36,7 @@ class RenderedClip:
 
 
 class World:
-    """Heads by split and index. `canonical` comes from the landmarker's task file.
+    """Heads by split and index. `canonical` is the skeleton of them all.
 
     Splits ("train", "held", "demo") draw from separate streams of seeds, so no identity is in two of them.
     """
