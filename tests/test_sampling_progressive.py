@@ -31,7 +31,7 @@ from torch import Tensor
 from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.sampling.clip_plan import plan_clips
 from fye_pipeline.sampling.denoise import Given, with_given_frames
-from fye_pipeline.training import masking
+from fye_pipeline.training import losses
 
 __all__ = ["pipe", "shared_pipe", "whole"]  # fixtures
 
@@ -114,7 +114,7 @@ def test_the_input_is_laid_out_as_in_training(hinted: bool) -> None:
     hint = torch.randn(1, 4, 3, 2) if hinted else None
     poisoned = torch.where(mask[:, None, None], clean, torch.nan)
     ours = with_given_frames(noisy, 9, hint, Given(poisoned, noise, mask))
-    assert torch.equal(ours, masking.with_given_frames(noisy, clean, mask[None].float(), hint))
+    assert torch.equal(ours, losses.with_given_frames(noisy, clean, mask[None].float(), hint))
     rows = with_given_frames(noisy.expand(2, -1, -1, -1, -1), 9, hint, Given(clean, noise, mask))
     assert torch.equal(rows, ours.expand(2, -1, -1, -1, -1))
 

@@ -15,9 +15,8 @@ from training_parts import clip_arrays, make_dataset, small_parts
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.training import dataset as reading
-from fye_pipeline.training.clip_batches import ClipBatches
-from fye_pipeline.training.dataset import Dataset, Order
-from fye_pipeline.training.shards import ShardWriter, is_dataset, join_parts
+from fye_pipeline.training.clip_batches import ClipBatches, Order
+from fye_pipeline.training.dataset import Dataset, ShardWriter, is_dataset, join_parts
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,11 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.training.batches import Batches
+from fye_pipeline.training.checkpointing import Average, export
 from fye_pipeline.training.config import TrainConfig, build_config, load_config
-from fye_pipeline.training.data import render_heads
+from fye_pipeline.training.heads import HeadBatches, render_heads
 from fye_pipeline.training.loop import train
-from fye_pipeline.training.outputs import export
-from fye_pipeline.training.portrait import Average, PortraitModel, motion_left_out
+from fye_pipeline.training.steps import PortraitModel, Stepper, motion_left_out
 from fye_pipeline.world import World
 
 
@@ -134,11 +133,11 @@ def test_the_loop_hands_on_what_is_not_to_be_trained(
 ) -> None:
     trained: list[str] = []
 
-    def note(model: PortraitModel, decay: float) -> Average:
-        trained.extend(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-        return Average(model, decay)
+    def note(*arguments: Any, **options: Any) -> Stepper:
+        trained.extend(name for name, parameter in arguments[3].named_parameters() if parameter.requires_grad)
+        return Stepper(*arguments, **options)
 
-    monkeypatch.setattr("fye_pipeline.training.loop.Average", note)
+    monkeypatch.setattr("fye_pipeline.training.loop.Stepper", note)
     config = recipe(start, data, phases=[phase], **{option: False})
     train(
         config,
@@ -178,17 +177,25 @@ def test_motion_modules_are_left_out_and_put_back() -> None:
         assert torch.equal(unet(sample, 5, tokens).sample, moving)
 
 
-def test_the_average_follows_and_swaps_back() -> None:
+def test_the_average_follows_and_goes_on_from_checkpoints_of_both_kinds() -> None:
     layer = torch.nn.Linear(3, 2)
-    average = Average(layer, 0.5)
+    average = Average(layer.parameters(), 0.5)
     first = layer.weight.detach().clone()
     with torch.no_grad():
         layer.weight += 1
-    average.update(layer)  # early steps follow faster: decay (1 + 1) / (10 + 1)
-    average.swap(layer)
+    average.step(layer.parameters())  # early steps follow faster: decay (1 + 1) / (10 + 1)
+    average.store(layer.parameters())
+    average.copy_to(layer.parameters())
     assert torch.allclose(layer.weight, first + 9 / 11)
-    average.swap(layer)
+    averages = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    average.restore(layer.parameters())
     assert torch.allclose(layer.weight, first + 1)
+    for saved in (average.state_dict(), {"steps": 1, "shadow": averages}):
+        again = Average(torch.nn.Linear(3, 2).parameters(), 0.25)
+        again.load_state_dict(saved)
+        assert (again.optimization_step, again.decay) == (1, 0.25)
+        again.copy_to(layer.parameters())
+        assert torch.allclose(layer.weight, first + 9 / 11)
 
 
 def train_and_note(environment: dict[str, str], note: Path, recipe: Path, output: Path) -> None:
@@ -196,22 +203,22 @@ def train_and_note(environment: dict[str, str], note: Path, recipe: Path, output
     os.environ |= environment
     torch.set_num_threads(1)
     note.mkdir()
-    collect, swap = Batches._collect, Average.swap
-    classes: Any = (Batches, Average)
+    collect, copy_to = HeadBatches._collect, Average.copy_to
+    classes: Any = (HeadBatches, Average)
 
     def append(name: str, text: str) -> None:
         with (note / name).open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def spy_collect(self: Batches, heads: Any, *rest: Any) -> Any:
+    def spy_collect(self: HeadBatches, heads: Any, *rest: Any) -> Any:
         append("drawn", repr((heads, *rest)))
         return collect(self, heads, *rest)
 
-    def spy_swap(self: Average, model: torch.nn.Module) -> None:
-        torch.save(dict(model.named_parameters()), note / "weights")
-        swap(self, model)
+    def spy_copy(self: Average, parameters: list[torch.nn.Parameter]) -> None:
+        torch.save(list(parameters), note / "weights")
+        copy_to(self, parameters)
 
-    classes[0]._collect, classes[1].swap = spy_collect, spy_swap
+    classes[0]._collect, classes[1].copy_to = spy_collect, spy_copy
     said = partial(append, "said")
     train(load_config(recipe), output=output, on_progress=said)
 

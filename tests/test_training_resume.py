@@ -16,9 +16,9 @@ from accelerate.state import AcceleratorState, GradientState
 from training_parts import assert_same_losses, make_dataset, save_small
 from warm_processes import warm_context
 
+from fye_pipeline.training.checkpointing import cut_log
 from fye_pipeline.training.config import TrainConfig, build_config, load_config
 from fye_pipeline.training.loop import train
-from fye_pipeline.training.outputs import cut_log
 
 
 def train_until_killed(recipe: Path, output: Path) -> None:

@@ -15,11 +15,11 @@ from accelerate.state import AcceleratorState, GradientState
 from training_parts import make_dataset, small_parts
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.training.batches import batches_ahead
 from fye_pipeline.training.clip_batches import ClipBatches, LatentCache
 from fye_pipeline.training.config import build_config
 from fye_pipeline.training.dataset import Dataset
-from fye_pipeline.training.portrait import PortraitModel, motion_left_out
-from fye_pipeline.training.steps import Stepper, batches_ahead
+from fye_pipeline.training.steps import PortraitModel, Stepper, motion_left_out
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.official import SCHEDULER
 from fye_pipeline.models.tiny import VAE
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.training.extract import PrepareOptions
-from fye_pipeline.training.shards import INDEX, KIND, SHARDS, VERSION, ShardWriter, join_parts
+from fye_pipeline.training.dataset import INDEX, KIND, SHARDS, VERSION, ShardWriter, join_parts
+from fye_pipeline.training.prepare import PrepareOptions
 
 SIZE = 64
 UNET: dict[str, Any] = {

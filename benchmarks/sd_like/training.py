@@ -21,8 +21,7 @@ from benchmarks.sd_like.model import RECIPE, SCHEDULER, UNET, VAE, WEIGHTS, buil
 from fye_pipeline.animate.config import SHIPPED_MODEL
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.storage.hashing import weights_hash
-from fye_pipeline.training.batches import encode_heads
-from fye_pipeline.training.data import META, TAKES, HeadData, render_heads
+from fye_pipeline.training.heads import META, TAKES, HeadData, encode_heads, render_heads
 from fye_pipeline.world import World
 
 BATCH = 16

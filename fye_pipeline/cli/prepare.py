@@ -40,8 +40,8 @@ def prepare(
     """Cut videos into clips of one face, with landmarks; what was left out is listed with its reason."""
     reporter = Reporter(quiet=quiet, as_json=as_json)
     from fye_pipeline.animate.session import obtain_face_landmarker
-    from fye_pipeline.training.extract import PrepareOptions
-    from fye_pipeline.training.extract import prepare as run
+    from fye_pipeline.training.prepare import PrepareOptions
+    from fye_pipeline.training.prepare import prepare as run
     from fye_pipeline.training.segment import CutRules
 
     options = PrepareOptions(

@@ -1,25 +1,27 @@
-"""What a step is fed, and batches of the rendered heads: latents from disk, landmark pictures and masks drawn anew."""
+"""What a step is fed: latents, landmark pictures and masks, made ahead by worker processes if wanted."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as Indexed
 
 from fye_pipeline.landmarks.drawing import Style, draw_sequence
 from fye_pipeline.landmarks.masks import expression_mask, facial_mask, reduce_mask
-from fye_pipeline.storage.hashing import weights_hash
-from fye_pipeline.training.data import CLIP, PORTRAITS, TAKES, HeadData, to_tensor
+from fye_pipeline.training.config import PhaseConfig
 
 ENCODED_TOGETHER = 8  # pictures that the autoencoder sees at once
+AHEAD = 2  # batches that each worker holds ready
 
 
 @dataclass(frozen=True)
@@ -79,26 +81,9 @@ class BatchSource(Protocol):
         ...
 
 
-@torch.no_grad()
-def encode_heads(vae: Any, data: HeadData, folder: Path, *, chunk: int = TAKES) -> NDArray[np.float16]:
-    """Encode every picture once: scaled posterior means [N, 18, 4, h, w], float16; reused while the VAE is the same."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, note = folder / "latents.npy", folder / "latents.json"
-    key = {"vae": weights_hash(sorted(vae.state_dict().items())), "heads": len(data)}
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) == key:
-        return np.load(path, mmap_mode="r")
-    cell = data.meta.size // 2 ** (len(vae.config["block_out_channels"]) - 1)
-    shape = (len(data), TAKES, vae.config["latent_channels"], cell, cell)
-    latents = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-    scale = vae.config["scaling_factor"]
-    for head in range(len(data)):
-        for start in range(0, TAKES, chunk):
-            part = slice(start, start + chunk)
-            mean = vae.encode(to_tensor(data.frames[head, part]).to(vae.device)).latent_dist.mean
-            latents[head, part] = (mean * scale).cpu().numpy()
-    latents.flush()
-    note.write_text(json.dumps(key), encoding="utf-8")
-    return np.load(path, mmap_mode="r")
+def to_tensor(frames: NDArray[np.uint8]) -> Tensor:
+    """uint8 [..., H, W, 3] -> float [..., 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3))).float() / 127.5 - 1
 
 
 class Conditions:
@@ -139,57 +124,56 @@ class Conditions:
         return (small.clamp(-1, 1) / 2 + 0.5 - self.mean) / self.std
 
 
-class Batches:
-    """Batches of rendered heads: the same seed, phase, step and rank give the same batch, whatever came before."""
+@dataclass(frozen=True)
+class _Numbered(Indexed[Batch]):
+    """Batches by number: part p of step s is number s * parts + p."""
 
-    def __init__(
-        self,
-        data: HeadData,
-        latents: NDArray[np.float16],
-        feature_extractor: Any,
-        seed: int,
-        style: Style = "expression",
-    ) -> None:
-        self.data, self.latents, self.seed = data, latents, seed
-        self.size, self.cell = data.meta.size, latents.shape[-1]
-        self.conditions = Conditions(feature_extractor, self.size, self.cell, style)
+    batches: BatchSource
+    batch: int
+    frames: int
+    rank: int
+    clips: bool
+    parts: int
 
-    def draw(
-        self, batch: int, frames: int, step: int, rank: int = 0, *, clips: bool, part: slice = slice(None)
-    ) -> Batch:
-        """For each sample one head: a reference, and `frames` targets that share it.
-
-        clips False (phase I): single pictures of any takes; True (phase II): the first frames of the head's clip.
-        Raises ValueError for more frames than there are.
-        """
-        if not 1 <= frames <= CLIP:
-            raise ValueError(f"frames must be 1 to {CLIP}, got {frames}")
-        rng = np.random.default_rng([6, self.seed, int(clips), step, rank])
-        heads = rng.integers(len(self.data), size=batch)
-        references, targets = [], []
-        for _ in range(batch):
-            reference = int(rng.integers(PORTRAITS if clips or rng.random() < 0.75 else TAKES))
-            others = [k for k in range(TAKES) if k != reference]
-            references.append(reference)
-            chosen = range(PORTRAITS, PORTRAITS + frames) if clips else rng.choice(others, frames, replace=False)
-            targets.append(list(chosen))
-        return self._collect(heads[part], np.array(references)[part], np.array(targets)[part])
-
-    def examples(self, count: int, shown: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-        """The first heads: portrait, true frames, landmark pictures."""
-        part = slice(PORTRAITS, PORTRAITS + shown)
-        for head in range(min(count, len(self.data))):
-            portrait = np.ascontiguousarray(self.data.frames[head, 0])
-            yield portrait, self.data.frames[head, part], self.conditions.draw(self.data.landmarks[head, part])
-
-    def _collect(self, heads: NDArray[np.int64], references: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
-        pairs = list(zip(heads, targets, strict=True))
-        marks = np.stack([self.data.landmarks[head, takes] for head, takes in pairs])  # [B, F, 478, 3]
-        clean = np.stack([self.latents[head, takes] for head, takes in pairs]).astype(np.float32)
-        pictures = np.stack([self.data.frames[h, r] for h, r in zip(heads, references, strict=True)])
-        return self.conditions.batch(
-            marks,
-            pictures,
-            clean=torch.from_numpy(clean).transpose(1, 2),
-            reference=torch.from_numpy(self.latents[heads, references].astype(np.float32)),
+    def __getitem__(self, number: int) -> Batch:
+        step, part = divmod(number, self.parts)
+        rows = self.batch // self.parts
+        return self.batches.draw(
+            self.batch,
+            self.frames,
+            step,
+            self.rank,
+            clips=self.clips,
+            part=slice(part * rows, (part + 1) * rows),
         )
+
+
+def batches_ahead(
+    batches: BatchSource,
+    settings: PhaseConfig,
+    steps: range,
+    *,
+    rank: int = 0,
+    clips: bool,
+    parts: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The batches of `steps` in order, `parts` for each. How many workers make them has no influence on them."""
+    numbered = _Numbered(batches, settings.batch, settings.frames, rank, clips, parts)
+    numbers = range(steps.start * parts, steps.stop * parts)
+    if workers == 0 or not numbers:
+        return map(numbered.__getitem__, numbers)
+    loader = DataLoader(
+        numbered,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=min(workers, os.cpu_count() or 1),
+        prefetch_factor=AHEAD,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # the global one stays as it is
+    )
+    return iter(loader)
+
+
+def _start_worker(number: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork

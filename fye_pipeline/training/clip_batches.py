@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,46 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import Style
 from fye_pipeline.storage.files import atomic_target
 from fye_pipeline.storage.hashing import weights_hash
-from fye_pipeline.training.batches import ENCODED_TOGETHER, Batch, Conditions
-from fye_pipeline.training.data import to_tensor
-from fye_pipeline.training.dataset import Dataset, Order
+from fye_pipeline.training.batches import ENCODED_TOGETHER, Batch, Conditions, to_tensor
+from fye_pipeline.training.dataset import Dataset
 
 _OPEN_MAPS = 32
+
+
+class Order:
+    """Which sample comes at which place of an endless sequence of epochs, for clips that lie in shards.
+
+    Every epoch has each clip once. Shards come in a random order, and clips are shuffled within windows of `window`
+    shards, as a reader with a shuffle buffer would: so a large dataset is read a few shards at a time. Unlike such a
+    buffer this is a function of the seed and the place alone; a resumed run has nothing to restore.
+    """
+
+    def __init__(self, shard_of: Sequence[int], *, seed: tuple[int, ...], window: int = 16) -> None:
+        if not shard_of:
+            raise ValueError("there must be at least one clip")
+        self._seed, self._window = seed, window
+        self._shards = np.asarray(shard_of)
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_seed": self._seed, "_window": self._window, "_shards": self._shards}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)
+
+    def __getitem__(self, place: int) -> int:
+        """The clip at a place, 0 or more."""
+        epoch, number = divmod(place, len(self._shards))
+        return int(self._epoch(epoch)[number])
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng([8, *self._seed, epoch])
+        shards = rng.permutation(int(self._shards.max()) + 1)
+        rank = np.empty_like(shards)
+        rank[shards] = np.arange(len(shards))
+        window = rank[self._shards] // self._window
+        return np.lexsort((rng.random(len(self._shards)), window))
 
 
 class LatentCache:

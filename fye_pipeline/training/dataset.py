@@ -1,22 +1,35 @@
-"""Reading a prepared dataset: any frame of any clip by its place, and an order of clips that follows from a seed."""
+"""A prepared dataset, written and read: tar shards in the WebDataset layout, each beside an index of its clips.
+
+A sample is a clip: members `KEY.00000.jpg` ..., `KEY.landmarks.npy`, `KEY.mesh.npy`, `KEY.poses.npy`,
+`KEY.blendshapes.npy` and `KEY.json`. Any WebDataset reader takes the shards as they are; ours goes by the index, so
+that a batch is a function of its step's number and a resumed run has nothing to read again.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
 from io import FileIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.training.shards import SHARDS, ClipEntry, index_of, read_dataset_note
+from fye_pipeline.storage.files import atomic_target
 
+INDEX = "dataset.json"
+KIND, VERSION = "fye.dataset", 1
+SHARDS = "shards"
+_BLOCK = tarfile.BLOCKSIZE
+_END = b"\0" * (2 * _BLOCK)
 _SHAPES: dict[str, tuple[int, ...]] = {
     "landmarks": (478, 3),
     "mesh": (468, 3),
@@ -24,6 +37,164 @@ _SHAPES: dict[str, tuple[int, ...]] = {
     "blendshapes": (52,),
 }
 _OPEN_FILES = 32
+
+
+@dataclass(frozen=True)
+class ClipEntry:
+    """Where a clip lies in its shard. jpegs: (offset, bytes) of every frame; arrays: offset of each array's values
+    (float32, [frames, ...], no header). fps as a fraction.
+    """
+
+    key: str
+    video: str
+    frames: int
+    fps: str
+    jpegs: tuple[tuple[int, int], ...]
+    arrays: dict[str, int]
+
+    def moved(self, by: int) -> ClipEntry:
+        """The same clip where its bytes stand `by` further on."""
+        jpegs = tuple((offset + by, length) for offset, length in self.jpegs)
+        return replace(self, jpegs=jpegs, arrays={name: offset + by for name, offset in self.arrays.items()})
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> ClipEntry:
+        """From a parsed index."""
+        return cls(**{**entry, "jpegs": tuple((int(offset), int(length)) for offset, length in entry["jpegs"])})
+
+
+class ShardWriter:
+    """Clips into a tar file that is open for writing; `entries` says where each one lies, `size` how long the tar is
+    without the zeros at its end.
+    """
+
+    def __init__(self, path: Path, *, quality: int = 95) -> None:
+        self._file = path.open("wb")
+        self._quality = quality
+        self.entries: list[ClipEntry] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes so far, a multiple of the tar block."""
+        return self._file.tell()
+
+    def begin(self, key: str, video: str, fps: str) -> ClipWriter:
+        """A clip, whose frames are then added one at a time. Keys have no dots (WebDataset's rule)."""
+        if "." in key or "/" in key:
+            raise ValueError(f"a key must have no dot and no slash, got {key!r}")
+        return ClipWriter(self, key, video, fps)
+
+    def add_member(self, name: str, content: bytes) -> int:
+        """Append a file. -> the offset of its content."""
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._file.tell()
+        self._file.write(content)
+        self._file.write(b"\0" * (-len(content) % _BLOCK))
+        return offset
+
+    def close(self) -> None:
+        """Write the tar's end."""
+        self._file.write(_END)
+        self._file.close()
+
+    def encode(self, frame: NDArray[np.uint8]) -> bytes:
+        """uint8 RGB [S, S, 3] -> JPEG with colour at full resolution."""
+        options = [cv2.IMWRITE_JPEG_QUALITY, self._quality]
+        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        done, content = cv2.imencode(".jpg", np.ascontiguousarray(frame[..., ::-1]), options)
+        if not done:
+            raise ValueError(f"OpenCV cannot encode a picture of {frame.dtype} {list(frame.shape)} as JPEG")
+        return content.tobytes()
+
+
+class ClipWriter:
+    """One clip on its way into a shard."""
+
+    def __init__(self, shard: ShardWriter, key: str, video: str, fps: str) -> None:
+        self._shard, self._key, self._video, self._fps = shard, key, video, fps
+        self._jpegs: list[tuple[int, int]] = []
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """Append a frame, uint8 RGB [S, S, 3]."""
+        content = self._shard.encode(frame)
+        offset = self._shard.add_member(f"{self._key}.{len(self._jpegs):05d}.jpg", content)
+        self._jpegs.append((offset, len(content)))
+
+    def finish(self, arrays: dict[str, NDArray[np.floating]], note: dict[str, Any]) -> ClipEntry:
+        """Append the arrays [frames, ...] and what is known of the clip, and enter it into the shard's index."""
+        offsets = {}
+        for name, values in arrays.items():
+            if len(values) != len(self._jpegs):
+                raise ValueError(f"{name} must have {len(self._jpegs)} rows, one a frame, got {len(values)}")
+            held = io.BytesIO()
+            np.lib.format.write_array(held, np.ascontiguousarray(values, np.float32), allow_pickle=False)
+            header = len(held.getvalue()) - 4 * values.size
+            offsets[name] = self._shard.add_member(f"{self._key}.{name}.npy", held.getvalue()) + header
+        whole = {"video": self._video, "fps": self._fps, "frames": len(self._jpegs), **note}
+        self._shard.add_member(f"{self._key}.json", json.dumps(whole).encode())
+        entry = ClipEntry(self._key, self._video, len(self._jpegs), self._fps, tuple(self._jpegs), offsets)
+        self._shard.entries.append(entry)
+        return entry
+
+
+def join_parts(parts: Sequence[tuple[Path, int, Sequence[ClipEntry]]], target: Path) -> list[ClipEntry]:
+    """Join tar files (path, size without the end, clips) into one, and its index beside it, which is written last.
+
+    Both appear whole or not at all. Returns the clips with their new places.
+    """
+    joined: list[ClipEntry] = []
+    with atomic_target(target) as temporary, temporary.open("wb") as output:
+        for path, size, entries in parts:
+            base = output.tell()
+            with path.open("rb") as part:
+                _copy(part, output, size)
+            joined += [entry.moved(base) for entry in entries]
+        output.write(_END)
+    index = {"clips": [asdict(entry) for entry in joined]}
+    with atomic_target(index_of(target)) as temporary:
+        temporary.write_text(json.dumps(index), encoding="utf-8")
+    return joined
+
+
+def _copy(source: BinaryIO, output: BinaryIO, size: int) -> None:
+    """The first `size` bytes. Raises `UserError` where there are fewer."""
+    left = size
+    while left:
+        chunk = source.read(min(left, 1 << 20))
+        if not chunk:
+            raise UserError(f"{source.name} is cut short: expected {size} bytes, got {size - left}.")
+        output.write(chunk)
+        left -= len(chunk)
+
+
+def index_of(shard: Path) -> Path:
+    """The index that belongs to a shard."""
+    return shard.with_suffix(".json")
+
+
+def is_dataset(folder: str | Path) -> bool:
+    """Whether a folder holds a prepared dataset."""
+    return (Path(folder) / INDEX).is_file()
+
+
+def read_dataset_note(folder: Path) -> dict[str, Any]:
+    """What `dataset.json` says. Raises `UserError` where it is absent or of another kind."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a prepared dataset: it has no {INDEX}; make one with `fye prepare VIDEOS -o {folder}`."
+        )
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        if note["kind"] != KIND or note["version"] != VERSION:
+            raise UserError(
+                f"{path} is {note['kind']} of version {note['version']}; this program reads {KIND} {VERSION}."
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as a dataset's index ({error}); run `fye prepare` again.") from error
+    return note
 
 
 class Dataset:
@@ -110,39 +281,3 @@ class Dataset:
         if len(content) != length:
             raise UserError(f"{self.shards[shard]} is cut short; copy it again.")
         return content
-
-
-class Order:
-    """Which sample comes at which place of an endless sequence of epochs, for clips that lie in shards.
-
-    Every epoch has each clip once. Shards come in a random order, and clips are shuffled within windows of `window`
-    shards, as a reader with a shuffle buffer would: so a large dataset is read a few shards at a time. Unlike such a
-    buffer this is a function of the seed and the place alone; a resumed run has nothing to restore.
-    """
-
-    def __init__(self, shard_of: Sequence[int], *, seed: tuple[int, ...], window: int = 16) -> None:
-        if not shard_of:
-            raise ValueError("there must be at least one clip")
-        self._seed, self._window = seed, window
-        self._shards = np.asarray(shard_of)
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"_seed": self._seed, "_window": self._window, "_shards": self._shards}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)
-
-    def __getitem__(self, place: int) -> int:
-        """The clip at a place, 0 or more."""
-        epoch, number = divmod(place, len(self._shards))
-        return int(self._epoch(epoch)[number])
-
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        rng = np.random.default_rng([8, *self._seed, epoch])
-        shards = rng.permutation(int(self._shards.max()) + 1)
-        rank = np.empty_like(shards)
-        rank[shards] = np.arange(len(shards))
-        window = rank[self._shards] // self._window
-        return np.lexsort((rng.random(len(self._shards)), window))

@@ -1,332 +1,162 @@
-"""`fye prepare`: a folder of videos into a dataset, by several processes, resumable at the last finished video."""
+"""One video into clips: faces found in every frame, cut, seen through a square, written with their landmarks."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import re
-import shutil
-import signal
-from collections import Counter
-from collections.abc import Callable, Generator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
 from fye_pipeline.errors import UserError
-from fye_pipeline.progress import OnProgress, logger, silent
-from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import digest_of_text
-from fye_pipeline.training.clip_maker import make_clips
-from fye_pipeline.training.segment import CutRules
-from fye_pipeline.training.shards import (
-    INDEX,
-    KIND,
-    SHARDS,
-    VERSION,
-    ClipEntry,
-    ShardWriter,
-    join_parts,
-)
+from fye_pipeline.landmarks.detector import FaceLandmarkDetector
+from fye_pipeline.landmarks.faces import Box, choose
+from fye_pipeline.landmarks.geometry import CanonicalFace, metric_mesh
+from fye_pipeline.media.source import open_source
+from fye_pipeline.progress import collected_notes
+from fye_pipeline.training.dataset import ClipEntry, ShardWriter
+from fye_pipeline.training.segment import UNREADABLE, CutRules, Piece, Sighting, cut, in_square
 
-LEDGER, OPTIONS, REPORT = "ledger", "options.json", "report.json"
-VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_POLL = 0.3  # seconds between two looks at the workers' counter
-_done_frames: Any = None  # a worker's counter, shared with the main process
+PART = 1000  # frames that are looked at together: what memory holds of a long video
+_FACES = 4  # looked for in a frame
+_THUMBNAIL = (48, 27)
 
 
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What a dataset is made of. size: pixels of its squares; fps: None keeps each video's own rate; quality: of JPEG;
-    shard_bytes: a shard is closed once it is so long. Raises `UserError` where a value makes no sense.
-    """
+@dataclass
+class Outcome:
+    """What became of a video: clips with their place in it, rejected pieces with their reasons, and what was noted."""
 
-    size: int = 512
-    rules: CutRules = field(default_factory=CutRules)
-    fps: str | None = None
-    quality: int = 95
-    shard_bytes: int = 256 << 20
-
-    def __post_init__(self) -> None:
-        if self.size < 64 or self.size % 32:
-            raise UserError(f"size must be a multiple of 32 pixels, 64 or more, got {self.size}.")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"quality must be 1 to 100, got {self.quality}.")
-        if self.shard_bytes < 1 << 20:
-            raise UserError(f"A shard must hold at least 1 MiB, got {self.shard_bytes} bytes.")
+    video: str
+    frames: int = 0
+    fps: str = ""
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def prepare(
-    folder: Path,
-    output: Path,
-    options: PrepareOptions,
-    *,
-    jobs: int = 1,
-    task: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_progress: OnProgress = silent,
-) -> dict[str, Any]:
-    """Make a dataset of every video below `folder`. Returns the report, which is also written beside it.
-
-    output: gets `dataset.json` (last), `report.json`, `shards` and `ledger`. resume: go on, or add the videos that came
-    since; overwrite: begin anew. The result does not depend on `jobs`.
-    Raises `UserError` where there are no videos, none of them gives a clip, or `output` holds something else.
-    """
-    videos = find_videos(folder, options.rules.min_frames)
-    if not videos:
-        raise UserError(f"{folder} holds no videos ({', '.join(VIDEOS)}) and no folders of pictures.")
-    _open_output(output, options, resume=resume, overwrite=overwrite)
-    ledger = output / LEDGER
-    names = {name_in(folder, video): video for video in videos}
-    todo = {name: video for name, video in names.items() if not _entry(ledger, name).is_file()}
-    if len(todo) < len(names):
-        logger.info(f"{len(names) - len(todo)} of {len(names)} videos were done before")
-    works = _work(todo, ledger, options, jobs, task, on_progress)
-    packer = _Packer(output, list(names), options.shard_bytes)
-    with closing(works):
-        for _ in works:
-            packer.advance()
-    packer.finish()
-    report = _report(ledger)
-    _write_json(output / REPORT, report)
-    shards = sorted((output / SHARDS).glob("*.tar"))
-    if not shards:
-        raise UserError(f"No clip could be made of the {len(names)} videos in {folder}: {output / REPORT} says why.")
-    note = {"kind": KIND, "version": VERSION, "size": options.size, "shards": [path.name for path in shards]}
-    _write_json(output / INDEX, note | report["totals"] | {"options": _plain(options)})
-    return report
+class _Unreadable(Exception):
+    """The video cannot be read; its sentence goes into the report and the work goes on."""
 
 
-def find_videos(folder: Path, least: int = 2) -> list[Path]:
-    """Every video below a folder (or the one file named), and every folder of at least `least` pictures, in order.
-
-    Raises `UserError` where the folder does not exist.
-    """
-    folder = folder.expanduser()
-    if folder.is_file():
-        return [folder]
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; name a folder of videos.")
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        seen = [name for name in sorted(files) if not name.startswith(".")]
-        found += [Path(place, name) for name in seen if name.lower().endswith(VIDEOS)]
-        if sum(name.lower().endswith(PICTURES) for name in seen) >= least:
-            found.append(Path(place))
-    return sorted(found)
-
-
-def name_in(folder: Path, video: Path) -> str:
-    """How a video is called in the report: its path below the folder."""
-    folder = folder.expanduser()
-    return video.name if folder in (video, video.parent) else video.relative_to(folder).as_posix()
-
-
-def _open_output(output: Path, options: PrepareOptions, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder, or check that what is there may be gone on with."""
-    marker = output / LEDGER / OPTIONS
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file; name a folder for the dataset.")
-    if output.is_dir() and any(output.iterdir()):
-        if not marker.is_file():
-            raise UserError(f"{output} holds something else than a dataset; choose another folder.")
-        if overwrite:
-            shutil.rmtree(output)
-        elif not resume:
-            raise UserError(f"{output} exists; go on with it by --resume, or begin anew by --overwrite.")
-        elif json.loads(marker.read_text(encoding="utf-8")) != _plain(options):
-            raise UserError(f"{output} was begun with other options ({marker}); use the same, or another folder.")
-    for part in (SHARDS, LEDGER):
-        (output / part).mkdir(parents=True, exist_ok=True)
-        for stale in (output / part).glob(".*.part*"):  # a killed run's
-            stale.unlink()
-    _write_json(marker, _plain(options))
-
-
-def _plain(options: PrepareOptions) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(options)))
-
-
-def _key(name: str) -> str:
-    """A short name without dots for a video, different for different paths."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).stem)[:40].strip("-") or "video"
-    return f"{stem}-{digest_of_text(name)[:8]}"
-
-
-def _entry(ledger: Path, name: str) -> Path:
-    return ledger / f"{_key(name)}.json"
-
-
-def _work(
-    todo: dict[str, Path],
-    ledger: Path,
-    options: PrepareOptions,
-    jobs: int,
-    task: Path | None,
-    on_progress: OnProgress,
-) -> Generator[str]:
-    """Prepare videos, each into the ledger; yields the names of those that are done."""
-    frames = 0
-
-    def count(more: int) -> None:
-        nonlocal frames
-        frames += more
-        on_progress("frames", frames, None)
-
-    if jobs <= 1 or len(todo) <= 1:
-        for number, (name, video) in enumerate(todo.items()):
-            on_progress("videos", number, len(todo))
-            _prepare_one(video, name, ledger, options, task, count)
-            yield name
-        on_progress("videos", len(todo), len(todo))
-        return
-    context = multiprocessing.get_context("spawn")  # MediaPipe's threads do not survive a fork
-    counter = context.Value("q", 0)
-    pool = ProcessPoolExecutor(min(jobs, len(todo)), context, _start_worker, (counter,))
-    try:
-        pending: dict[Future[None], str] = {
-            pool.submit(_prepare_one, video, name, ledger, options, task): name for name, video in todo.items()
-        }
-        while pending:
-            done, _ = wait(pending, timeout=_POLL, return_when=FIRST_COMPLETED)
-            count(counter.value - frames)
-            for future in done:
-                future.result()
-                yield pending.pop(future)
-                on_progress("videos", len(todo) - len(pending), len(todo))
-    finally:
-        _stop(pool)
-
-
-def _start_worker(counter: Any) -> None:
-    """Ctrl-C is for the main process; one thread each, as many processes as the user wants."""
-    global _done_frames
-    import cv2
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    _done_frames = counter
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the workers now: what they have not finished is done again by the next run."""
-    workers = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        worker.join()
-
-
-def _add(more: int) -> None:
-    with _done_frames.get_lock():
-        _done_frames.value += more
-
-
-def _prepare_one(
-    video: Path,
+def make_clips(
+    path: Path,
     name: str,
-    ledger: Path,
-    options: PrepareOptions,
-    task: Path | None,
-    on_frames: Callable[[int], None] = _add,
-) -> None:
-    """One video into the ledger: `KEY.tar` with its clips, then `KEY.json`, which says that it is done."""
-    part = _entry(ledger, name).with_suffix(".tar")
-    with atomic_target(part) as temporary, closing(ShardWriter(temporary, quality=options.quality)) as shard:
-        outcome = make_clips(
-            video,
-            name,
-            _key(name),
-            shard,
-            options.rules,
-            size=options.size,
-            fps=Fraction(options.fps) if options.fps else None,
-            task=task,
-            on_frames=on_frames,
-        )
-        size, clips = shard.size, [asdict(entry) for entry in shard.entries]
-    if not clips:
-        part.unlink()
-    _write_json(_entry(ledger, name), {"outcome": asdict(outcome), "size": size, "clips": clips})
+    key: str,
+    shard: ShardWriter,
+    rules: CutRules,
+    *,
+    size: int,
+    fps: Fraction | None = None,
+    task: Path | None = None,
+    on_frames: Callable[[int], None] = lambda count: None,
+) -> Outcome:
+    """Write every clip of a video (or of a folder of pictures) into a shard.
 
-
-class _Packer:
-    """Joins the ledger's parts into shards, in the order of the names and only as far as all before are done.
-
-    So the shards do not depend on who finished first. A shard is closed once it has `shard_bytes`.
+    The video is read twice side by side, once to find the faces and once to cut them out, so that memory does not grow
+    with its length. size: pixels of the squares. key: begins the clips' keys. on_frames is called with counts of
+    frames that were looked at. A video that cannot be read is an outcome, not an error.
     """
-
-    def __init__(self, output: Path, names: list[str], shard_bytes: int) -> None:
-        self._ledger, self._shards = output / LEDGER, output / SHARDS
-        self._names, self._next, self._shard_bytes = names, 0, shard_bytes
-        self._waiting: list[tuple[Path, int, list[ClipEntry]]] = []
-        self._packed = self._newest()
-
-    def advance(self) -> None:
-        """Take in what is done by now."""
-        while self._next < len(self._names):
-            entry = _entry(self._ledger, self._names[self._next])
-            if not entry.is_file():
-                return
-            self._next += 1
-            part = entry.with_suffix(".tar")
-            if part.is_file():  # else packed before, or without clips
-                self._take(part, json.loads(entry.read_text(encoding="utf-8")))
-
-    def finish(self) -> None:
-        """Close the last shard, however small."""
-        self.advance()
-        if self._waiting:
-            self._close()
-
-    def _take(self, part: Path, held: dict[str, Any]) -> None:
-        clips = [ClipEntry.from_json(clip) for clip in held["clips"]]
-        if clips[0].key in self._packed:  # killed before the part could be removed
-            part.unlink()
-            return
-        self._waiting.append((part, held["size"], clips))
-        if sum(size for _, size, _ in self._waiting) >= self._shard_bytes:
-            self._close()
-
-    def _close(self) -> None:
-        number = len(list(self._shards.glob("*.json")))
-        join_parts(self._waiting, self._shards / f"shard-{number:05d}.tar")
-        for path, _, _ in self._waiting:
-            path.unlink()
-        self._waiting = []
-
-    def _newest(self) -> set[str]:
-        """The keys in the newest shard: only its parts can have outlived it."""
-        indices = sorted(self._shards.glob("*.json"))
-        if not indices:
-            return set()
-        return {clip["key"] for clip in json.loads(indices[-1].read_text(encoding="utf-8"))["clips"]}
+    outcome = Outcome(name)
+    notes: list[str] = []
+    try:
+        with collected_notes() as notes, FaceLandmarkDetector(task, max_faces=_FACES) as detector:
+            try:
+                source = open_source(path, what="a video", fps=fps, allow_partial=True)
+            except UserError as error:
+                raise _Unreadable(str(error)) from error
+            if source.kind == "picture":
+                raise _Unreadable(f"{path} is a single picture.")
+            outcome.fps = str(source.fps)
+            ahead, behind = _readable(source.frames()), _readable(source.frames())
+            with closing(ahead), closing(behind):
+                last: Box | None = None
+                while sightings := list(_look(detector, islice(ahead, PART), last, on_frames)):
+                    last = next((seen.face.box for seen in reversed(sightings) if seen.face), last)
+                    pieces = cut(sightings, rules)
+                    frames = islice(behind, len(sightings))
+                    made = _write_pieces(
+                        frames, sightings, pieces, shard, detector.canonical, size, (key, name, outcome.fps)
+                    )
+                    _enter(outcome, pieces, made)
+    except _Unreadable as error:
+        outcome.rejected.append({"reason": UNREADABLE, "detail": str(error)})
+    outcome.notes = list(dict.fromkeys(notes))  # both readers say the same
+    return outcome
 
 
-def _report(ledger: Path) -> dict[str, Any]:
-    """What became of every video, and the sums: clips and frames kept, and pieces and frames of each reason."""
-    entries = sorted(path for path in ledger.glob("*.json") if path.name != OPTIONS)
-    videos = [json.loads(path.read_text(encoding="utf-8"))["outcome"] for path in entries]
-    videos.sort(key=lambda video: video["video"])
-    pieces, frames = Counter[str](), Counter[str]()
-    for video in videos:
-        for piece in video["rejected"]:
-            pieces[piece["reason"]] += 1
-            frames[piece["reason"]] += piece.get("stop", 0) - piece.get("start", 0)
-    kept = [clip["stop"] - clip["start"] for video in videos for clip in video["clips"]]
-    totals = {"videos": len(videos), "clips": len(kept), "frames": sum(kept)}
-    rejected = {reason: {"pieces": pieces[reason], "frames": frames[reason]} for reason in sorted(pieces)}
-    return {"totals": totals, "rejected": rejected, "videos": videos}
+def _readable(frames: Iterator[NDArray[np.uint8]]) -> Generator[NDArray[np.uint8]]:
+    try:
+        yield from frames
+    except UserError as error:
+        raise _Unreadable(str(error)) from error
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_target(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def _look(
+    detector: FaceLandmarkDetector,
+    frames: Iterable[NDArray[np.uint8]],
+    last: Box | None,
+    on_frames: Callable[[int], None],
+) -> Iterator[Sighting]:
+    """Find the faces of every frame and follow one of them."""
+    before: NDArray[np.float32] | None = None
+    for frame in frames:
+        small = cv2.resize(np.ascontiguousarray(frame), _THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
+        change = 0.0 if before is None else float(np.abs(small - before).mean() / 255)
+        before = small
+        faces = detector.detect_all(frame)
+        face = choose(faces, last_box=last)
+        last = face.box if face else last
+        yield Sighting(face, tuple(other for other in faces if other is not face), change)
+        on_frames(1)
+
+
+def _write_pieces(
+    frames: Iterator[NDArray[np.uint8]],
+    sightings: list[Sighting],
+    pieces: list[Piece],
+    shard: ShardWriter,
+    canonical: CanonicalFace,
+    size: int,
+    names: tuple[str, str, str],
+) -> list[ClipEntry]:
+    """Cut the clips' frames out and write them; frames of rejected pieces are passed over."""
+    key, video, fps = names
+    made = []
+    for piece in pieces:
+        taken = islice(frames, len(piece))
+        if piece.crop is None:
+            for _ in taken:
+                pass
+            continue
+        writer = shard.begin(f"{key}-{len(shard.entries):04d}", video, fps)
+        for frame in taken:
+            writer.add(piece.crop.cut(frame, size))
+        faces = [seen.face for seen in sightings[piece.start : piece.stop] if seen.face is not None]
+        landmarks = in_square(np.stack([face.landmarks for face in faces]), piece.crop)
+        fitted = [metric_mesh(each, size, size, canonical) for each in landmarks]
+        arrays = {
+            "landmarks": landmarks,
+            "mesh": np.stack([mesh for mesh, _ in fitted]),
+            "poses": np.stack([pose for _, pose in fitted]),
+            "blendshapes": np.stack([face.blendshapes for face in faces]),
+        }
+        made.append(writer.finish(arrays, {"square": piece.crop.to_dict(size)}))
+    return made
+
+
+def _enter(outcome: Outcome, pieces: list[Piece], made: list[ClipEntry]) -> None:
+    """Write a part's pieces into the outcome, behind those of the parts before."""
+    entries, first = iter(made), outcome.frames
+    for piece in pieces:
+        place = {"start": first + piece.start, "stop": first + piece.stop}
+        if piece.crop is None:
+            outcome.rejected.append({**place, "reason": piece.reason})
+        else:
+            outcome.clips.append({**place, "key": next(entries).key, "side": piece.crop.side})
+    outcome.frames += pieces[-1].stop

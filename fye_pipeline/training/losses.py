@@ -1,9 +1,11 @@
-"""Diffusion with v-prediction, and the facial fine-grained loss on the clean latents that follow from v."""
+"""What a step is told and judged by: given frames, v-prediction, and the facial loss on the clean latents behind v."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -14,31 +16,6 @@ class LossParts:
     total: Tensor
     ldm: Tensor
     ffg: Tensor
-
-
-def _broadcast(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *([1] * (like.ndim - 1))).to(like)
-
-
-def noise_levels(alphas_cumprod: Tensor, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of timesteps [B], shaped to multiply `like` [B, ...]."""
-    alpha = alphas_cumprod.to(timesteps.device)[timesteps]
-    return _broadcast(alpha.sqrt(), like), _broadcast((1 - alpha).sqrt(), like)
-
-
-def add_noise(clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """z_t = alpha z + sigma eps."""
-    return alpha * clean + sigma * noise
-
-
-def velocity(clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """v = alpha eps - sigma z, what the UNet predicts."""
-    return alpha * noise - sigma * clean
-
-
-def clean_from_velocity(noisy: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """z^ = alpha z_t - sigma v, the clean latents that a prediction implies."""
-    return alpha * noisy - sigma * v
 
 
 def facial_fine_grained(
@@ -64,19 +41,51 @@ def facial_fine_grained(
 
 
 def training_loss(
+    scheduler: Any,
     v_predicted: Tensor,
     clean: Tensor,
     noise: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
+    timesteps: Tensor,
     *,
     expression_mask: Tensor | None = None,
     facial_mask: Tensor | None = None,
     ffg_weight: float = 1.0,
 ) -> LossParts:
-    """L = L_LDM + L_FFG. All latents [B, 4, F, h, w], alpha and sigma from `noise_levels`, masks [B, F, h, w]."""
-    ldm = ((v_predicted - velocity(clean, noise, alpha, sigma)) ** 2).mean()
-    noisy = add_noise(clean, noise, alpha, sigma)
-    predicted = clean_from_velocity(noisy, v_predicted, alpha, sigma)
+    """L = L_LDM + L_FFG. scheduler: a `DDPMScheduler`; latents [B, 4, F, h, w], timesteps [B], masks [B, F, h, w]."""
+    ldm = ((v_predicted - scheduler.get_velocity(clean, noise, timesteps)) ** 2).mean()
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    predicted = scheduler.get_velocity(v_predicted, noisy, timesteps)  # alpha z_t - sigma v: the clean latents behind v
     ffg = facial_fine_grained(clean, predicted, expression_mask, facial_mask)
     return LossParts(ldm + ffg_weight * ffg, ldm, ffg)
+
+
+def draw_given_frames(
+    batch: int, frames: int, *, none_share: float = 0.34, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw for each clip which frames are given: [B, F] of 0 and 1 (1 = given).
+
+    Of the clips that are given anything, half keep the first and the last frame, half drop each frame with
+    probability 0.5. `none_share` of the clips are given nothing: that is how keyframes and single clips are made.
+    """
+    if not 0 <= none_share <= 1:
+        raise ValueError(f"none_share must be in [0, 1], got {none_share}")
+    kind = torch.rand(batch, generator=generator)
+    given = (torch.rand(batch, frames, generator=generator) < 0.5).float()
+    ends = torch.zeros(frames)
+    ends[0] = ends[-1] = 1
+    keep_ends = kind >= none_share + (1 - none_share) / 2
+    given[keep_ends] = ends
+    given[kind < none_share] = 0
+    return given
+
+
+def with_given_frames(noisy: Tensor, clean: Tensor, given: Tensor, hint: Tensor | None = None) -> Tensor:
+    """Append masked clean latents and their mask. [B, 4, F, h, w] x2, [B, F] -> [B, 9, F, h, w].
+
+    hint [B, 4, h, w]: what stands in place of the clean latents of frames that are not given (default: zeros).
+    """
+    mask = given[:, None, :, None, None].to(clean)
+    known = clean * mask
+    if hint is not None:
+        known = known + hint[:, :, None] * (1 - mask)
+    return torch.cat([noisy, known, mask.expand(-1, 1, -1, *clean.shape[-2:])], dim=1)

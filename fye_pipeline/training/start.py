@@ -1,4 +1,4 @@
-"""What a run starts from: random weights or a pipeline folder, and motion modules out of an AnimateDiff checkpoint."""
+"""What a run starts from: its data, and random weights or a pipeline folder, with AnimateDiff's motion modules."""
 
 from __future__ import annotations
 
@@ -7,17 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.models.layouts import read_weights
 from fye_pipeline.models.official import rename, widen_conv_in
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
+from fye_pipeline.training.batches import BatchSource
+from fye_pipeline.training.clip_batches import ClipBatches, LatentCache
 from fye_pipeline.training.config import TrainConfig
+from fye_pipeline.training.dataset import Dataset
+from fye_pipeline.training.heads import HeadBatches, HeadData, encode_heads, render_heads
+from fye_pipeline.training.vae import VaeConfig, normalise_latents, start_as_thumbnail, train_vae
+from fye_pipeline.world import World
+
+Report = Callable[[str], None]
 
 SHIPPED = "shipped"
 _ADAPTER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -25,7 +35,81 @@ _TABLE = "pos_embed.pe"
 _TABLE_ERROR = 1e-2  # tables are sines of the place, rounded where a checkpoint is float16
 
 
-def load_parts(config: TrainConfig, report: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def open_run(
+    config: TrainConfig, output: Path, accelerator: Accelerator, report: Report
+) -> tuple[BatchSource, dict[str, Any]]:
+    """Make the data and build the parts. -> batches, and the parts with the autoencoder trained and on its device."""
+    folder = Path(config.data) if config.data else output / "data"
+    parts = load_parts(config, report)
+    seed = config.seed if config.data_seed is None else config.data_seed
+    if config.dataset is not None:
+        dataset = Dataset(config.dataset)
+        report(f"dataset: {len(dataset)} clips of {dataset.size} pixels in {config.dataset}")
+        return _clip_batches(config, dataset, parts, folder, accelerator, seed, report), parts
+    world = World(CanonicalFace.load(), seed=config.seed)
+    with accelerator.main_process_first():
+        report(f"heads: {config.heads} in {folder}")
+        data = render_heads(world, folder, config.heads, jobs=config.workers)
+    if config.init is None:
+        _obtain_vae(config, parts, data, output / "vae", accelerator, report)
+    parts["vae"].to(accelerator.device)
+    with accelerator.main_process_first():
+        latents = encode_heads(parts["vae"], data, folder)
+    return HeadBatches(data, latents, parts["feature_extractor"], seed, config.landmark_style), parts
+
+
+def _clip_batches(
+    config: TrainConfig,
+    dataset: Dataset,
+    parts: dict[str, Any],
+    folder: Path,
+    accelerator: Accelerator,
+    seed: int,
+    report: Report,
+) -> ClipBatches:
+    """Batches of a prepared dataset; its latents are cached now unless the steps are to encode them."""
+    vae, processes = parts["vae"].to(accelerator.device), accelerator.num_processes
+    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    smallest = factor * 2 ** (len(parts["unet"].config["block_out_channels"]) - 1)
+    if dataset.size % smallest:
+        raise UserError(
+            f"{dataset.folder} has pictures of {dataset.size} pixels; the model takes multiples of {smallest}."
+        )
+    cache = None
+    if config.latents == "cache":
+        cache = LatentCache(dataset, vae, folder)
+        cache.fill(vae, rank=accelerator.process_index, processes=processes, report=report)
+        accelerator.wait_for_everyone()
+    return ClipBatches(
+        dataset,
+        cache,
+        parts["feature_extractor"],
+        seed,
+        cell=dataset.size // factor,
+        processes=processes,
+        style=config.landmark_style,
+        max_stride=config.clip_stride,
+        window=config.shuffle_shards,
+    )
+
+
+def _obtain_vae(
+    config: TrainConfig, parts: dict[str, Any], data: HeadData, folder: Path, accelerator: Accelerator, report: Report
+) -> None:
+    """Train the autoencoder, or read what a former run made; the main process works, the others wait."""
+    with accelerator.main_process_first():
+        if not (folder / "config.json").exists():
+            vae = parts["vae"]
+            start_as_thumbnail(vae)
+            vae.to(accelerator.device)
+            settings = VaeConfig(seconds=config.vae_seconds, batch=config.vae_batch, seed=config.seed)
+            train_vae(vae, data, folder, settings, on_progress=report, resume=True)
+            normalise_latents(vae, data)
+            vae.save_pretrained(folder)
+    parts["vae"] = type(parts["vae"]).from_pretrained(folder)
+
+
+def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[str, Any]:
     """Build the parts with random weights, or read them from the pipeline folder `config.init`, in float32.
 
     A folder's UNet of fewer input channels than `config.in_channels` gets new ones that begin at zero. `motion_init`

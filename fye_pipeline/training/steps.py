@@ -1,82 +1,85 @@
-"""One optimizer step as a function of its number, and the batches for it, made ahead by worker processes if wanted."""
+"""One optimizer step as a function of its number: the trainable model, the noise it is given, the loss."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as Indexed
+from diffusers import DDPMScheduler
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from torch import Tensor, nn
 
-from fye_pipeline.training.batches import Batch, BatchSource
+from fye_pipeline.training.batches import Batch
 from fye_pipeline.training.config import PhaseConfig, TrainConfig
-from fye_pipeline.training.losses import LossParts, add_noise, noise_levels, training_loss
-from fye_pipeline.training.masking import draw_given_frames, with_given_frames
-
-AHEAD = 2  # batches that each worker holds ready
+from fye_pipeline.training.losses import LossParts, draw_given_frames, training_loss, with_given_frames
 
 
-@dataclass(frozen=True)
-class _Numbered(Indexed[Batch]):
-    """Batches by number: part p of step s is number s * parts + p."""
+class PortraitModel(nn.Module):
+    """Appearance net, denoising UNet, landmark encoder and image encoder under one roof, for the optimizer and DDP."""
 
-    batches: BatchSource
-    batch: int
-    frames: int
-    rank: int
-    clips: bool
-    parts: int
+    def __init__(self, parts: dict[str, Any]) -> None:
+        super().__init__()
+        self.image_encoder = parts["image_encoder"]
+        self.appearance_net = parts["appearance_net"]
+        self.landmark_encoder = parts["landmark_encoder"]
+        self.unet = parts["unet"]
 
-    def __getitem__(self, number: int) -> Batch:
-        step, part = divmod(number, self.parts)
-        rows = self.batch // self.parts
-        return self.batches.draw(
-            self.batch,
-            self.frames,
-            step,
-            self.rank,
-            clips=self.clips,
-            part=slice(part * rows, (part + 1) * rows),
-        )
+    def forward(self, sample: Tensor, timesteps: Tensor, batch: Batch, keep: Tensor) -> Tensor:
+        """Predict v. sample [B, 4 or 9, F, h, w], timesteps [B], keep [B] (False: no reference) -> [B, 4, F, h, w].
 
+        The F frames of a sample share its reference and timestep.
+        """
+        assert batch.reference is not None
+        tokens = self.image_encoder(batch.prompt_pixels).last_hidden_state
+        reference_tokens = self.appearance_net(batch.reference, tokens)
+        features = self.landmark_encoder(batch.landmarks)
+        return self.unet(
+            sample,
+            timesteps,
+            encoder_hidden_states=tokens * keep[:, None, None].to(tokens),
+            reference_tokens=reference_tokens,
+            reference_mask=keep,
+            landmark_features=features,
+        ).sample
 
-def batches_ahead(
-    batches: BatchSource,
-    settings: PhaseConfig,
-    steps: range,
-    *,
-    rank: int = 0,
-    clips: bool,
-    parts: int = 1,
-    workers: int = 0,
-) -> Iterator[Batch]:
-    """The batches of `steps` in order, `parts` for each. How many workers make them has no influence on them."""
-    numbered = _Numbered(batches, settings.batch, settings.frames, rank, clips, parts)
-    numbers = range(steps.start * parts, steps.stop * parts)
-    if workers == 0 or not numbers:
-        return map(numbered.__getitem__, numbers)
-    loader = DataLoader(
-        numbered,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=min(workers, os.cpu_count() or 1),
-        prefetch_factor=AHEAD,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # the global one stays as it is
-    )
-    return iter(loader)
+    def choose_trainable(self, phase: str, *, image_encoder: bool = True, conv_in: bool = True) -> list[nn.Parameter]:
+        """Phase "image": everything but the motion modules; "video": those, and `conv_in` where frames can be given.
+
+        `conv_in` takes part because only clips can teach it the channels of the frames that are given; switch it off to
+        train the motion modules alone. image_encoder: False leaves the vision model as it is.
+        """
+        conv_in = conv_in and self.unet.config["in_channels"] > 4
+        for name, parameter in self.named_parameters():
+            motion = "motion_modules" in name
+            if phase == "image":
+                frozen = motion or (name.startswith("image_encoder.") and not image_encoder)
+                parameter.requires_grad_(not frozen)
+            else:
+                parameter.requires_grad_(motion or (conv_in and name.startswith("unet.conv_in")))
+        transformer = self.appearance_net.up_blocks[-1].attentions[-1]
+        transformer.proj_out.requires_grad_(False)  # behind the last export: never used
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
-def _start_worker(number: int) -> None:
-    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
+@contextmanager
+def motion_left_out(model: PortraitModel) -> Iterator[None]:
+    """Leave the motion modules out, so that frames are pictures by themselves and cost what pictures cost (phase I)."""
+    modules = [m for m in model.unet.modules() if isinstance(m, AnimateDiffTransformer3D)]
+    for module in modules:
+        module.forward = _pass_on
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
 
 
 class Stepper:
@@ -95,7 +98,7 @@ class Stepper:
     ) -> None:
         self.config, self.settings, self.accelerator = config, settings, accelerator
         self.model, self.optimizer, self.vae = model, optimizer, parts["vae"]
-        self.alphas: Tensor = parts["scheduler"].alphas_cumprod
+        self.noises: Any = DDPMScheduler.from_config(parts["scheduler"].config)  # whatever the folder's own sampler is
         self.clips = clips
         self.given, self.hint = parts["unet"].config["in_channels"] > 4, parts["unet"].config["reference_hint"]
 
@@ -135,7 +138,8 @@ class Stepper:
         generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
         # One timestep from each of `count` equal ranges: less noisy than independent draws.
         share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        timesteps = (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        steps = self.noises.config["num_train_timesteps"]
+        timesteps = (share * steps).long().clamp(max=steps - 1)
         noise = torch.randn((count, *shape), generator=generator)
         keep = torch.rand(count, generator=generator) >= settings.cfg_dropout
         given = draw_given_frames(count, settings.frames, none_share=settings.none_given, generator=generator)
@@ -143,19 +147,18 @@ class Stepper:
 
     def _loss(self, batch: Batch, noise: Tensor, timesteps: Tensor, keep: Tensor, given: Tensor) -> LossParts:
         assert batch.clean is not None
-        alpha, sigma = noise_levels(self.alphas, timesteps, batch.clean)
-        sample = add_noise(batch.clean, noise, alpha, sigma)
+        sample = self.noises.add_noise(batch.clean, noise, timesteps)
         if self.given:
             # Like the landmarks, the hint is never dropped: guidance strengthens the reference's tokens and the prompt.
             sample = with_given_frames(sample, batch.clean, given, batch.reference if self.hint else None)
         with self.accelerator.autocast():
             predicted = self.model(sample, timesteps, batch, keep)
         return training_loss(
+            self.noises,
             predicted.float(),
             batch.clean,
             noise,
-            alpha,
-            sigma,
+            timesteps,
             expression_mask=batch.expression if self.config.expression_loss else None,
             facial_mask=batch.face if self.config.facial_loss else None,
             ffg_weight=self.config.ffg_weight,

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fye_pipeline.landmarks.masks import expression_mask
-from fye_pipeline.training.data import HeadData, to_tensor
+from fye_pipeline.training.batches import to_tensor
+from fye_pipeline.training.heads import HeadData
 
 CARRIED = 8  # channels that carry the picture through the network at first
 

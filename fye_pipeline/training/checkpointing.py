@@ -1,15 +1,18 @@
-"""What a run leaves behind: checkpoints, sample sheets, and the pipeline folder of the trained model."""
+"""What a run leaves behind and goes on from: averages, checkpoints, logs, sample sheets, the trained pipeline."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
@@ -18,6 +21,37 @@ from fye_pipeline.training.batches import BatchSource
 
 LAST = "last.json"
 SAMPLE_STEPS = 10
+
+
+@dataclass
+class Progress:
+    """What a checkpoint knows beside the weights."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+
+
+class Average(EMAModel):
+    """An exponential moving average of parameters in float32, which follows faster early on: (1 + n) / (10 + n)."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float) -> None:
+        super().__init__(parameters, decay=decay, update_after_step=-1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint, also one of before `EMAModel`, which named the averages; `decay` stays as it was set."""
+        if "shadow" in state_dict:
+            state_dict = {"optimization_step": state_dict["steps"], "shadow_params": [*state_dict["shadow"].values()]}
+        device = self.shadow_params[0].device
+        super().load_state_dict(state_dict | {"decay": self.decay})
+        self.to(device)
 
 
 def export(parts: dict[str, Any], folder: Path) -> None:
@@ -51,6 +85,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     pointer.replace(folder / LAST)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
+    """Go on from the last checkpoint, if there is one. -> whether there was."""
+    pointer = folder / LAST
+    if not pointer.exists():
+        return False
+    accelerator.load_state(str(folder / json.loads(pointer.read_text(encoding="utf-8"))["folder"]))
+    return True
 
 
 def cut_log(path: Path, step: int) -> None:

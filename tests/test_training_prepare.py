@@ -18,10 +18,9 @@ from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.training import clip_maker
-from fye_pipeline.training import extract as prepare
+from fye_pipeline.training import extract, prepare
 from fye_pipeline.training.dataset import Dataset
-from fye_pipeline.training.extract import PrepareOptions, find_videos
+from fye_pipeline.training.prepare import PrepareOptions, find_videos
 from fye_pipeline.training.segment import CutRules
 from fye_pipeline.world import World
 
@@ -54,8 +53,8 @@ class OneFace:
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> type[OneFace]:
-    monkeypatch.setattr(clip_maker, "FaceLandmarkDetector", OneFace)
-    monkeypatch.setattr(clip_maker, "metric_mesh", lambda *_: (np.zeros((468, 3)), np.eye(4)))
+    monkeypatch.setattr(extract, "FaceLandmarkDetector", OneFace)
+    monkeypatch.setattr(extract, "metric_mesh", lambda *_: (np.zeros((468, 3)), np.eye(4)))
     OneFace.seen = 0
     return OneFace
 
@@ -98,7 +97,7 @@ def test_clips_and_reasons_are_reported(videos: Path, tmp_path: Path, made_up: t
 
 
 def test_long_videos_are_read_in_parts(videos: Path, tmp_path: Path, made_up: type[OneFace], monkeypatch) -> None:
-    monkeypatch.setattr(clip_maker, "PART", 8)
+    monkeypatch.setattr(extract, "PART", 8)
     report = run(videos, tmp_path / "set")
     spans = [(clip["start"], clip["stop"]) for video in report["videos"] for clip in video["clips"]]
     assert spans == [(0, 8), (8, 12), (0, 6), (9, 14)]
