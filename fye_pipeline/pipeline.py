@@ -101,6 +101,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         )
         self.register_to_config(noise_scale=noise_scale)
         self.vae_scale_factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        self.guidance_scale = 1.0
         self._interrupt = False
         self._session: Session | None = None
         self._lent_region: Tensor | None = None  # what the session's region was last set to by a run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import nn
 
 from ticache import cuts, ops
 from ticache.cache import needs_num_steps
+from ticache.calibration import Calibration
 from ticache.config import CacheConfig
 from ticache.hooks import Attachment, attached_state
 from ticache.host import Host, unwrapped
-from ticache.provenance import Origin
+from ticache.provenance import Origin, model_identity
 from ticache.region import Region, RegionMask
 from ticache.session import Session
 from ticache.state import State
@@ -47,6 +49,7 @@ def apply(
     keep: bool = _LEFT_OUT,
     noise_order: int | None = _LEFT_OUT,
     backend: str = _LEFT_OUT,
+    calibration: Calibration | str | None = _LEFT_OUT,
     preset: str | None = None,
     region: Region = None,
     scheduler: Any = None,
@@ -57,12 +60,15 @@ def apply(
     """Cache the UNet of a diffusers pipeline, or a bare UNet, until `remove`.
 
     target: a pipeline with a UNet, or the UNet itself.
-    N to backend: see `CacheConfig`. They win over `config`, or over the preset ("paper", "fast", "balanced" or
+    N to calibration: see `CacheConfig`. They win over `config`, or over the preset ("paper", "fast", "balanced" or
         "faithful"), which fills what is left out. The default is N=3, order=2, cut="outer", Newton weights on the
         "late" schedule: 10 of 30 steps in full, 2.6x fewer operations for SD 1.5. It is what the tables of
         benchmarks/README.md and docs/ticache.md show: 69.8 dB against the uncached run on the portrait model that ships
         (schedule "uniform" 58.8, order 1 68.0, cut="output" 68.8 with fewer operations, the paper's recipe 55.6,
         DeepCache 47.0), and 54.1 dB on a small SD-like model (there order 1 has 56.7, cut="output" 47.4).
+        schedule="auto" fits the full steps to your model, sampler and guidance: the first run of a kind is made in full
+        and recorded, the next are predicted. calibration: `session.calibration` of another process, or its JSON text;
+        with it the first run is predicted too, and schedule is "auto".
     region: mask of Eq. 4, (H, W), (F, H, W) or (B, F, H, W) in [0, 1], or a callable `step -> mask`.
     scheduler, num_steps: for a bare UNet, what tells how many steps a run has.
     compile: True, or options of `torch.compile` such as {"mode": "reduce-overhead"}: compile the UNet's calls until
@@ -75,12 +81,17 @@ def apply(
     """
     if not isinstance(compile, bool | Mapping):
         raise TypeError(f"compile must be a bool or options of torch.compile, got {compile!r}")
+    if isinstance(calibration, str):
+        calibration = Calibration.from_json(calibration)
+    if isinstance(calibration, Calibration) and schedule is _LEFT_OUT and (config is None or config.schedule != "auto"):
+        schedule = "auto"
     given = {name: value for name, value in locals().items() if name in _SETTINGS and value is not _LEFT_OUT}
     pipe, component, unet = find_unet(target)
     config = _settings(config, preset, given)
     host = Host(pipe, scheduler, num_steps, component)
     _check_host(host, config)
     origin = _check_origin(Origin(config.provenance, on_mismatch), config, unet, host)
+    config = _known_model(config, unet)
     ops.resolve_backend(config.backend, _device(unet))
     if compile is not False:
         torch.compile(lambda: None, **({} if compile is True else compile))  # raises for options that are none
@@ -176,6 +187,23 @@ def _check_origin(origin: Origin, config: CacheConfig, unet: nn.Module, host: Ho
         origin.check_scheduler(host.scheduler)
         origin.steps(config.steps or (), host.num_steps)
     return origin
+
+
+def _known_model(config: CacheConfig, unet: nn.Module) -> CacheConfig:
+    """The settings without a calibration that is of a model with another configuration, which a warning tells."""
+    recorded = None if config.calibration is None else config.calibration.model
+    if recorded is None:
+        return config
+    here = model_identity(unet)
+    if (recorded["class"], recorded["config"]) == (here["class"], here["config"]):
+        return config
+    warnings.warn(
+        f"ticache: the calibration is of a {recorded['class']} of another configuration and is not used; the next run "
+        "is recorded anew",
+        UserWarning,
+        stacklevel=3,
+    )
+    return config.replaced(calibration=None)
 
 
 def _replace(unet: nn.Module, host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from ticache.streams import Stream
 
 def needs_num_steps(config: CacheConfig) -> bool:
     """Do these settings make sense only where the number of steps is known?"""
-    return config.schedule == "late" or isinstance(config.boundary, float) or config.forecaster == "chebyshev"
+    return config.schedule in ("late", "auto") or isinstance(config.boundary, float) or config.forecaster == "chebyshev"
 
 
 class StreamCache:
@@ -39,10 +40,11 @@ class StreamCache:
         self.span = (0.0, 1.0)
         self.site: int | None = None
         self.control_scale: Any = None
+        self.recording: Any = None  # with schedule="auto", of a run that is made in full: its recorder and its kind
         self.adapters: Any = None
         self.latents_known = False
         self.reference_steps: frozenset[int] | None = None
-        self._config = config
+        self.config = config
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +65,7 @@ class StreamCache:
         """Take in one feature of a full step."""
         history = self.histories.get(key)
         if history is None:
-            config = self._config
+            config = self.config
             history = self.histories[key] = History(
                 forecaster=config.forecaster,
                 order=config.order,
@@ -75,9 +77,9 @@ class StreamCache:
 
     def coefficients(self, coordinate: float, order: int) -> list[float]:
         """What to multiply each kept tensor by, for a prediction at `coordinate`."""
-        if self._config.forecaster == "chebyshev":
+        if self.config.forecaster == "chebyshev":
             return forecast.chebyshev_weights(self.nodes, coordinate, self.span)
-        return forecast.coefficients(self._config.forecaster, self.nodes, coordinate, order)
+        return forecast.coefficients(self.config.forecaster, self.nodes, coordinate, order)
 
     def predictor(
         self, coefficients: list[float], weights: Callable[[Key, Tensor], Tensor] | None
@@ -110,3 +112,27 @@ def span(stream: Stream, axis: str) -> tuple[float, float]:
         return 0.0, float(last)
     end = min(stream.first + last * stream.group.stride, len(timeline) - 1)
     return timeline.coordinate(stream.first, axis), timeline.coordinate(end, axis)
+
+
+def coordinates(stream: Stream, num_steps: int, axis: str) -> tuple[float, ...]:
+    """Where a stream's steps lie on an axis; 0, 1, 2, ... where some would coincide or nothing tells."""
+    timeline = stream.group.timeline
+    if axis != "step" and timeline is not None:
+        found = tuple(timeline.coordinate(position, axis) for position in _positions(stream, num_steps))
+        if len(found) == num_steps and all(b > a for a, b in itertools.pairwise(found)):
+            return found
+    return tuple(float(step) for step in range(num_steps))
+
+
+def timesteps(stream: Stream, num_steps: int) -> tuple[float, ...] | None:
+    """The timesteps of a stream's steps, None where no list tells."""
+    timeline = stream.group.timeline
+    found = () if timeline is None else tuple(timeline.values[at] for at in _positions(stream, num_steps))
+    return found if len(found) == num_steps else None
+
+
+def _positions(stream: Stream, num_steps: int) -> range:
+    """The places of a stream's steps in its timeline, as far as that goes."""
+    assert stream.group.timeline is not None
+    end = min(stream.first + num_steps * stream.group.stride, len(stream.group.timeline))
+    return range(stream.first, end, stream.group.stride)

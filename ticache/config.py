@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from ticache.calibration import Calibration
 from ticache.forecast import FORECASTERS
 from ticache.provenance import Provenance
 
 CUTS = ("output", "outer", "branches")
 AXES = ("step", "timestep", "logsnr")
-SCHEDULES = ("late", "uniform", "steps")
+SCHEDULES = ("late", "uniform", "auto", "steps")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 # A preset gives values for what the caller leaves out; explicit arguments win.
@@ -38,8 +39,9 @@ class CacheConfig:
     depth: with cut="outer", how many more up layers stay live: 0 to the number of up layers - 1 (DeepCache's branch).
     resnets: with cut="branches", predict the residual branch of every resnet too.
     forecaster: "newton" (default), "taylor" (Eq. 4), "chebyshev" (Spectrum) or "reuse"; see `ticache.forecast`.
-    schedule: "late" (default), "uniform", a list of full steps (kept in `steps`), or a callable `step -> bool` or
-        `(step, num_steps) -> bool`.
+    schedule: "late" (default), "uniform", "auto", a list of full steps (kept in `steps`), or a callable
+        `step -> bool` or `(step, num_steps) -> bool`. "auto" makes the first run of a kind in full and records it;
+        later ones have the ceil(T / N) full steps, the forecaster and the order that the recording says are best.
     axis: "step" (default), "timestep" or "logsnr": the variable in which features are extrapolated.
     boundary: G of Eq. 4: an int, or a fraction of the steps; before it only tokens in the region are predicted.
     warmup: the first steps that are full in any case.
@@ -49,6 +51,7 @@ class CacheConfig:
     noise_order: the order allowed with samplers that add noise (DDPM, DDIM with eta, ancestral, LCM), where higher ones
         amplify it; None lifts the cap.
     backend: "auto", "triton" or "reference": what computes differences and predictions.
+    calibration: with schedule="auto", recordings of earlier runs (`session.calibration`): no run is made in full then.
     provenance: what `ticache.tune` found these settings on, and what they reached there; None for settings of your own.
     """
 
@@ -68,6 +71,7 @@ class CacheConfig:
     keep: bool = False
     noise_order: int | None = 1
     backend: str = field(default="auto")
+    calibration: Calibration | None = field(default=None, hash=False)
     provenance: Provenance | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +96,10 @@ class CacheConfig:
             raise ValueError(f"depth goes with cut='outer' only, got depth={self.depth} with cut={self.cut!r}")
         if self.resnets and self.cut != "branches":
             raise ValueError(f"resnets goes with cut='branches' only, got cut={self.cut!r}")
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            raise TypeError(f"calibration must be a Calibration or None, got {type(self.calibration).__name__}")
+        if self.calibration is not None and self.schedule != "auto":
+            raise ValueError(f"calibration goes with schedule='auto' only, got schedule={self.schedule!r}")
         if self.provenance is not None and not isinstance(self.provenance, Provenance):
             raise TypeError(f"provenance must be a Provenance or None, got {type(self.provenance).__name__}")
         if self.dtype is not None and self.dtype not in DTYPES.values():
@@ -112,6 +120,8 @@ class CacheConfig:
             given["steps"] = None
         if {"schedule", "steps"} & set(given):
             given.setdefault("provenance", None)
+            if given.get("schedule") != "auto":
+                given.setdefault("calibration", None)
         return dataclasses.replace(self, **given)
 
     def to_json(self) -> str:
@@ -120,6 +130,7 @@ class CacheConfig:
             raise ValueError("schedule is a callable, which cannot be written as JSON; pass the list of its full steps")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["provenance"] = None if self.provenance is None else self.provenance.to_dict()
+        values["calibration"] = None if self.calibration is None else self.calibration.to_dict()
         values["dtype"] = next((name for name, dtype in DTYPES.items() if dtype == self.dtype), None)
         return json.dumps(values, sort_keys=True)
 
@@ -136,6 +147,8 @@ class CacheConfig:
             values["dtype"] = DTYPES[values["dtype"]]
         if values.get("provenance") is not None:
             values["provenance"] = Provenance.from_dict(values["provenance"])
+        if values.get("calibration") is not None:
+            values["calibration"] = Calibration.from_dict(values["calibration"])
         return cls(**values)
 
     def _take_steps(self) -> None:
@@ -144,7 +157,7 @@ class CacheConfig:
         if not callable(self.schedule) and not isinstance(self.schedule, str):
             if not isinstance(self.schedule, Sequence):
                 raise TypeError(
-                    f"schedule must be one of 'late', 'uniform', a list of steps or a callable, got {self.schedule!r}"
+                    f"schedule must be 'late', 'uniform', 'auto', a list of steps or a callable, got {self.schedule!r}"
                 )
             steps = tuple(self.schedule)
         if steps is None:

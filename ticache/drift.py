@@ -28,6 +28,7 @@ class _Held:
     inputs: dict[str, Any]
     full: bool
     coordinate: float
+    config: CacheConfig
     boundary: int
     span: tuple[float, float]
 
@@ -59,7 +60,7 @@ class Drift:
             return
         inputs = _copied(bound)
         self.nbytes += sum(tensor.nbytes for tensor in tensors_in(inputs))
-        self._steps.setdefault(number, {})[step] = _Held(inputs, full, at, cache.boundary, cache.span)
+        self._steps.setdefault(number, {})[step] = _Held(inputs, full, at, cache.config, cache.boundary, cache.span)
 
     def measure(
         self,
@@ -79,7 +80,7 @@ class Drift:
             for step, held in sorted(steps.items()):
                 if held.full:
                     continue
-                cache = StreamCache(self.config, None, steps=(0,))
+                cache = StreamCache(held.config, None, steps=(0,))
                 cache.boundary, cache.span = held.boundary, held.span
                 for earlier, other in sorted(steps.items()):
                     if earlier < step and other.full:
@@ -107,7 +108,7 @@ class Drift:
             return frozenset()
         count = min(STEPS_PER_STREAM, len(predicted))
         chosen = {predicted[(2 * i + 1) * len(predicted) // (2 * count)] for i in range(count)}
-        depth = len(full) if self.config.forecaster == "chebyshev" else self.config.order + 1
+        depth = len(full) if cache.config.forecaster == "chebyshev" else cache.config.order + 1
         behind = {step for c in chosen for step in [f for f in full if f < c][-depth:]}
         return frozenset(chosen | behind)
 

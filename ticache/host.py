@@ -70,6 +70,19 @@ class Host:
             left = min(left, getattr(self.pipe, "num_timesteps", left))
         return left
 
+    def guidance(self) -> float | None:
+        """The scale of classifier-free guidance in the pipeline's present call; None without, or where it tells none.
+
+        Pipelines that combine more than two predictions have further scales; what reaches their samplers is not told.
+        """
+        scale = getattr(self.pipe, "guidance_scale", None)
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or scale <= 1:
+            return None
+        several = any(getattr(self.pipe, f"{name}_guidance_scale", None) is not None for name in ("image", "pag"))
+        if several or getattr(self.pipe, "do_classifier_free_guidance", True) is False:
+            return None
+        return float(scale)
+
     def adds_noise(self, asked: float | None) -> bool:
         """Does the sampler add fresh noise at each step? asked: the step's own `eta` or `s_churn`."""
         scheduler = self.scheduler

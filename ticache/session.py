@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ticache import ops
+from ticache.calibration import Calibration
 from ticache.config import CacheConfig
 from ticache.region import Region, RegionMask
 from ticache.report import Report, build_report
@@ -41,6 +42,14 @@ class Session:
     def active(self) -> bool:
         """Is the cache in place?"""
         return self._removed is None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """With `schedule="auto"`: what the runs made in full tell, None before the first has ended.
+
+        `to_json()` writes it down; `apply(..., calibration=...)` goes on from it in another process.
+        """
+        return self._state.calibration
 
     def report(self, *, reference: bool = False) -> Report:
         """The last run in figures.
@@ -120,10 +129,12 @@ class Session:
     def _recipe(self) -> str:
         config = self.config
         schedule = "a callable" if callable(config.schedule) else config.schedule
-        parts = [f"N={config.N}", f"order={config.order}", f"cut={config.cut}"]
+        auto = config.schedule == "auto"  # the recording chooses order and forecaster
+        parts = [f"N={config.N}", *([] if auto else [f"order={config.order}"]), f"cut={config.cut}"]
         parts += [f"depth={config.depth}"] if config.depth else []
         parts += ["resnets"] if config.resnets else []
-        return ", ".join([*parts, f"forecaster={config.forecaster}", f"schedule={schedule}", f"axis={config.axis}"])
+        parts += [] if auto else [f"forecaster={config.forecaster}"]
+        return ", ".join([*parts, f"schedule={schedule}", f"axis={config.axis}"])
 
     def _notes(self) -> list[str]:
         state = self._state
@@ -138,6 +149,7 @@ class Session:
             notes.append("the region serves the report only: with boundary=0 every token is predicted at every step")
         if self.region is not None and self.config.boundary != 0:
             notes.append(f"before boundary={self.config.boundary} only the region is predicted")
+        notes += state.auto.notes
         notes += state.origin.notes
         if state.records.run.order_capped:
             notes.append(f"the sampler adds noise, so order is capped at {self.config.noise_order}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import warnings
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from ticache import residuals
 from ticache.adapters import Adapters
-from ticache.cache import StreamCache, coordinate, span
+from ticache.auto_schedule import AutoSchedule, Run
+from ticache.cache import StreamCache, coordinate, coordinates, span, timesteps
+from ticache.calibration import Calibration, Kind
 from ticache.call import Call, Key
 from ticache.config import CacheConfig
 from ticache.cuts import Plan
@@ -24,10 +27,10 @@ from ticache.flops import ShapeWatch
 from ticache.history import History
 from ticache.host import Arguments, Host, tensors_in
 from ticache.latents import KnownLatents, latents_of
-from ticache.provenance import Origin
+from ticache.provenance import Origin, model_identity, scheduler_identity
 from ticache.record import Records, Timer
 from ticache.region import RegionMask
-from ticache.streams import Stream, Streams
+from ticache.streams import Attribution, Stream, Streams
 from ticache.timeline import Clock, Timeline
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ class State:
         self.session: Any = None
         self.region = RegionMask()
         self.disabled: str | None = None
+        self.auto = AutoSchedule(config, sum(unit.role != "dead" for unit in plan.units))
         self._start()
 
     def _start(self) -> None:
@@ -87,7 +91,19 @@ class State:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a deep copy or a pickle takes along: the settings, never a run."""
-        kept = ("unet", "plan", "config", "host", "origin", "arguments", "attachment", "session", "region", "disabled")
+        kept = (
+            "unet",
+            "plan",
+            "config",
+            "host",
+            "origin",
+            "arguments",
+            "attachment",
+            "session",
+            "region",
+            "disabled",
+            "auto",
+        )
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
@@ -109,6 +125,17 @@ class State:
         streams = [stream for group in self.streams.groups for stream in group.streams.values()]
         kept = sum(history.nbytes for histories in self.kept.values() for history in histories.values())
         return self.drift.nbytes + kept + sum(stream.payload.nbytes for stream in streams if stream.payload is not None)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the runs made in full tell about later ones; None before the first has ended."""
+        with self._lock:
+            found = self.auto.calibration
+            if not found.recordings:
+                return None
+            if found.model is None:
+                found.model = model_identity(self.unet)
+            return found.copy()
 
     def reset(self) -> None:
         """Forget every run, and all that is kept."""
@@ -254,7 +281,9 @@ class State:
         return self.config.cut if what == "site" else f"ControlNet {what} {index}"
 
     def _finish(self, stream: Stream) -> None:
-        """A stream has ended: free what it kept, unless it was asked for."""
+        """A stream has ended: free what it kept, unless it was asked for, and look at what was recorded."""
+        if stream.payload.recording is not None:
+            self.auto.end(*stream.payload.recording)
         if self.config.keep:
             self.kept[stream.number] = stream.payload.histories
         stream.payload.release()
@@ -337,9 +366,9 @@ class State:
         if attribution.note is not None:
             self.records.unattributed(attribution.note)
         if stream.payload is None:
-            cache = stream.payload = StreamCache(self._config_for(stream), stream.num_steps)
+            cache = stream.payload = self._cache_for(stream, sample, attribution)
             cache.refusal = cache.refusal or self.host.few_step_model(stream.num_steps)
-            if self.config.forecaster == "chebyshev" and cache.refusal is None:
+            if cache.config.forecaster == "chebyshev" and cache.refusal is None:
                 cache.span = span(stream, self.config.axis)
         return stream, self._why_full(stream, bound)
 
@@ -369,6 +398,36 @@ class State:
             self._told_training = True
             logger.warning("calls run in full, because %s; to have them cached, %s", why, what)
         return f"{why} ({what})"
+
+    def _cache_for(self, stream: Stream, sample: Tensor, attribution: Attribution) -> StreamCache:
+        """The cache of a stream that begins; with `schedule="auto"` it may be one that records."""
+        if self.config.schedule != "auto" or stream.num_steps is None:
+            return StreamCache(self._config_for(stream), stream.num_steps)
+        run = self._auto_run(stream, stream.num_steps, sample)
+        # A run that did not begin here tells nothing of a whole one.
+        config, recorder = self.auto.begin(run, first=attribution.new_run, whole=attribution.note is None)
+        cache = StreamCache(config, stream.num_steps)
+        cache.recording = None if recorder is None else (recorder, run)
+        return cache
+
+    def _auto_run(self, stream: Stream, num_steps: int, sample: Tensor) -> Run:
+        rows, _ = self.arguments.batch_and_frames(sample)
+        guidance = self.host.guidance() if rows % 2 == 0 else None
+        cap, config = self.config.noise_order, self.config
+        kind = Kind(
+            scheduler=json.dumps(scheduler_identity(self.host.scheduler), sort_keys=True),
+            num_steps=num_steps,
+            guided=guidance is not None,
+            features=f"{config.cut} {config.depth} {config.resnets}",
+        )
+        return Run(
+            kind=kind,
+            rows=rows,
+            guidance=guidance,
+            coordinates=coordinates(stream, num_steps, config.axis),
+            timesteps=timesteps(stream, num_steps),
+            max_order=3 if cap is None or not self.host.adds_noise(self.eta) else cap,
+        )
 
     def _config_for(self, stream: Stream) -> CacheConfig:
         """The settings, tuned full steps mapped onto the stream's length; ValueError where that was not wanted."""
@@ -436,7 +495,11 @@ class State:
         # A fresh dict each time: a compiled graph would notice that it has been filled.
         call = Call(full=True, shapes={}, writable=self._writable(bound))
         cache.control_scale = self.control.scale
-        if cache.full_steps.any_predicted_after(stream.step) and cache.refusal is None:
+        if cache.recording is not None:
+            recorder, _ = cache.recording
+            recorder.begin_step()
+            call.take = recorder.take
+        elif cache.full_steps.any_predicted_after(stream.step) and cache.refusal is None:
             cache.begin_full(coordinate(stream, self.config.axis))
             call.take = cache.take
             residuals.take(bound, self.plan, cache)
@@ -462,7 +525,7 @@ class State:
     ) -> Callable[[Key], Tensor | None]:
         """Eq. 4: before the boundary only the region is predicted, the rest reused."""
         weights = self._region_weights(step, bound) if step < boundary else None
-        return cache.predictor(cache.coefficients(at, self._order()), weights)
+        return cache.predictor(cache.coefficients(at, self._order(cache.config.order)), weights)
 
     def _region_weights(self, step: int, bound: dict[str, Any]) -> Callable[[Key, Tensor], Tensor] | None:
         """The region's weights for a feature at `step`; None without a region."""
@@ -473,12 +536,12 @@ class State:
             return None
         return lambda key, feature: at(feature, isinstance(key[0], int) and self.plan.units[key[0]].temporal)
 
-    def _order(self) -> int:
+    def _order(self, wanted: int) -> int:
         cap = self.config.noise_order
-        if cap is not None and cap < self.config.order and self.host.adds_noise(self.eta):
+        if cap is not None and cap < wanted and self.host.adds_noise(self.eta):
             self.records.run.order_capped = True
             return cap
-        return self.config.order
+        return wanted
 
     def _shape_key(self, bound: dict[str, Any]) -> Any:
         tensors = [self.arguments.sample(bound), *self.arguments.tokens(bound), *self.arguments.extras(bound)]

@@ -32,6 +32,7 @@ class Components(Protocol):
     landmark_encoder: Any
     scheduler: Any
     vae_scale_factor: int
+    guidance_scale: float
     _interrupt: bool
 
     @property
@@ -161,6 +162,7 @@ def denoise(
     """Run the scheduler's loop; `after_step(step, timestep, latents)` may change them. [1, 4, F, h, w] -> same."""
     takes_generator = "generator" in inspect.signature(pipe.scheduler.step).parameters
     extra = {"generator": generator} if takes_generator else {}
+    pipe.guidance_scale = guidance_scale  # where diffusers' own pipelines tell it
     timesteps = pipe.scheduler.timesteps
     for step, timestep in enumerate(timesteps):
         if pipe._interrupt:

@@ -1,0 +1,272 @@
+"""`schedule="auto"`: run 1 in full and recorded, later runs predicted as it says; kinds of runs do not mix."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from test_ticache_pipelines import vae
+from ticache_models import ddim, denoise, make_inputs, make_unet
+from torch import Tensor
+
+import ticache
+from ticache.config import CacheConfig
+
+pytestmark = pytest.mark.filterwarnings(  # of diffusers' samplers that work on sigmas
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+STEPS = 12
+
+
+def loop(unet: Any, scheduler: Any = None, *, steps: int = STEPS, size: int = 8, seed: int = 1) -> Tensor:
+    sample, conditions = make_inputs(size=size, seed=seed)
+    return denoise(unet, scheduler or ddim(), sample, conditions, steps=steps)
+
+
+def full_calls(session: ticache.Session) -> int:
+    return session.report().to_dict()["full_calls"]
+
+
+def steps_of(session: ticache.Session) -> list[int]:
+    return session.report().to_dict()["streams"][0]["full"]
+
+
+@pytest.mark.parametrize("N", [2, 3, 5])
+def test_the_first_run_is_exact_and_the_next_has_as_many_full_calls_as_asked(N: int) -> None:
+    unet, scheduler = make_unet(), ddim()
+    plain = loop(unet, scheduler)
+    with ticache.apply(unet, N=N, schedule="auto", scheduler=scheduler) as session:
+        assert session.calibration is None
+        assert torch.equal(loop(unet, scheduler), plain)
+        assert full_calls(session) == STEPS
+        assert "recorded in full; the next is cached" in repr(session)
+        assert "recorded in full; the next is cached" in str(session.report())
+        assert session.calibration is not None
+        for _ in range(2):
+            assert not torch.equal(loop(unet, scheduler, seed=2), plain)
+            assert full_calls(session) == -(-STEPS // N)
+            assert "are from a recording" in repr(session)
+        assert session.report().to_dict()["streams"]
+
+
+def test_a_calibration_starts_cached_in_another_process() -> None:
+    unet, scheduler = make_unet(), ddim()
+    with ticache.apply(unet, N=3, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        cached, chosen = loop(unet, scheduler), steps_of(session)
+        assert session.calibration is not None
+        text = session.calibration.to_json()
+    for calibration in (text, session.calibration):
+        again = make_unet()
+        with ticache.apply(again, N=3, calibration=calibration, scheduler=scheduler) as session:
+            torch.testing.assert_close(loop(again, scheduler), cached)
+            assert steps_of(session) == chosen
+            assert CacheConfig.from_json(session.config.to_json()) == session.config
+
+
+def test_a_calibration_of_another_model_is_told_and_not_used() -> None:
+    unet, other, scheduler = make_unet(), make_unet(block_out_channels=(32, 64)), ddim()
+    with ticache.apply(unet, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        calibration = session.calibration
+    with pytest.warns(UserWarning, match="of another configuration and is not used"):
+        session = ticache.apply(other, calibration=calibration, scheduler=scheduler)
+    with session:
+        loop(other, scheduler)
+        assert full_calls(session) == STEPS
+
+
+def test_another_scheduler_is_recorded_and_another_number_of_steps_mapped() -> None:
+    unet, scheduler = make_unet(), ddim()
+    euler = diffusers.EulerDiscreteScheduler()
+    with ticache.apply(unet, N=3, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        loop(unet, scheduler, steps=20)
+        assert full_calls(session) == 7
+        assert "a recording of 12 steps, mapped to 20" in repr(session)
+        text = session.calibration.to_json()  # pyright: ignore[reportOptionalMemberAccess]
+    with ticache.apply(unet, N=3, calibration=text, scheduler=euler) as session:
+        loop(unet, euler)
+        assert full_calls(session) == STEPS
+        loop(unet, euler)
+        assert full_calls(session) == 4
+
+
+def test_two_sizes_share_a_choice_and_never_features() -> None:
+    unet, scheduler = make_unet(), ddim()
+    with ticache.apply(unet, N=3, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        first = loop(unet, scheduler)
+        other = loop(unet, scheduler, size=16)
+        assert full_calls(session) == 4
+        assert torch.equal(loop(unet, scheduler), first)
+        assert torch.equal(loop(unet, scheduler, size=16), other)
+
+
+def test_two_models_record_apart() -> None:
+    one, two, scheduler = make_unet(), make_unet(), ddim()
+    with (
+        ticache.apply(one, schedule="auto", scheduler=scheduler) as first,
+        ticache.apply(two, schedule="auto", scheduler=scheduler) as second,
+    ):
+        loop(one, scheduler)
+        assert second.calibration is None
+        loop(two, scheduler)
+        assert full_calls(second) == STEPS
+        loop(one, scheduler)
+        assert full_calls(first) == 4
+
+
+def test_an_interrupted_run_leaves_no_recording() -> None:
+    unet, scheduler = make_unet(), ddim()
+    plain = loop(unet, scheduler)
+
+    def stop(step: int, _output: Tensor) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with ticache.apply(unet, N=3, schedule="auto", scheduler=scheduler) as session:
+        sample, conditions = make_inputs(seed=3)
+        with pytest.raises(KeyboardInterrupt):
+            denoise(unet, scheduler, sample, conditions, steps=STEPS, each=stop)
+        assert session.calibration is None
+        assert torch.equal(loop(unet, scheduler), plain)
+        assert full_calls(session) == STEPS
+        alone = session.calibration
+        loop(unet, scheduler)
+        assert full_calls(session) == 4
+    with ticache.apply(unet, N=3, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        assert session.calibration == alone
+
+
+def test_a_copy_takes_the_recordings_along_and_goes_its_own_way() -> None:
+    unet, scheduler = make_unet(), ddim()
+    with ticache.apply(unet, N=3, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        twin = copy.deepcopy(unet)
+        before = session.calibration
+        loop(twin, diffusers.EulerDiscreteScheduler(), steps=8)
+        loop(twin, scheduler)
+        assert session.calibration == before
+
+
+def test_two_threads_record_one_calibration_and_are_cached_by_it() -> None:
+    unet, scheduler = make_unet(), ddim()
+    plain = [loop(unet, scheduler, seed=seed) for seed in (1, 2)]
+    with ticache.apply(unet, N=3, schedule="auto", scheduler=scheduler) as session:
+        results: dict[int, Tensor] = {}
+
+        def work(index: int) -> None:
+            with session.stream(index):
+                results[index] = loop(unet, copy.deepcopy(scheduler), seed=index + 1)
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(torch.equal(results[index], plain[index]) for index in range(2))
+        loop(unet, scheduler)
+        assert full_calls(session) == 4
+
+
+@pytest.mark.parametrize("cut", ["output", "outer", "branches"])
+def test_every_cut_can_be_recorded(cut: str) -> None:
+    unet, scheduler = make_unet(), ddim()
+    plain = loop(unet, scheduler)
+    with ticache.apply(unet, N=3, cut=cut, schedule="auto", scheduler=scheduler) as session:
+        assert torch.equal(loop(unet, scheduler), plain)
+        loop(unet, scheduler)
+        assert full_calls(session) == 4
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    unet: Any = make_unet()
+    parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    pipe = diffusers.StableDiffusionPipeline(
+        unet=unet, vae=vae(), scheduler=ddim(), requires_safety_checker=False, **parts
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(pipe: Any, guidance: float, steps: int = STEPS) -> Tensor:
+    tokens = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(4))
+    return pipe(
+        prompt_embeds=tokens,
+        negative_prompt_embeds=torch.zeros_like(tokens),
+        guidance_scale=guidance,
+        num_inference_steps=steps,
+        latents=torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5)),
+        output_type="latent",
+    ).images
+
+
+def test_a_recording_at_guidance_3_serves_7_5_and_1_and_not_the_other_way_round(pipe: Any) -> None:
+    with ticache.apply(pipe, N=3, schedule="auto") as session:
+        picture(pipe, 3.0)
+        for guidance in (7.5, 1.0, 3.0):
+            picture(pipe, guidance)
+            assert full_calls(session) == 4
+    with ticache.apply(pipe, N=3, schedule="auto") as session:
+        picture(pipe, 1.0)
+        picture(pipe, 7.5)
+        assert full_calls(session) == STEPS
+
+
+def test_a_pipeline_is_exact_at_first_and_cached_next(pipe: Any) -> None:
+    plain = picture(pipe, 7.5)
+    with ticache.apply(pipe, N=3, schedule="auto") as session:
+        assert torch.equal(picture(pipe, 7.5), plain)
+        assert not torch.equal(picture(pipe, 7.5), plain)
+        (recording,) = session.calibration.recordings.values()  # pyright: ignore[reportOptionalMemberAccess]
+        assert recording.kind.guided
+        assert recording.timesteps is not None
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["HeunDiscreteScheduler", "PNDMScheduler", "DDPMScheduler", "UniPCMultistepScheduler"]
+)
+@pytest.mark.parametrize("axis", ["step", "timestep"])
+def test_other_samplers_are_recorded_and_cached(pipe: Any, scheduler: str, axis: str) -> None:
+    before = pipe.scheduler
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(before.config)
+    try:
+        plain = picture(pipe, 3.0)
+        with ticache.apply(pipe, N=3, axis=axis, schedule="auto") as session:
+            torch.manual_seed(0)
+            first = picture(pipe, 3.0)
+            if scheduler != "DDPMScheduler":
+                assert torch.equal(first, plain)
+            calls = full_calls(session)
+            assert session.report().to_dict()["predicted_calls"] == 0
+            picture(pipe, 3.0)
+            assert full_calls(session) <= calls // 2
+    finally:
+        pipe.scheduler = before
+
+
+def test_a_run_too_long_to_record_has_the_fixed_schedule() -> None:
+    unet, scheduler = make_unet(), ddim()
+    with ticache.apply(unet, N=60, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler, steps=300)
+        assert full_calls(session) == 5
+        assert "not recorded" in repr(session)
+
+
+def test_a_calibration_goes_with_the_auto_schedule_only() -> None:
+    unet, scheduler = make_unet(), ddim()
+    with ticache.apply(unet, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        calibration = session.calibration
+    with pytest.raises(ValueError, match="calibration goes with schedule='auto' only"):
+        ticache.apply(unet, schedule="late", calibration=calibration, scheduler=scheduler)
+    with pytest.raises(ValueError, match="a calibration is what"):
+        ticache.apply(unet, calibration="{}", scheduler=scheduler)
+    assert CacheConfig(schedule="auto", calibration=calibration).replaced(schedule="late").calibration is None

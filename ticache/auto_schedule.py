@@ -1,0 +1,99 @@
+"""`schedule="auto"`: the first run of a kind is made in full and recorded, later ones are predicted as it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from ticache.best_steps import Choice
+from ticache.calibration import FEATURES, MAX_STEPS, Calibration, Kind, Recorder, Recording
+from ticache.config import CacheConfig
+
+RECORDED = "recorded in full; the next is cached"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a stream when it begins.
+
+    rows: samples of a call. guidance: the scale with which the two halves of the rows are combined, None where it is
+    not known or nothing is combined. coordinates, timesteps: of the steps; timesteps None without a scheduler.
+    max_order: what the sampler allows.
+    """
+
+    kind: Kind
+    rows: int
+    guidance: float | None
+    coordinates: tuple[float, ...]
+    timesteps: tuple[float, ...] | None
+    max_order: int
+
+
+class AutoSchedule:
+    """Decides for each stream of one cache whether it is recorded or how it is predicted; owns the recordings.
+
+    parts: how many features a call has, which share the numbers that are kept of it.
+    """
+
+    def __init__(self, config: CacheConfig, parts: int):
+        self.calibration = Calibration() if config.calibration is None else config.calibration.copy()
+        self.notes: list[str] = []
+        self._config = config
+        self._features = max(FEATURES // parts, 64)
+        self._choices: dict[tuple[Run, int], Choice] = {}
+
+    def begin(self, run: Run, *, first: bool, whole: bool) -> tuple[CacheConfig, Recorder | None]:
+        """The settings of a stream that begins, and what records it (None: it is predicted).
+
+        first: does a run begin with it? whole: does it begin where its run does?
+        """
+        if first:
+            self.notes = []
+        config, kind = self._config, run.kind
+        recording = self.calibration.find(kind)
+        if recording is None and (kind.num_steps > MAX_STEPS or not whole):
+            why = f"of more than {MAX_STEPS} steps" if whole else "that begin in the middle"
+            self._tell(f"runs {why} are not recorded: the schedule is 'late'")
+            return config.replaced(schedule="late"), None
+        if recording is None:
+            self._tell(f"this run of {kind.num_steps} steps is {RECORDED}")
+            every = config.replaced(schedule="uniform", N=1, boundary=0)
+            return every, Recorder(kind, run.rows, self._features)
+        choice = self._choice(recording, run)
+        told = f"full steps, {choice.forecaster} and order {choice.order} are from a recording"
+        if recording.kind.num_steps != kind.num_steps:
+            told += f" of {recording.kind.num_steps} steps, mapped to {kind.num_steps}"
+        self._tell(told)
+        return (
+            config.replaced(steps=choice.steps, forecaster=choice.forecaster, order=choice.order),
+            None,
+        )
+
+    def end(self, recorder: Recorder, run: Run) -> None:
+        """A recorded stream has ended: keep its recording, and choose at once, so that the next run need not."""
+        recording = recorder.finish(run.timesteps)
+        if recording is None:
+            self._tell("the run's features could not be recorded: they are not finite, or not those of every step")
+            return
+        self.calibration.add(recording)
+        self._choices = {}
+        self._choice(self.calibration.recordings[run.kind], run)
+
+    def _choice(self, recording: Recording, run: Run) -> Choice:
+        count = math.ceil(run.kind.num_steps / self._config.N)
+        # What tells runs apart whose choice may differ; the batch does not.
+        key = dataclasses.replace(run, rows=0), count
+        if key not in self._choices:
+            self._choices[key] = recording.choose(
+                count,
+                guidance=run.guidance,
+                coordinates=run.coordinates,
+                timesteps=run.timesteps,
+                max_order=run.max_order,
+            )
+        return self._choices[key]
+
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)

@@ -1,0 +1,200 @@
+"""Which full steps predict the others best, from recorded features: exact, by dynamic programming. Pure: numpy only.
+
+Every forecaster is linear in the features at its nodes (the last full steps), so its squared error at a step is
+w^T G w, with G [T, T] the inner products of the features recorded at every step. What an interval between two full
+steps costs depends on the last order + 1 full steps only: they are the state of the programme.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+REFINED = 3  # of the forecasters and orders, the most promising ones
+COHERENCE = 8.0  # steps over which errors look alike: on two models measured, 4 to 16 order schedules as whole runs do
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a run is predicted: its full steps, and the forecaster and the order between them."""
+
+    steps: tuple[int, ...]
+    forecaster: str
+    order: int
+
+
+def best_choice(gram: Array, count: int, coordinates: Array, max_order: int = 3) -> Choice:
+    """The full steps, forecaster and order (at most `max_order`) that leave the least error at the end of the run.
+
+    gram: [T, T]. coordinates: of the steps, increasing, in which features are extrapolated, [T].
+    """
+    started = []
+    for name in ("newton", "taylor"):
+        for order in range(1, min(max_order, 2) + 1):
+            steps = best_steps(gram, _sensitivity(len(gram)) ** 2, count, name, order, coordinates)[1]
+            for tried in (order, 3) if order == 2 < max_order else (order,):
+                started.append((end_error(gram, steps, name, tried, coordinates), steps, name, tried))
+    if not started:
+        steps = best_steps(gram, _sensitivity(len(gram)) ** 2, count, "reuse", 0, coordinates)[1]
+        started = [(0.0, steps, "reuse", 0)]
+    found = [
+        (*_refined(gram, steps, name, order, coordinates), name, order)
+        for _, steps, name, order in sorted(started)[:REFINED]
+    ]
+    _, steps, forecaster, order = min(found)
+    return Choice(steps, forecaster, order)
+
+
+def end_error(gram: Array, steps: Sequence[int], forecaster: str, order: int, coordinates: Array) -> float:
+    """How far the end of the run is off, squared, with these full steps: errors near one another add up.
+
+    sum_tu s_t s_u exp(-|t - u| / COHERENCE) <e_t, e_u>, with e_t the error of step t and s_t the sensitivity to it.
+    """
+    step = np.arange(len(gram))
+    weight = _sensitivity(len(gram))
+    alike = np.exp(-np.abs(step[:, None] - step) / COHERENCE)
+    missed = _missed(steps, forecaster, order, coordinates)
+    return float(weight @ (missed @ gram @ missed.T * alike) @ weight)
+
+
+def _sensitivity(num_steps: int) -> Array:
+    """s_t = 1 / sqrt(T - t): what of an error is left at the end, as later steps correct earlier ones. [T]"""
+    return 1.0 / np.sqrt(num_steps - np.arange(num_steps, dtype=np.float64))
+
+
+def _refined(
+    gram: Array, steps: tuple[int, ...], forecaster: str, order: int, coordinates: Array
+) -> tuple[float, tuple[int, ...]]:
+    """Move full steps, one, two neighbours or all from one on, by one place or two, while `end_error` falls."""
+    value, better = end_error(gram, steps, forecaster, order, coordinates), True
+    while better:
+        better = False
+        for moved in _moves(steps, len(gram)):
+            found = end_error(gram, moved, forecaster, order, coordinates)
+            if found < value * (1 - 1e-9):
+                value, steps, better = found, moved, True
+                break
+    return value, steps
+
+
+def _moves(steps: tuple[int, ...], num_steps: int) -> Iterator[tuple[int, ...]]:
+    count = len(steps)
+    for first in range(1, count):
+        for last in sorted({first, min(first + 1, count - 1), count - 1}):
+            for way in (-1, 1, -2, 2):
+                moved = [step + way * (first <= index <= last) for index, step in enumerate(steps)]
+                if moved[-1] < num_steps and all(a < b for a, b in itertools.pairwise(moved)):
+                    yield tuple(moved)
+
+
+def _missed(steps: Sequence[int], forecaster: str, order: int, x: Array) -> Array:
+    """e_t = sum_u missed[t, u] F_u: a step less its prediction; zero at full steps. [T, T]"""
+    num_steps = len(x)
+    full = np.asarray(steps)
+    newest = np.searchsorted(full, np.arange(num_steps), side="right") - 1
+    missed = np.zeros((num_steps, num_steps))
+    for used in range(1, order + 2):
+        # At the beginning of a run fewer full steps are behind than the order asks for.
+        here = (newest + 1 >= used) if used == order + 1 else (newest + 1 == used)
+        target = np.flatnonzero(here & (full[newest] != np.arange(num_steps)))
+        nodes = np.stack([full[newest[target] - back] for back in range(used)]) if len(target) else None
+        if nodes is None:
+            continue
+        missed[target, target] = 1
+        for node, weight in zip(nodes, _weights(x[nodes], x[target], forecaster), strict=True):
+            missed[target, node] = -weight
+    return missed
+
+
+def best_steps(
+    gram: Array, weights: Array, count: int, forecaster: str, order: int, coordinates: Array
+) -> tuple[float, tuple[int, ...]]:
+    """The `count` full steps with the least sum of weighted squared errors, and that sum.
+
+    weights: [T]. Others as for `best_choice`. Gaps of more than four times the mean are not looked at.
+    """
+    num_steps = len(gram)
+    count = min(count, num_steps)
+    widest = min(num_steps, 4 * -(-num_steps // count))
+    depth = max(order, 1)
+    cost = _interval_costs(gram, weights, forecaster, order, coordinates, widest)
+    # best[a, g_1, .., g_depth]: least error with a the last full step and g_i the gaps behind it, 0 where none is.
+    best = np.full((num_steps, *(widest + 1,) * depth), np.inf)
+    best[(0,) * (depth + 1)] = 0.0
+    arrived: list[NDArray[np.intp]] = []
+    for _ in range(count - 1):
+        following = np.full_like(best, np.inf)
+        behind = np.zeros(best.shape, dtype=np.intp)
+        for gap in range(1, widest + 1):
+            reached = best[: num_steps - gap] + cost[: num_steps - gap, ..., gap]
+            following[gap:, gap] = reached.min(axis=-1)
+            behind[gap:, gap] = reached.argmin(axis=-1)
+        arrived.append(behind)
+        best = following
+    last = np.arange(max(0, num_steps - widest), num_steps)
+    total = np.full_like(best, np.inf)
+    total[last] = best[last] + cost[last, ..., num_steps - last]
+    state = tuple(int(index) for index in np.unravel_index(int(total.argmin()), total.shape))
+    value, steps = float(total[state]), [state[0]]
+    for behind in reversed(arrived):
+        step, gap, *others = state
+        state = (step - gap, *others, int(behind[state]))
+        steps.append(state[0])
+    return value, tuple(reversed(steps))
+
+
+def schedule_error(
+    gram: Array, weights: Array, steps: Sequence[int], forecaster: str, order: int, coordinates: Array
+) -> float:
+    """The sum of weighted squared errors that given full steps leave: what `best_steps` makes least."""
+    missed = _missed(steps, forecaster, order, coordinates)
+    return float(np.einsum("tu,uv,tv,t", missed, gram, missed, weights, optimize=True))
+
+
+def _interval_costs(gram: Array, weights: Array, forecaster: str, order: int, coordinates: Array, widest: int) -> Array:
+    """[a, g_1, .., g_depth, gap]: summed weighted squared errors of the steps between a and a + gap."""
+    num_steps, depth = len(gram), max(order, 1)
+    errors = np.zeros((num_steps, *(widest + 1,) * depth, widest + 1))
+    for used in range(depth + 1):
+        # `used` gaps are known; those behind the first absent one are absent too.
+        axes = [np.arange(num_steps), *[np.arange(1, widest + 1)] * used, np.arange(1, widest)]
+        a, *gaps, ahead = (axis.reshape(-1) for axis in np.meshgrid(*axes, indexing="ij"))
+        behind = np.cumsum([a, *(-gap for gap in gaps)], axis=0)
+        valid = (behind[-1] >= 0) & (a + ahead < num_steps)
+        nodes, target = behind[: order + 1, valid], (a + ahead)[valid]
+        found = _errors(gram, nodes, target, forecaster, coordinates) * weights[target]
+        absent = [np.zeros(len(target), dtype=np.intp)] * (depth - used)
+        errors[(a[valid], *(gap[valid] for gap in gaps), *absent, ahead[valid])] = found
+    # The steps between a and a + gap are those 1 .. gap - 1 ahead.
+    summed = np.cumsum(errors, axis=-1)
+    return np.concatenate([np.zeros_like(summed[..., :1]), summed[..., :-1]], axis=-1)
+
+
+def _errors(gram: Array, nodes: NDArray[np.intp], target: NDArray[np.intp], forecaster: str, x: Array) -> Array:
+    """Squared errors of predicting steps `target` [S] from the steps `nodes` [n, S], the newest first. -> [S]"""
+    weights = _weights(x[nodes], x[target], forecaster)
+    error = gram[target, target].copy()
+    for i, (weight, node) in enumerate(zip(weights, nodes, strict=True)):
+        error -= 2 * weight * gram[target, node]
+        error += weight**2 * gram[node, node]
+        for other_weight, other in itertools.islice(zip(weights, nodes, strict=True), i):
+            error += 2 * weight * other_weight * gram[node, other]
+    return np.maximum(error, 0.0)  # rounding
+
+
+def _weights(nodes: Array, x: Array, forecaster: str) -> list[Array]:
+    """`forecast.newton_weights` or `taylor_weights` of many predictions at once: nodes [n, S], x [S] -> n times [S]."""
+    weights = [np.zeros_like(x) for _ in nodes]
+    term = np.ones_like(x)
+    for order in range(len(nodes)):
+        for j in range(order + 1):
+            others = [nodes[j] - nodes[k] for k in range(order + 1) if k != j]
+            weights[j] += term / np.prod(others, axis=0) if others else term
+        term = term * (x - (nodes[0] if forecaster == "taylor" else nodes[order]))
+    return weights
