@@ -13,7 +13,7 @@ from fye_command import Fye, assert_same_pictures
 from warm_processes import Command
 
 from fye_pipeline.batch.manifest import read_manifest
-from fye_pipeline.batch.ranks import own_share
+from fye_pipeline.batch.run import own_share
 from fye_pipeline.errors import UserError
 
 FAST = {"steps": 2, "frames": 2, "size": 64}

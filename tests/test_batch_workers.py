@@ -18,8 +18,8 @@ from warm_processes import Command, launcher, warm_context
 
 from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.batch import manifest as manifests
-from fye_pipeline.batch.manifest import Summary, ledger_of, plan_tasks
-from fye_pipeline.batch.workers import Options, run_in_processes
+from fye_pipeline.batch.manifest import Options, Summary, ledger_of, plan_tasks
+from fye_pipeline.batch.workers import run_in_processes
 from fye_pipeline.progress import collected_notes
 from fye_pipeline.storage.run_log import Ledger
 
@@ -174,9 +174,8 @@ import json, os, signal, sys, threading, time
 from pathlib import Path
 import ray
 from ray.util.state import list_actors
-from fye_pipeline.batch.manifest import ledger_of, plan_tasks
+from fye_pipeline.batch.manifest import Options, ledger_of, plan_tasks
 from fye_pipeline.batch.ray_workers import run_on_ray
-from fye_pipeline.batch.workers import Options
 from test_batch_workers import settings_of
 
 manifest, killed = Path(sys.argv[1]), []

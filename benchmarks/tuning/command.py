@@ -24,14 +24,13 @@ import ticache
 from benchmarks.common import ROOT, conditions, flags, print_table, write_json
 from fye_pipeline import presets
 from fye_pipeline.animate.session import load_model
-from fye_pipeline.cli.tune import CHECK_HEADS_FROM, TUNE_HEADS_FROM
 from fye_pipeline.evaluation.rendered import model_hash
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.models.folder import recommended_guidance
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.world import World
-from fye_pipeline.world.calls import rendered_calls
+from fye_pipeline.world.calls import CHECK_HEADS_FROM, TUNE_HEADS_FROM, rendered_calls
 from ticache.calls import Call
 from ticache.fidelity import as_tensor, psnr
 from ticache.progress import Progress

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from fye_pipeline.animate.session import AnimationSession
-from fye_pipeline.batch.manifest import Summary, Task, carry_out, note_entry
-from fye_pipeline.batch.workers import Options
+from fye_pipeline.batch.manifest import Options, Summary, Task, carry_out, note_entry
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import hush_libraries, logger
 from fye_pipeline.storage.run_log import Ledger
@@ -29,12 +28,12 @@ class RowMaker:
     def __init__(self, options: Options, ledger: Path) -> None:
         hush_libraries()
         self._options, self._ledger = options, Ledger(ledger)
-        self._studio = AnimationSession(options.face_landmarker, device=options.device, offload=options.offload)
-        self._studio.__enter__()
+        self._session = AnimationSession(options.face_landmarker, device=options.device, offload=options.offload)
+        self._session.__enter__()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         task: Task = pickle.loads(batch["task"][0])
-        entry = carry_out(task, self._studio, overwrite=self._options.overwrite, resume=True)
+        entry = carry_out(task, self._session, overwrite=self._options.overwrite, resume=True)
         note_entry(entry, self._ledger, resume=True)
         return {"entry": [json.dumps(entry)]}
 

@@ -13,28 +13,16 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from fye_pipeline.animate.session import AnimationSession, Offload, check_offload, choose_device
-from fye_pipeline.batch.manifest import Summary, Task, carry_out, note_entry
+from fye_pipeline.animate.session import AnimationSession, check_offload, choose_device
+from fye_pipeline.batch.manifest import Options, Summary, Task, carry_out, note_entry
 from fye_pipeline.progress import OnProgress, hush_libraries, logger, silent
 from fye_pipeline.storage.run_log import Entry, Ledger
 
 _ATTEMPTS = 2  # of a row whose process dies, by the system's hand or its own
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the rows of a manifest have in common beside their settings; as for `fye animate`."""
-
-    face_landmarker: Path | None = None
-    device: str = "auto"
-    offload: Offload = "none"
-    overwrite: bool = False
-    resume: bool = False
 
 
 @dataclass

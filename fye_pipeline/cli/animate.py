@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fye_pipeline.cli.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Overwrite, Quiet, TaskFile, Verbose
+from fye_pipeline.cli.options import (
+    Debug,
+    Device,
+    Json,
+    MaxGap,
+    Model,
+    NoFace,
+    NoFaceRule,
+    Overwrite,
+    Quiet,
+    TaskFile,
+    Verbose,
+    check_cache,
+)
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries, logger
 
@@ -20,7 +33,6 @@ if TYPE_CHECKING:
     from fye_pipeline.animate.config import AnimationSettings
 
 OUTPUT = Path("animated.mp4")
-CheckCache = Callable[[dict[str, Any]], None]
 
 _CACHE = {"interval": "N", "order": "order", "cut": "cut", "preset": "preset"}
 # Flags that are settings under the same name; the others are translated in `_changes`.
@@ -102,7 +114,7 @@ def animate(
         typer.Option(help="A video, GIF, folder of pictures or landmark sequence (.npz, .npy). Default: one ships."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The video to write: .mp4, .mov or .mkv.")] = OUTPUT,
-    model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
+    model: Model = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 is none. Default: the model's own, else 3.5.")
@@ -183,7 +195,7 @@ def animate(
         Path | None, typer.Option(help="Settings: JSON, or an mp4 made before. Flags beside it win.")
     ] = None,
     save_config: Annotated[Path | None, typer.Option(help="Write the settings as JSON.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[DType, typer.Option(help="Numbers of the networks; auto is float16 on CUDA.")] = DType.AUTO,
     offload: Annotated[
         Offload, typer.Option(help="GPU memory: hold one network (model) or one layer (sequential) at a time.")
@@ -204,6 +216,7 @@ def animate(
     reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
     logger.debug("loading torch and diffusers")
     from fye_pipeline.animate import run as animation
+    from fye_pipeline.batch.manifest import row_settings
 
     if not debug:
         hush_libraries()
@@ -211,7 +224,7 @@ def animate(
     source = str(config) if config else "The flags"
 
     def settings_of(row: Mapping[str, Any], name: str) -> AnimationSettings:
-        settings = row_settings(base, row, name, context.obj)
+        settings = row_settings(base, row, name, check_cache)
         if not settings.watermark and not i_accept_the_terms:
             raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
         return settings
@@ -248,43 +261,18 @@ def _run_manifest(
     settings_of: Callable[[Mapping[str, Any], str], AnimationSettings],
     reporter: Reporter,
 ) -> None:
-    """Animate the rows here, in several processes or on Ray; ends the command with code 1 where some failed."""
-    from fye_pipeline.animate.session import AnimationSession
-    from fye_pipeline.batch import manifest as manifests
-    from fye_pipeline.batch import ranks
-    from fye_pipeline.batch.workers import Options, run_in_processes
+    """Animate the rows; ends the command with code 1 where some failed."""
+    from fye_pipeline.batch.manifest import Options
+    from fye_pipeline.batch.run import run_manifest
 
     given = context.params
-    rank, count = ranks.own_share()
-    options = Options(
-        face_landmarker=given["face_landmarker"],
-        device=ranks.own_device(given["device"]),
-        offload=given["offload"].value,
-        overwrite=given["overwrite"],
-        resume=given["resume"],
-    )
-    tasks, ledger = manifests.plan_tasks(manifest, settings_of)[rank::count], manifests.ledger_of(manifest)
+    names = ("face_landmarker", "device", "overwrite", "resume")
+    options = Options(offload=given["offload"].value, **{name: given[name] for name in names})
     with reporter.progress() as on_progress:
-        if given["ray"] is not None:
-            from fye_pipeline.batch.ray_workers import run_on_ray
-
-            summary = run_on_ray(tasks, ledger, options, address=given["ray"], actors=given["jobs"])
-        elif given["jobs"] > 1:
-            jobs = given["jobs"]
-            summary = run_in_processes(tasks, ledger, options, jobs, on_progress=on_progress)
-        else:
-            with AnimationSession(options.face_landmarker, device=options.device, offload=options.offload) as session:
-                summary = manifests.run_tasks(
-                    tasks,
-                    ledger,
-                    session=session,
-                    overwrite=options.overwrite,
-                    resume=options.resume,
-                    on_progress=on_progress,
-                )
-    if count > 1:
-        summary = ranks.gather(summary)
-    if rank == 0:
+        summary, telling = run_manifest(
+            manifest, settings_of, options, jobs=given["jobs"], ray=given["ray"], on_progress=on_progress
+        )
+    if telling:
         reporter.result(str(summary), summary.to_dict())
         if reporter.quiet:
             for number, reason in summary.failed.items():
@@ -316,29 +304,6 @@ def common_settings(context: typer.Context, config: Path | None) -> dict[str, An
     return values | _changes(given, values.get("cache"))
 
 
-def row_settings(
-    base: dict[str, Any], row: Mapping[str, Any], name: str, check_cache: CheckCache | None
-) -> AnimationSettings:
-    """The settings of one animation: a manifest's row, if any, over what all have in common."""
-    from fye_pipeline.animate.config import DEMO_PORTRAIT_LANDMARKS, AnimationSettings
-
-    values = base | {key: value for key, value in row.items() if key not in _CACHE.values()}
-    if "reference" in row and "reference_landmarks" not in row:
-        values.pop("reference_landmarks", None)
-    elif "reference" not in values and values.get("framing") in (None, "whole"):
-        values.setdefault("reference_landmarks", str(DEMO_PORTRAIT_LANDMARKS))
-    if asked := {key: row[key] for key in _CACHE.values() if key in row}:
-        try:
-            numbers = {key: int(asked[key]) for key in ("N", "order") if key in asked}
-        except (TypeError, ValueError):
-            raise UserError(f"{name}: N and order are whole numbers, got {asked}.") from None
-        values["cache"] = _cache_options(asked | numbers, values.get("cache"))
-    settings = AnimationSettings.from_dict(values, source=name)
-    if settings.cache is not None and check_cache is not None:
-        check_cache(settings.cache)
-    return settings
-
-
 def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:
     """The settings that flags change, as plain values."""
     values = {name: _plain(given[name]) for name in _SAME if name in given}
@@ -355,14 +320,10 @@ def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, A
             values[name] = value
     asked = {name: _plain(given[flag]) for flag, name in _CACHE.items() if given.get(flag) is not None}
     if asked and not given.get("no_cache"):
-        values["cache"] = _cache_options(asked, cache)
+        from fye_pipeline.batch.manifest import cache_options
+
+        values["cache"] = cache_options(asked, cache)
     return values
-
-
-def _cache_options(asked: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any]:
-    """What `ticache.apply` is given: what was asked for, over the saved options, or the defaults without a preset."""
-    defaults = {"N": 3, "order": 2, "cut": "outer"} if asked.get("preset") in (None, "paper") else {}
-    return (saved or defaults) | asked if "preset" not in asked else defaults | asked
 
 
 def _plain(value: Any) -> Any:

@@ -11,16 +11,14 @@ import typer
 import typer.core
 
 from fye_pipeline.animate.config import SHIPPED_MODEL
-from fye_pipeline.cli.options import Debug, Overwrite, Quiet, TaskFile, check_cache
+from fye_pipeline.cli.options import Debug, Device, Guidance, Jobs, Model, Overwrite, Quiet, TaskFile, check_cache
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries
 
 if TYPE_CHECKING:
     from fye_pipeline.pipeline import FollowYourEmojiPipeline
 
-Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 
 class Group(typer.core.TyperGroup):
@@ -61,12 +59,12 @@ class LoadModel:
 
 @app.command()
 def rendered(
-    model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
+    model: Model = None,
     split: Annotated[str, typer.Option(help="Which people: held, train or demo.")] = "held",
     clips: Annotated[int, typer.Option(min=2, help="How many clips, each of another head.")] = 16,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
-    guidance: Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")] = None,
+    guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, help="Which heads and which noise.")] = 0,
     cross: Annotated[bool, typer.Option("--cross/--no-cross", help="Also portraits with other heads' clips.")] = True,
     interval: Annotated[int | None, typer.Option("--N", min=1, help="Also with the cache: one full step in N.")] = None,
@@ -130,10 +128,10 @@ def manifest(
     method: Annotated[str | None, typer.Option(help="What to call the method in the tables.")] = None,
     portraits: Annotated[int | None, typer.Option(min=1, help="Only the first so many of a folder.")] = None,
     drivers: Annotated[int | None, typer.Option(min=1, help="Only the first so many of a folder.")] = None,
-    model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
+    model: Model = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Use the first frames only.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
-    guidance: Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")] = None,
+    guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     crop_only: Annotated[bool, typer.Option("--crop-only", help="Measure the animated crop, not pasted back.")] = False,
     interval: Annotated[int | None, typer.Option("--N", min=1, help="Use the cache: one full step in N.")] = None,

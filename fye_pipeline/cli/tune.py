@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fye_pipeline.cli.options import Debug, Json, Overwrite, Quiet, UnneededTaskFile
+from fye_pipeline.cli.options import Debug, Device, Guidance, Json, Model, Overwrite, Quiet, UnneededTaskFile
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, Reporter, hush_libraries, logger
 
-CHECK_HEADS_FROM = 500  # held-out heads that no other figure of the project is measured on
-TUNE_HEADS_FROM = 500_000  # heads of the training split beyond those that any recipe trains on
+if TYPE_CHECKING:
+    from fye_pipeline.world.calls import RenderedCall
 
 
 class Preset(StrEnum):
@@ -26,7 +26,7 @@ class Preset(StrEnum):
 
 
 def tune(
-    model: Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")] = None,
+    model: Model = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The JSON to write the settings to.")] = None,
     as_preset: Annotated[
         Preset | None, typer.Option(help="Also keep them as this preset of the model folder, for fye animate --preset.")
@@ -43,14 +43,14 @@ def tune(
     check_clips: Annotated[int, typer.Option(min=1, help="Clips of held-out heads for the check.")] = 4,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 16,
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 30,
-    guidance: Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")] = None,
+    guidance: Guidance = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Most trials to make [default: 40].")] = None,
     minutes: Annotated[float | None, typer.Option(help="Most minutes to search; the check comes on top.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which heads and noise, and the order of trials.")] = 0,
     journal: Annotated[
         Path | None, typer.Option(help="A file in which trials are kept; the same search goes on from it.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Device = "auto",
     face_landmarker: UnneededTaskFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -66,8 +66,11 @@ def tune(
         raise UserError(f"--cut must be some of outer, output and branches, with commas, got {cut!r}.")
     if full_steps is not None and full_steps > steps:
         raise UserError(f"--full-steps must be at most the {steps} denoising steps, got {full_steps}.")
-    from fye_pipeline.animate.config import SHIPPED_MODEL
+    from fye_pipeline.animate.session import choose_device, choose_dtype, load_model
+    from fye_pipeline.models.files import SHIPPED_MODEL
+    from fye_pipeline.models.folder import recommended_guidance
     from fye_pipeline.storage.files import atomic_target, writable_target
+    from fye_pipeline.world.calls import tuning_calls
 
     if not debug:
         hush_libraries()
@@ -79,16 +82,18 @@ def tune(
         logger.info("neither --output nor --as-preset is given: the settings are only shown")
     goal = {"full_steps": full_steps} if full_steps is not None else {"target_psnr": target_psnr or 45.0}
     with reporter.progress() as on_progress:
-        pipe, calls = _calls(folder, device, seed, clips, check_clips, frames, steps, guidance, reporter)
-        settings = _search(
+        on = choose_device(device)
+        pipe = load_model(folder, on, choose_dtype("auto", on))
+        calls = tuning_calls(
             pipe,
-            calls,
-            clips,
-            goal | {"trials": trials, "minutes": minutes, "cuts": cuts},
-            {"face": face, "seed": seed, "journal": journal},
-            on_progress,
-            reporter,
+            seed,
+            (clips, check_clips),
+            frames=frames,
+            steps=steps,
+            guidance=recommended_guidance(folder) if guidance is None else guidance,
         )
+        options = {"trials": trials, "minutes": minutes, "cuts": cuts, "seed": seed, "journal": journal}
+        settings = _search(pipe, calls, clips, face=face, on_progress=on_progress, **goal, **options)
     text = settings.to_json()
     if target is not None:
         with atomic_target(target) as temporary:
@@ -112,48 +117,8 @@ def _check_preset(folder: Path, name: Preset, *, overwrite: bool) -> None:
         raise UserError(f"{folder / presets.FILE} has a preset {name.value}; pass --overwrite to replace it.")
 
 
-def _calls(
-    folder: Path,
-    device: str,
-    seed: int,
-    clips: int,
-    check_clips: int,
-    frames: int,
-    steps: int,
-    guidance: float | None,
-    reporter: Reporter,
-) -> tuple[Any, list[Any]]:
-    """The model, and its calls: those to search on first, those for the check last."""
-    from fye_pipeline.animate.session import choose_device, choose_dtype, load_model
-    from fye_pipeline.landmarks.geometry import CanonicalFace
-    from fye_pipeline.models.folder import recommended_guidance
-    from fye_pipeline.world import World
-    from fye_pipeline.world.calls import rendered_calls
-
-    on = choose_device(device)
-    pipe = load_model(folder, on, choose_dtype("auto", on))
-    size = int(pipe.unet.config["sample_size"]) * pipe.vae_scale_factor
-    world = World(CanonicalFace.load(), size=size)
-    made = {
-        "frames": frames,
-        "steps": steps,
-        "guidance": recommended_guidance(folder) if guidance is None else guidance,
-    }
-    first, held = TUNE_HEADS_FROM + 1000 * seed, CHECK_HEADS_FROM + 1000 * seed
-    return pipe, [
-        *rendered_calls(world, "train", range(first, first + clips), **made),
-        *rendered_calls(world, "held", range(held, held + check_clips), **made),
-    ]
-
-
 def _search(
-    pipe: Any,
-    calls: list[Any],
-    clips: int,
-    goal: dict[str, Any],
-    options: dict[str, Any],
-    on_progress: OnProgress,
-    reporter: Reporter,
+    pipe: Any, calls: list[RenderedCall], clips: int, *, face: bool, on_progress: OnProgress, **options: Any
 ) -> Any:
     """Tune, telling of progress. -> the tuned `ticache.CacheConfig`. Raises `UserError` for what cannot be searched."""
     import ticache
@@ -172,11 +137,9 @@ def _search(
             pipe,
             calls=[each.arguments for each in calls[:clips]],
             check=[each.arguments for each in calls[clips:]],
-            region=[each.face for each in calls] if options["face"] else None,
-            seed=options["seed"],
-            journal=options["journal"],
+            region=[each.face for each in calls] if face else None,
             progress=show,
-            **goal,
+            **options,
         )
     except ValueError as error:
         raise UserError(f"Tuning: {error}.") from error

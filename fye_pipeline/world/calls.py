@@ -11,8 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.masks import expression_mask, facial_mask
 from fye_pipeline.world import World
+
+CHECK_HEADS_FROM = 500  # held-out heads that no other figure of the project is measured on
+TUNE_HEADS_FROM = 500_000  # heads of the training split beyond those that any recipe trains on
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,17 @@ def rendered_calls(
 ) -> list[RenderedCall]:
     """One call a head: its portrait, the drawn landmarks of a clip of it, and noise of its own. Decoded frames."""
     return [_call(world, split, index, frames, steps, guidance) for index in indices]
+
+
+def tuning_calls(pipe: Any, seed: int, counts: tuple[int, int], **made: Any) -> list[RenderedCall]:
+    """Calls of a model's size: so many to search on, then so many of held-out heads for the check. made: as above."""
+    size = int(pipe.unet.config["sample_size"]) * pipe.vae_scale_factor
+    world = World(CanonicalFace.load(), size=size)
+    first, held = TUNE_HEADS_FROM + 1000 * seed, CHECK_HEADS_FROM + 1000 * seed
+    return [
+        *rendered_calls(world, "train", range(first, first + counts[0]), **made),
+        *rendered_calls(world, "held", range(held, held + counts[1]), **made),
+    ]
 
 
 def _call(world: World, split: str, index: int, frames: int, steps: int, guidance: float) -> RenderedCall:

@@ -1,0 +1,46 @@
+"""`fye world`: what the rendered world looks like."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fye_pipeline.cli.options import Debug, Overwrite, Quiet, UnneededTaskFile
+from fye_pipeline.progress import Reporter
+
+
+class Split(StrEnum):
+    """People of the rendered world: those a model may see in training, and those held back."""
+
+    TRAIN = "train"
+    HELD = "held"
+
+
+def world(
+    sheet: Annotated[Path, typer.Option(help="The picture to write: a row a person, a column a moment.")],
+    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
+    split: Annotated[Split, typer.Option(help="Which people.")] = Split.HELD,
+    rows: Annotated[int, typer.Option(min=1)] = 8,
+    columns: Annotated[int, typer.Option(min=1)] = 10,
+    face_landmarker: UnneededTaskFile = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw a contact sheet of the rendered world that the shipped model was trained on."""
+    reporter = Reporter(quiet=quiet)
+    from PIL import Image
+
+    from fye_pipeline.landmarks.geometry import CanonicalFace
+    from fye_pipeline.storage.files import writable_target
+    from fye_pipeline.world import World
+    from fye_pipeline.world.dataset import contact_sheet
+
+    target = writable_target(sheet, overwrite=overwrite)
+    rendered = World(CanonicalFace.load(), seed=seed)
+    picture = contact_sheet(rendered, split=split.value, rows=rows, columns=columns)
+    Image.fromarray(picture).save(target)
+    reporter.result(f"{target}: {rows} people, {columns} moments each", {"sheet": str(target)})
