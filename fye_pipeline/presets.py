@@ -11,7 +11,7 @@ from typing import Any
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import digest_of_file
+from fye_pipeline.storage.hashing import remembered_digest
 
 logger = logging.getLogger("fye")
 
@@ -65,13 +65,7 @@ def write(model: Path, presets: Mapping[str, Mapping[str, Any]], conditions: Map
 def weight_files(model: Path) -> dict[str, str]:
     """SHA-256 of the files that hold the UNet's weights, by name: which model the presets are for."""
     files = sorted(file for file in (model / "unet").glob("*") if file.suffix in _WEIGHTS)
-    return {file.name: _digest(file, file.stat().st_mtime_ns) for file in files}
-
-
-@lru_cache(maxsize=8)
-def _digest(file: Path, changed: int) -> str:
-    """Of a file as it was when it was `changed`; a video is made in many parts, each of which asks."""
-    return digest_of_file(file)
+    return {file.name: remembered_digest(file) for file in files}
 
 
 @lru_cache

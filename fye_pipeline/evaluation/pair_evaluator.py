@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.driver import Driver, open_driver
 from fye_pipeline.animate.run import AnimationSession, animate
@@ -24,10 +26,11 @@ from fye_pipeline.evaluation.listing import VIDEOS, Pair
 from fye_pipeline.evaluation.metric_networks import ArcFace, FrameFeatures, HyperIqa, Lpips, Weights
 from fye_pipeline.evaluation.work import Measure
 from fye_pipeline.landmarks.masks import facial_mask
+from fye_pipeline.landmarks.model_file import task_file
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.source import open_source
-from fye_pipeline.storage.hashing import digest_of_text
+from fye_pipeline.storage.hashing import digest_of_folder, digest_of_text, remembered_digest
 from fye_pipeline.storage.run_log import Entry
 
 Frames = NDArray[np.uint8]
@@ -68,7 +71,7 @@ class Gallery:
     def _measure(self, pair: Pair, session: AnimationSession, instruments: Instruments) -> Entry:
         if pair.error is not None:
             raise UserError(pair.error)
-        landmarks = self.folder / f"{_key(pair.driving)}.npz"
+        landmarks = self.landmarks_of(pair.driving)
         driver = self._driver(pair.driving, landmarks, session)
         video = self._output(pair, landmarks, session)
         frames = read_video(video, self.settings.frames)
@@ -79,8 +82,9 @@ class Gallery:
         find = session.detector.open().detect
         small = np.asarray(cv2.resize(portrait, frames.shape[2:0:-1], interpolation=cv2.INTER_AREA), np.uint8)
         scene = Scene(portrait, driver.sequence[:count], None if truth is None else truth[:count], find, instruments)
-        features = self.folder / f"{pair.name}.features.npz"
+        features = self.features_of(pair)
         return {
+            "made_from": self.made_from(pair),
             "kind": "cross" if truth is None else "self",
             "group": pair.group,
             "frames": count,
@@ -89,12 +93,61 @@ class Gallery:
             "still": scene.measure(np.repeat(small[None], count, axis=0)),
         }
 
+    def landmarks_of(self, driving: Path) -> Path:
+        """Where a driver's landmarks are kept: another file for other contents, or for settings that change them."""
+        settings = self.settings
+        read_with = (settings.frames, settings.fps, settings.max_pixels, settings.background, settings.allow_partial)
+        detected_with = (remembered_digest(task_file(self.face_landmarker)), settings.no_face, settings.max_gap)
+        key = _short((remembered_digest(driving), read_with, detected_with))
+        return self.folder / f"{driving.stem}-{key}.landmarks.npz"
+
+    def features_of(self, pair: Pair) -> Path:
+        """Where a pair's features are kept: another file for whatever gives other figures."""
+        return self.folder / f"{pair.name}-{self.made_from(pair)}.features.npz"
+
+    def made_from(self, pair: Pair) -> str:
+        """A short name for all that decides a pair's figures: contents of its files, and `made_with`."""
+        files = (pair.portrait, pair.driving, pair.truth)
+        finished = () if self.outputs is None else [self.outputs / f"{pair.name}{suffix}" for suffix in VIDEOS]
+        contents = [None if file is None else remembered_digest(file) for file in (*files, *finished)]
+        return _short((contents, self.made_with()))
+
+    def still_valid(self, rows: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Those of an earlier run's rows whose files are as they were."""
+        known = {pair.name: self.made_from(pair) for pair in self.pairs if pair.name in rows}
+        return {name: row for name, row in rows.items() if row.get("made_from") == known.get(name, "")}
+
+    def made_with(self) -> dict[str, Any]:
+        """What decides the figures of all pairs, for JSON: files by their contents, a preset by its schedule."""
+        settings, made = self.settings, self.outputs is None
+        tuned, _ = presets.resolve(settings.cache or {}, settings.model) if made else (None, {})
+        return {
+            "frames": settings.frames,
+            "settings": settings.to_dict() if made else None,
+            "schedule": tuned,
+            "model_state": digest_of_folder(settings.model, but=(presets.FILE,))[:16] if made else None,
+            "weights": self.weights.to_dict(),
+            "weights_hash": {
+                name: None if path is None else remembered_digest(Path(path))[:16]
+                for name, path in self.weights.to_dict().items()
+            },
+            "face_landmarker": remembered_digest(task_file(self.face_landmarker))[:16],
+            "device": self.device,
+        }
+
     def _driver(self, path: Path, landmarks: Path, session: AnimationSession) -> Driver:
         """A driver's landmarks, detected once for all its rows."""
         settings = self.settings
         if landmarks.is_file():
             return open_driver(landmarks).read(session.detector)
-        opened = open_driver(path, frames=settings.frames, fps=settings.fps, max_pixels=settings.max_pixels)
+        opened = open_driver(
+            path,
+            frames=settings.frames,
+            fps=settings.fps,
+            max_pixels=settings.max_pixels,
+            background=settings.background,
+            allow_partial=settings.allow_partial,
+        )
         driver = opened.read(session.detector, no_face=settings.no_face, max_gap=settings.max_gap)
         sequence = driver.sequence
         replace(sequence, fps=sequence.fps or Fraction(driver.fps)).save(landmarks)
@@ -196,6 +249,6 @@ def same_size(frames: Frames, truth: Frames) -> tuple[Frames, Frames]:
     return frames, np.stack([cv2.resize(each, size, interpolation=cv2.INTER_AREA) for each in truth])
 
 
-def _key(path: Path) -> str:
-    """A file name for what belongs to a driver, whatever folder that is in."""
-    return f"{path.stem}-{digest_of_text(str(path.resolve()))[:8]}.landmarks"
+def _short(values: object) -> str:
+    """A short name for plain values."""
+    return digest_of_text(repr(values))[:16]

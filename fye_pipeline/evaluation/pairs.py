@@ -17,7 +17,7 @@ from fye_pipeline.evaluation.tables import Column, Table
 from fye_pipeline.evaluation.work import Estimate, work_off
 from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import digest_of_text, state_of_folder
+from fye_pipeline.storage.hashing import digest_of_text
 from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 
 EXPRESSION = (
@@ -84,12 +84,14 @@ def evaluate_listing(
     markdown = run.target.with_suffix(".md")
     conditions = _conditions(gallery, run.method)
     before = finished_result(run.target, conditions) if run.resume and not run.overwrite else None
-    if before is not None and not before["failed"]:
+    kept = {} if before is None else gallery.still_valid(before["rows"])
+    if before is not None and not before["failed"] and len(kept) == len(gallery.pairs):
         logger.info(f"{run.target} was made under the same conditions; nothing to do.")
         return before
     journal = Journal(journal_path(run.target), conditions, resume=run.resume, overwrite=run.overwrite)
-    for name, row in (before["rows"] if before else {}).items():
+    for name, row in kept.items():
         journal.add(name, row)
+    journal.entries = gallery.still_valid(journal.entries)
     gallery.folder.mkdir(parents=True, exist_ok=True)
     names = [pair.name for pair in gallery.pairs]
     estimate = Estimate(len(names) - len(journal.entries), run.jobs)
@@ -119,8 +121,9 @@ def summarise(entries: Mapping[str, Entry], gallery: Gallery, method: str) -> di
         own = {name: row for name, row in rows.items() if row["kind"] == kind}
         if not own:
             continue
+        files = [gallery.features_of(pair) for pair in gallery.pairs if pair.name in own]
         result[kind] = {
-            method: mean_of([row["method"] for row in own.values()]) | _set_figures(gallery.folder, list(own)),
+            method: mean_of([row["method"] for row in own.values()]) | _set_figures(files),
             STILL: mean_of([row["still"] for row in own.values()]),
         }
         for group in sorted({row["group"] for row in own.values() if row["group"] is not None}):
@@ -130,9 +133,8 @@ def summarise(entries: Mapping[str, Entry], gallery: Gallery, method: str) -> di
     return result | {"groups": groups, "rows": rows, "failed": failed, "needs": _needs(gallery)}
 
 
-def _set_figures(folder: Path, names: Sequence[str]) -> dict[str, float | None]:
+def _set_figures(files: Sequence[Path]) -> dict[str, float | None]:
     """FID and KID over all frames, FVD over all videos that have features; None where they are fewer than two."""
-    files = [folder / f"{name}.features.npz" for name in names]
     sets: dict[str, list[np.ndarray]] = {}
     for file in files:
         if file.is_file():
@@ -174,18 +176,12 @@ def _needs(gallery: Gallery) -> dict[str, str]:
 
 
 def _conditions(gallery: Gallery, method: str) -> dict[str, Any]:
-    """What decides the figures."""
+    """What decides the figures of all pairs; what decides those of one is kept with it."""
     pairs = [[p.name, str(p.portrait), str(p.driving), str(p.truth), p.group, p.error] for p in gallery.pairs]
-    made = gallery.outputs is None
-    settings = gallery.settings
     return {
         "method": method,
         "pairs": len(pairs),
         "pairs_hash": digest_of_text(json.dumps(pairs))[:16],
-        "frames": settings.frames,
-        "settings": settings.to_dict() if made else None,
-        "model_state": state_of_folder(settings.model) if made else None,
-        "outputs": None if made else str(gallery.outputs),
-        "weights": gallery.weights.to_dict(),
-        "device": gallery.device,
+        "outputs": None if gallery.outputs is None else str(gallery.outputs),
+        **gallery.made_with(),
     }

@@ -35,24 +35,25 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "fye"
 
 
+def task_file(path: str | os.PathLike[str] | None = None) -> Path:
+    """Where the task file is looked for: `path`, else the variable `FYE_FACE_LANDMARKER`, else the cache folder."""
+    return Path(path or os.environ.get(VARIABLE) or cache_folder() / FILE_NAME).expanduser()
+
+
 def find_face_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
     """The checked task file: `path`, else the variable `FYE_FACE_LANDMARKER`, else the user's cache folder.
 
     Raises `UserError` where the file is absent (naming what to fetch and where to put it) or has other bytes.
     """
-    named = path or os.environ.get(VARIABLE)
-    if named:
-        chosen = Path(named).expanduser()
-        if not chosen.is_file():
+    chosen = task_file(path)
+    if not chosen.is_file():
+        if path or os.environ.get(VARIABLE):
             origin = "the argument" if path else f"the variable {VARIABLE}"
             raise UserError(f"MediaPipe's task file {chosen}, named by {origin}, does not exist.")
-    else:
-        chosen = cache_folder() / FILE_NAME
-        if not chosen.is_file():
-            raise UserError(
-                f"MediaPipe's {FILE_NAME} was not found: run `fye models get face-landmarker`, or fetch {PUBLISHER} "
-                f"and put it at {chosen} or point {VARIABLE} to it."
-            )
+        raise UserError(
+            f"MediaPipe's {FILE_NAME} was not found: run `fye models get face-landmarker`, or fetch {PUBLISHER} "
+            f"and put it at {chosen} or point {VARIABLE} to it."
+        )
     check_file(chosen, SHA256, str(chosen))
     return chosen
 

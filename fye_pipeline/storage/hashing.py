@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,26 @@ def digest_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def state_of_folder(folder: Path) -> str:
-    """A short name for a folder's files as they are now: their names, sizes and times."""
-    files = [(file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
-    lines = (f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}\n" for file, status in files)
-    return digest_of_text("".join(lines))[:16]
+def remembered_digest(path: Path) -> str:
+    """As `digest_of_path`; a file is read once while its size, its times and its place on the disk stay the same."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        return digest_of_path(path)
+    status = path.stat()
+    return _digest_of_version(path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _digest_of_version(path: Path, version: tuple[int, ...]) -> str:
+    """Of a file as it is while its status is `version`."""
+    return digest_of_file(path)
+
+
+def digest_of_folder(folder: Path, *, but: Collection[str] = ()) -> str:
+    """Of the names and contents of a folder's files and those of its folders, without the files named in `but`."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in but]
+    lines = (f"{file.relative_to(folder).as_posix()} {remembered_digest(file)}\n" for file in files)
+    return digest_of_text("".join(lines))
 
 
 def digest_of(*values: np.ndarray | Tensor | None) -> str:
