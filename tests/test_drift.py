@@ -12,7 +12,7 @@ from ticache_models import Recorder, ddim, make_inputs, make_unet
 
 import ticache
 from ticache.drift import _errors
-from ticache.fidelity import psnr
+from ticache.tuning.metrics import psnr
 
 
 def test_errors_are_computed_without_float64_on_the_device() -> None:

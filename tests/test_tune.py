@@ -18,9 +18,9 @@ from ticache_models import Recorder, ddim, denoise, make_inputs, make_unet
 from torch import Tensor, nn
 
 import ticache
-from ticache.calls import digest_of
-from ticache.fidelity import as_tensor, psnr
-from ticache.provenance import Origin, model_identity
+from ticache.provenance import TuningCheck, model_identity
+from ticache.tuning.metrics import as_tensor, psnr
+from ticache.tuning.trials import digest_of
 
 STEPS = 8
 
@@ -362,7 +362,7 @@ def test_frames_first_latents_of_as_many_frames_as_channels() -> None:
 def test_a_config_is_held_to_the_architecture_without_reading_weights() -> None:
     unet: Any = Subject().unet
     provenance = SimpleNamespace(model=model_identity(unet))
-    origin = Origin(provenance, on_mismatch="error")  # pyright: ignore[reportArgumentType]
+    origin = TuningCheck(provenance, on_mismatch="error")  # pyright: ignore[reportArgumentType]
     with patch.object(type(unet), "state_dict", side_effect=AssertionError("weights were read")):
         origin.check_model(unet)
     unet.register_to_config(sample_size=99)

@@ -12,6 +12,6 @@ from ticache.api import apply, remove
 from ticache.config import CacheConfig
 from ticache.report import Report
 from ticache.session import Session
-from ticache.tuning import tune
+from ticache.tuning.tune import tune
 
 __all__ = ["CacheConfig", "Report", "Session", "apply", "remove", "tune"]

@@ -17,7 +17,7 @@ from ticache.calibration import Calibration
 from ticache.config import CacheConfig
 from ticache.hooks import Attachment, attached_state
 from ticache.host import Host, unwrapped
-from ticache.provenance import Origin, model_identity
+from ticache.provenance import TuningCheck, model_identity
 from ticache.region import Region, RegionMask
 from ticache.session import Session
 from ticache.state import State
@@ -90,7 +90,7 @@ def apply(
     config = _settings(config, preset, given)
     host = Host(pipe, scheduler, num_steps, component)
     _check_host(host, config)
-    origin = _check_origin(Origin(config.provenance, on_mismatch), config, unet, host)
+    origin = _check_origin(TuningCheck(config.provenance, on_mismatch), config, unet, host)
     config = _known_model(config, unet)
     ops.resolve_backend(config.backend, _device(unet))
     if compile is not False:
@@ -180,7 +180,7 @@ def _check_host(host: Host, config: CacheConfig) -> None:
         raise ValueError(refusal)
 
 
-def _check_origin(origin: Origin, config: CacheConfig, unet: nn.Module, host: Host) -> Origin:
+def _check_origin(origin: TuningCheck, config: CacheConfig, unet: nn.Module, host: Host) -> TuningCheck:
     """Tell, or refuse, what can be known before the first call to differ from where a tuned config comes from."""
     if origin.provenance is not None:
         origin.check_model(unet)

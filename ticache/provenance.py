@@ -116,7 +116,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-class Origin:
+class TuningCheck:
     """Compares a run with where its settings come from, and maps their full steps onto it, or refuses.
 
     on_mismatch: "map": full steps lie at the same shares of a run of another length, and a warning, once, says what

@@ -27,7 +27,7 @@ from ticache.flops import ShapeWatch
 from ticache.history import History
 from ticache.host import Arguments, Host, tensors_in
 from ticache.latents import KnownLatents, latents_of
-from ticache.provenance import Origin, model_identity, scheduler_identity
+from ticache.provenance import TuningCheck, model_identity, scheduler_identity
 from ticache.record import Records, Timer
 from ticache.region import RegionMask
 from ticache.streams import Attribution, Stream, Streams
@@ -54,7 +54,7 @@ class Flight:
 class State:
     """Streams, histories and records of one cached UNet. `before` and `after` are its forward hooks."""
 
-    def __init__(self, unet: nn.Module, plan: Plan, config: CacheConfig, host: Host, origin: Origin):
+    def __init__(self, unet: nn.Module, plan: Plan, config: CacheConfig, host: Host, origin: TuningCheck):
         self.unet = unet
         self.plan = plan
         self.config = config

@@ -31,13 +31,12 @@ from fye_pipeline.models.folder import recommended_guidance
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.world import World
 from fye_pipeline.world.calls import CHECK_HEADS_FROM, TUNE_HEADS_FROM, rendered_calls
-from ticache.calls import Call
-from ticache.fidelity import as_tensor, psnr
-from ticache.progress import Progress
 from ticache.provenance import model_identity
 from ticache.schedule import late_steps_of
-from ticache.search import Choices, resampled
-from ticache.tuning import Tuning
+from ticache.tuning.local_search import Choices, resampled
+from ticache.tuning.metrics import as_tensor, psnr
+from ticache.tuning.trials import CallArguments, Progress
+from ticache.tuning.tune import Tuning
 
 STEPS = 30
 TARGET = 45.0  # dB
@@ -102,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ship(rows, record, preview=args.preview)
 
 
-def clips_of(world: World, steps: int, *, frames: int, clips: int, check_clips: int) -> tuple[list[Call], list[Call]]:
+def clips_of(
+    world: World, steps: int, *, frames: int, clips: int, check_clips: int
+) -> tuple[list[CallArguments], list[CallArguments]]:
     """Calls to search on and calls for the check."""
     made = {"frames": frames, "steps": steps, "guidance": recommended_guidance(SHIPPED_MODEL)}
     first, held = TUNE_HEADS_FROM, CHECK_HEADS_FROM
@@ -112,7 +113,12 @@ def clips_of(world: World, steps: int, *, frames: int, clips: int, check_clips: 
 
 
 def measure(
-    pipe: FollowYourEmojiPipeline, search: list[Call], check: list[Call], journal: Path | None, *, quick: bool
+    pipe: FollowYourEmojiPipeline,
+    search: list[CallArguments],
+    check: list[CallArguments],
+    journal: Path | None,
+    *,
+    quick: bool,
 ) -> list[Row]:
     """Late and tuned at several numbers of full steps, for two cuts; the target; the presets."""
     watch = Watch()
@@ -193,7 +199,9 @@ def cheapest(configs: Iterable[ticache.CacheConfig], level: float) -> ticache.Ca
     return max(enough, key=saved) if enough else max(configs, key=kept)
 
 
-def exhaustive(pipe: FollowYourEmojiPipeline, calls: Sequence[Call], count: int = 4, steps: int = 10) -> list[Row]:
+def exhaustive(
+    pipe: FollowYourEmojiPipeline, calls: Sequence[CallArguments], count: int = 4, steps: int = 10
+) -> list[Row]:
     """Every schedule of `count` full steps in a short run, best first; where the late one stands among them."""
     uncached = [as_tensor(again(pipe, call)) for call in calls]
     found = []
@@ -212,7 +220,7 @@ def exhaustive(pipe: FollowYourEmojiPipeline, calls: Sequence[Call], count: int 
     ]
 
 
-def again(pipe: FollowYourEmojiPipeline, call: Call) -> Any:
+def again(pipe: FollowYourEmojiPipeline, call: CallArguments) -> Any:
     """One call, its generator wound back."""
     state = call["generator"].get_state()
     try:

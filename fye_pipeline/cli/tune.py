@@ -122,7 +122,7 @@ def _search(
 ) -> Any:
     """Tune, telling of progress. -> the tuned `ticache.CacheConfig`. Raises `UserError` for what cannot be searched."""
     import ticache
-    from ticache.progress import Progress, described
+    from ticache.tuning.trials import Progress, described
 
     best: list[float | None] = [None]
 

@@ -11,21 +11,14 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ticache.schedule import LATE_EXPONENT, late_steps_of
+from ticache.tuning.metrics import mean
+from ticache.tuning.trials import Candidate, Exhausted, Trials
 
 HALVINGS = 2  # of how much later or earlier the whole schedule is stretched, from 0.5 of the exponent on
 HOPELESS = 0.5  # in the metric's unit: where one place loses more than this, two places in that direction are not tried
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One setting to try: the full steps, and how the others are predicted."""
-
-    steps: tuple[int, ...]
-    order: int = 2
-    cut: str = "outer"
-    forecaster: str = "newton"
 
 
 @dataclass(frozen=True)
@@ -49,14 +42,10 @@ class Choices:
         ]
 
 
-class Exhausted(Exception):
-    """The bound on trials is reached."""
-
-
 Evaluate = Callable[[Candidate], float]  # more is better; raises Exhausted
 
 
-class Climb:
+class LocalSearch:
     """The search at one number of full steps. `best` and `value` are the best so far, also after an interruption."""
 
     def __init__(self, count: int, num_steps: int, evaluate: Evaluate, choices: Choices, *, seed: int = 0):
@@ -75,7 +64,7 @@ class Climb:
         return self.value
 
     def run(self, *, goal: float = math.inf, limit: float = math.inf, hints: Iterable[Sequence[int]] = ()) -> bool:
-        """Climb until nothing near is better, `goal` is reached or `limit` trials are spent. -> is the goal reached?
+        """Search until nothing near is better, `goal` is reached or `limit` trials are spent. -> is the goal reached?
 
         hints: schedules worth a trial, such as what was found for another number of steps.
         """
@@ -165,7 +154,7 @@ class Climb:
 
 
 class _Spent(Exception):
-    """One climb's own limit is reached."""
+    """One local search's own limit is reached."""
 
 
 def fewest_late(num_steps: int, reaches: Callable[[int], bool]) -> int:
@@ -194,3 +183,114 @@ def resampled(steps: Sequence[int], count: int, num_steps: int) -> tuple[int, ..
         wanted = math.floor(steps[below] + (at - below) * (steps[below + 1] - steps[below]) + 0.5)
         taken.append(min(max(wanted, taken[-1] + 1 if taken else 0), num_steps - count + j))
     return tuple(taken)
+
+
+class GoalSearch:
+    """One tuning: local searches at one number of full steps or several, until done, out of budget or interrupted."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        choices: Choices,
+        seed: int,
+        target: float | None,
+        full_steps: int | None,
+        hints: Iterable[Sequence[int]],
+    ):
+        assert trials.uncached.num_steps is not None
+        self.num_steps: int = trials.uncached.num_steps
+        if full_steps is not None and full_steps > self.num_steps:
+            raise ValueError(f"full_steps must be at most the run's {self.num_steps} steps, got {full_steps}")
+        self.notes: list[str] = []
+        self._trials, self._choices, self._seed = trials, choices, seed
+        self._target, self._full_steps, self._hints = target, full_steps, hints
+        self._searches: dict[int, LocalSearch] = {}
+        self._interrupted = False
+
+    def run(self) -> None:
+        """Search. Ctrl-C ends it; before the first trial there is nothing to return, so it goes on to the caller."""
+        try:
+            if self._full_steps is not None:
+                self._search(self._full_steps).run(hints=self._hints)
+            else:
+                self._find_fewest()
+        except Exhausted:
+            self.notes.append(f"the bound was reached after {self._trials.budget.made} trials")
+        except KeyboardInterrupt:
+            self._interrupted = True
+        if all(math.isinf(search.value) for search in self._searches.values()):
+            if self._interrupted:
+                raise KeyboardInterrupt
+            raise ValueError("no trial was made: allow at least one in trials= or more minutes=")
+
+    @property
+    def best(self) -> Candidate:
+        """The fewest full steps that reach the target; where none does (or none is set), the best fidelity."""
+        tried = {count: search for count, search in self._searches.items() if not math.isinf(search.value)}
+        if self._target is not None:
+            reached = [count for count, search in tried.items() if search.value >= self._target]
+            if reached:
+                return tried[min(reached)].best
+            if not self._interrupted:
+                return self._choices.start(tuple(range(self.num_steps)))
+        return max(tried.values(), key=lambda search: search.value).best
+
+    def figures(self) -> dict[str, Any]:
+        """Figures of the best, of the late schedule and of one full step fewer; notes what falls short."""
+        best = self.best
+        count = len(best.steps)
+        late = LocalSearch(count, self.num_steps, self._trials, self._choices).best
+        rows = {"tuned": best, "late": late}
+        fewer = self._searches.get(count - 1)
+        if self._target is not None and fewer is not None and not math.isinf(fewer.value):
+            rows["fewer"] = fewer.best
+        figures: dict[str, Any] = {name: {"calibration": None, "check": None} for name in rows}
+        flops_ratio = None
+        try:
+            for name, candidate in rows.items():
+                score = self._trials.calibrated(candidate)
+                figures[name]["calibration"] = round(mean(score.values), 3)
+                if name == "tuned":
+                    flops_ratio = score.flops_ratio
+                if self._trials.check and not self._interrupted:
+                    figures[name]["check"] = round(mean(self._trials.checked(candidate).values), 3)
+        except KeyboardInterrupt:
+            self._interrupted = True
+        self._note(figures["tuned"])
+        return {
+            **figures,
+            "full_steps": count,
+            "flops_ratio": None if flops_ratio is None else round(flops_ratio, 3),
+            "calibration_calls": len(self._trials.calibration),
+            "check_calls": len(self._trials.check),
+        }
+
+    def _note(self, tuned: dict[str, Any]) -> None:
+        if self._interrupted:
+            self.notes.append("interrupted: this is the best so far")
+        if tuned["check"] is None:
+            self.notes.append("not checked on calls that the search did not see")
+        elif self._target is not None and tuned["check"] < self._target:
+            short = self._target - tuned["check"]
+            self.notes.append(f"the check falls {short:.2f} short of the target {self._target:g}")
+
+    def _search(self, count: int) -> LocalSearch:
+        if count not in self._searches:
+            self._searches[count] = LocalSearch(count, self.num_steps, self._trials, self._choices, seed=self._seed)
+        return self._searches[count]
+
+    def _find_fewest(self) -> None:
+        """Bisect on the late schedule, then tune below while that reaches the target; what is left polishes."""
+        target, budget = self._target, self._trials.budget
+        assert target is not None
+        count = fewest_late(self.num_steps, lambda count: self._search(count).start() >= target)
+        if count == self.num_steps:
+            self._search(count).start()
+        while count > 1:
+            left = math.inf if budget.trials is None else max(3, (budget.trials - budget.made) * 2 // 3)
+            hint = resampled(self._search(count).best.steps, count - 1, self.num_steps)
+            if not self._search(count - 1).run(goal=target, limit=left, hints=[hint]):
+                break
+            count -= 1
+        below = self._searches.get(count - 1)
+        self._search(count).run(hints=[resampled(below.best.steps, count, self.num_steps)] if below else [])

@@ -9,14 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from ticache.api import find_unet, remove
-from ticache.calls import Call, Calls, Maker, digest_of, settings_of
 from ticache.config import CacheConfig
-from ticache.fidelity import Metric, psnr
-from ticache.goals import Search
-from ticache.progress import OnProgress, Progress, quiet, shown_to
 from ticache.provenance import Provenance, model_identity, scheduler_identity, versions
-from ticache.search import Choices
-from ticache.trials import Bound, Journal, References, Trials, metric_of
+from ticache.tuning.local_search import Choices, GoalSearch
+from ticache.tuning.metrics import Metric, psnr
+from ticache.tuning.trials import (
+    Budget,
+    CallArguments,
+    CallRunner,
+    CallSet,
+    OnProgress,
+    Progress,
+    TrialLog,
+    Trials,
+    UncachedRuns,
+    digest_of,
+    metric_of,
+    quiet,
+    settings_of,
+    shown_to,
+)
 
 logger = logging.getLogger("ticache")
 
@@ -26,11 +38,11 @@ TRIALS = 40  # where neither trials nor minutes is given
 def tune(
     target: Any,
     *,
-    calls: Sequence[Call],
+    calls: Sequence[CallArguments],
     target_psnr: float | None = None,
     full_steps: int | None = None,
     run: Callable[..., Any] | None = None,
-    check: Sequence[Call] | None = None,
+    check: Sequence[CallArguments] | None = None,
     scheduler: Any = None,
     num_steps: int | None = None,
     region: Any = None,
@@ -66,7 +78,7 @@ def tune(
     base: every other setting (axis, dtype, noise_order, ...).
     trials, minutes: the bound, 40 trials if none is given; uncached runs and the check come on top.
     journal: a file in which every trial is kept; the same search goes on from it.
-    progress: a line on a terminal, or a callable that gets a `ticache.progress.Progress`.
+    progress: a line on a terminal, or a callable that gets a `ticache.tuning.trials.Progress`.
 
     Ctrl-C ends the search and returns the best so far, unchecked. The same seed gives the same config. The result
     leaves nothing applied. ValueError or TypeError for arguments that cannot be.
@@ -97,9 +109,9 @@ class Tuning:
         self,
         target: Any,
         *,
-        calls: Sequence[Call],
+        calls: Sequence[CallArguments],
         run: Callable[..., Any] | None = None,
-        check: Sequence[Call] | None = None,
+        check: Sequence[CallArguments] | None = None,
         scheduler: Any = None,
         num_steps: int | None = None,
         region: Any = None,
@@ -116,16 +128,16 @@ class Tuning:
                     "run= is needed for a bare UNet: a function that makes one call and returns its result"
                 )
             run = target
-        self._given = Calls(calls, check, region, seed)
+        self._given = CallSet(calls, check, region, seed)
         self._scheduler = scheduler if scheduler is not None else getattr(self._pipe, "scheduler", None)
         self._base = (base or CacheConfig()).replaced(provenance=None)
         self._metric, self._seed, self._progress = metric, seed, progress
         self._has_region = region is not None
         self._target = target
-        self._journal = Journal(None if journal is None else Path(journal), self._problem())
+        self._log = TrialLog(None if journal is None else Path(journal), self._problem())
         options = {"scheduler": scheduler, "num_steps": num_steps}
-        self._run = Maker(target, run, self._given.calls, self._base, seed, self._unet, options)
-        self._references = References(self._run)
+        self._run = CallRunner(target, run, self._given.calls, self._base, seed, self._unet, options)
+        self._uncached = UncachedRuns(self._run)
 
     def find(
         self,
@@ -144,19 +156,19 @@ class Tuning:
         given = self._given
         remove(self._target)
         with shown_to(self._progress) as on_progress, quiet(self._pipe):
-            self._references.on_run = lambda done: on_progress(Progress("uncached", done, len(given.calls)))
-            first = self._references[given.calibration[0]]  # the first uncached run tells T
+            self._uncached.on_run = lambda done: on_progress(Progress("uncached", done, len(given.calls)))
+            first = self._uncached[given.calibration[0]]  # the first uncached run tells T
             seen = Trials(
                 run=self._run,
-                references=self._references,
+                uncached=self._uncached,
                 calibration=given.calibration,
                 check=given.check,
                 metric=metric_of(self._metric, given.regions),
-                journal=self._journal,
-                bound=Bound(TRIALS if trials is None and minutes is None else trials, minutes),
+                log=self._log,
+                budget=Budget(TRIALS if trials is None and minutes is None else trials, minutes),
                 on_progress=on_progress,
             )
-            search = Search(seen, choices, self._seed, target_psnr, full_steps, hints)
+            search = GoalSearch(seen, choices, self._seed, target_psnr, full_steps, hints)
             search.run()
             figures = search.figures()
         provenance = Provenance(
@@ -168,7 +180,7 @@ class Tuning:
             region=self._has_region,
             goal={"full_steps": full_steps} if target_psnr is None else {"target_psnr": target_psnr},
             figures=figures,
-            trials=seen.bound.made,
+            trials=seen.budget.made,
             seed=self._seed,
             notes=search.notes,
             versions=versions(),

@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from ticache.schedule import late_steps, late_steps_of, map_steps
-from ticache.search import Candidate, Choices, Climb, Exhausted, fewest_late, resampled
+from ticache.tuning.local_search import Choices, LocalSearch, fewest_late, resampled
+from ticache.tuning.trials import Candidate, Exhausted
 
 CHOICES = Choices(orders=(2, 1), cuts=("outer",))
 
@@ -23,13 +24,13 @@ def peak(best: tuple[int, ...], order: int = 2, cut: str = "outer"):
 
 
 @pytest.mark.parametrize("best", [(0, 7, 14, 20, 26, 29), (0, 2, 4, 9, 18, 29), (0, 12, 20, 23, 25, 28)])
-def test_a_climb_reaches_a_single_peak(best: tuple[int, ...]) -> None:
-    climb = Climb(6, 30, peak(best, order=1), CHOICES)
-    assert not climb.run()
-    assert (climb.best.steps, climb.best.order, climb.value) == (best, 1, 50.0)
+def test_a_search_reaches_a_single_peak(best: tuple[int, ...]) -> None:
+    search = LocalSearch(6, 30, peak(best, order=1), CHOICES)
+    assert not search.run()
+    assert (search.best.steps, search.best.order, search.value) == (best, 1, 50.0)
 
 
-def test_a_climb_moves_neighbours_together() -> None:
+def test_a_search_moves_neighbours_together() -> None:
     """Neither of two steps gains by moving alone; only with the other."""
 
     def worth(candidate: Candidate) -> float:
@@ -37,9 +38,9 @@ def test_a_climb_moves_neighbours_together() -> None:
         return -abs(a - 15) - 10 * abs(b - a - (late[2] - late[1]))
 
     late = late_steps_of(4, 30)
-    climb = Climb(4, 30, worth, Choices(orders=(2,), cuts=("outer",)))
-    climb.run()
-    assert climb.best.steps[1:3] == (15, 15 + late[2] - late[1])
+    search = LocalSearch(4, 30, worth, Choices(orders=(2,), cuts=("outer",)))
+    search.run()
+    assert search.best.steps[1:3] == (15, 15 + late[2] - late[1])
 
 
 def test_the_search_begins_with_the_late_schedule_and_tries_nothing_twice() -> None:
@@ -49,7 +50,7 @@ def test_the_search_begins_with_the_late_schedule_and_tries_nothing_twice() -> N
         tried.append(candidate)
         return peak((0, 5, 12, 20, 26, 29))(candidate)
 
-    Climb(6, 30, worth, CHOICES).run()
+    LocalSearch(6, 30, worth, CHOICES).run()
     assert tried[0] == Candidate(late_steps(30, 5), 2, "outer", "newton")
     assert len(tried) == len(set(tried))
     assert all(len(set(each.steps)) == 6 and each.steps[0] == 0 and max(each.steps) < 30 for each in tried)
@@ -63,7 +64,7 @@ def test_seeds_order_the_moves_and_nothing_else_is_random() -> None:
             tried.append(candidate)
             return 0.0
 
-        Climb(5, 20, worth, CHOICES, seed=seed).run()
+        LocalSearch(5, 20, worth, CHOICES, seed=seed).run()
         return tried
 
     assert order(1) == order(1)
@@ -73,12 +74,12 @@ def test_seeds_order_the_moves_and_nothing_else_is_random() -> None:
 
 def test_a_goal_a_limit_and_exhaustion_end_it_with_the_best_so_far() -> None:
     worth = peak((0, 5, 12, 20, 26, 29))
-    climb = Climb(6, 30, worth, CHOICES)
-    assert climb.run(goal=42)
-    assert 42 <= climb.value < 50
+    search = LocalSearch(6, 30, worth, CHOICES)
+    assert search.run(goal=42)
+    assert 42 <= search.value < 50
 
     counted = itertools.count(1)
-    limited = Climb(6, 30, lambda candidate: next(counted) and worth(candidate), CHOICES)
+    limited = LocalSearch(6, 30, lambda candidate: next(counted) and worth(candidate), CHOICES)
     limited.run(limit=4)
     assert next(counted) == 5
 
@@ -89,7 +90,7 @@ def test_a_goal_a_limit_and_exhaustion_end_it_with_the_best_so_far() -> None:
             raise Exhausted
         return worth(candidate)
 
-    scanty = Climb(6, 30, scarce, CHOICES)
+    scanty = LocalSearch(6, 30, scarce, CHOICES)
     with pytest.raises(Exhausted):
         scanty.run()
     assert scanty.value > worth(CHOICES.start(late_steps(30, 5)))
