@@ -89,7 +89,7 @@ def test_frames_that_the_caller_has_are_not_decoded_again(
         ({"window": 5}, "window was 4 and is 5"),
         ({"landmarks": pictures(FRAMES - 1)}, "frames was 11 and is 10"),
         ({"image": np.zeros((80, 80, 3), np.uint8)}, "another portrait"),
-        ({"image_tokens": torch.zeros(1, 17, 96)}, "another image_tokens"),
+        ({"image_tokens": torch.zeros(1, 5, 16)}, "another image_tokens"),
         ({"landmarks": pictures(FRAMES)[::-1]}, "other landmarks or regions of frames 0 to 10"),
         ({"region": np.zeros((FRAMES, 8, 8))}, "other landmarks or regions of frames 0 to 10"),
     ],
