@@ -19,7 +19,30 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # The files that take longest, longest first: two workers that begin with them end together.
-LONGEST_FIRST: tuple[str, ...] = ()
+LONGEST_FIRST = (
+    "test_ticache_pipelines.py",
+    "test_animate_long_video.py",
+    "test_ticache_compile.py",
+    "test_cli.py",
+    "test_parity.py",
+    "test_training_loop.py",
+    "test_training_resume.py",
+    "test_animate_faults.py",
+    "test_sampling_progressive.py",
+    "test_pipeline.py",
+    "test_evaluation_rendered.py",
+    "test_step_path.py",
+    "test_training_prepare.py",
+    "test_tune.py",
+    "test_acceleration.py",
+    "test_animate_machine_faults.py",
+    "test_training_steps.py",
+    "test_batch_workers.py",
+    "test_find_unet.py",
+    "test_ticache_sites.py",
+    "test_kernels_compile.py",
+    "test_landmarks_detector.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
