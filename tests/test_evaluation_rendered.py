@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from training_parts import small_parts
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import rendered as reenactment
 from fye_pipeline.evaluation.summary import check_thresholds, describe, mean_of
 from fye_pipeline.evaluation.world_identity import fit_identity, separation
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
-from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.world import World
 
@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"clips": 2, "frames": 3, "steps": 2, "identity_people":
 
 @pytest.fixture(scope="module")
 def model() -> FollowYourEmojiPipeline:
-    return FollowYourEmojiPipeline(**build_tiny(0, in_channels=9, reference_hint=True))
+    return FollowYourEmojiPipeline(**small_parts())
 
 
 def test_every_row_has_every_figure_and_a_killed_run_goes_on(
