@@ -11,7 +11,7 @@ from typing import Any
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import remembered_digest
+from fye_pipeline.storage.hashing import digest_of_folder, remembered_digest
 
 logger = logging.getLogger("fye")
 
@@ -26,14 +26,17 @@ def resolve(options: Mapping[str, Any], model: Path | None) -> tuple[str | None,
     None, and the options as they are, where the preset is ticache's generic one: the folder has no own one, or one for
     other weights, or there is no folder (a note in the log says which), or an explicit N asks for another schedule.
     """
-    name = options.get("preset")
-    if name not in NAMES or "N" in options or "schedule" in options:
+    tuned, why_not = _find(options, model)
+    if tuned is None:
+        if why_not:
+            _tell_once(f"preset {options['preset']} is the generic one of ticache: {why_not}")
         return None, dict(options)
-    found, why_not = _find(str(name), model)
-    if found is None:
-        _tell_once(f"preset {name} is the generic one of ticache: {why_not}")
-        return None, dict(options)
-    return json.dumps(found), {key: value for key, value in options.items() if key != "preset"}
+    return json.dumps(tuned), {key: value for key, value in options.items() if key != "preset"}
+
+
+def tuned_config(options: Mapping[str, Any], model: Path | None) -> dict[str, Any] | None:
+    """The tuned config that `resolve` would find, as plain values, without a word."""
+    return _find(options, model)[0]
 
 
 def read(model: Path) -> dict[str, Any] | None:
@@ -62,6 +65,11 @@ def write(model: Path, presets: Mapping[str, Mapping[str, Any]], conditions: Map
     return path
 
 
+def digest_of_model(model: Path) -> str:
+    """Of the contents of a model folder, whatever has been tuned for it."""
+    return digest_of_folder(model, but=(FILE,))
+
+
 def weight_files(model: Path) -> dict[str, str]:
     """SHA-256 of the files that hold the UNet's weights, by name: which model the presets are for."""
     files = sorted(file for file in (model / "unet").glob("*") if file.suffix in _WEIGHTS)
@@ -73,7 +81,11 @@ def _tell_once(note: str) -> None:
     logger.warning("%s", note)
 
 
-def _find(name: str, model: Path | None) -> tuple[dict[str, Any] | None, str]:
+def _find(options: Mapping[str, Any], model: Path | None) -> tuple[dict[str, Any] | None, str]:
+    """A tuned config, or why a preset that was asked for has none."""
+    name = options.get("preset")
+    if name not in NAMES or "N" in options or "schedule" in options:
+        return None, ""
     if model is None:
         return None, "the model was not loaded from a folder"
     content = read(model)

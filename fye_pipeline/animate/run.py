@@ -136,13 +136,14 @@ def is_finished(output: Path, settings: AnimationSettings) -> bool:
         return False
     try:
         note = json.loads(read_comment(output))
-        made_with, made_from = note["settings"], note["inputs"]
+        made_with, made_from = note["settings"], dict(note["inputs"])
     except (ValueError, KeyError, TypeError):
-        made_with = made_from = None
+        made_with, made_from = None, {}
     if made_with != settings.to_dict():
         raise UserError(f"{output} was made with other settings; pass --overwrite to replace it.")
-    if made_from != input_digests(settings):
-        raise UserError(f"{output} was made from another portrait or driver; pass --overwrite to replace it.")
+    now = input_digests(settings)
+    if changed := [name for name in now if made_from.get(name) != now[name]]:
+        raise UserError(f"{output} was made from another {', another '.join(changed)}; pass --overwrite to replace it.")
     return True
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings, DType
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector, Mode
@@ -60,9 +61,9 @@ class AnimationSession:
         self.detector.__exit__(kind, error, trace)
 
     def model(self, settings: AnimationSettings) -> FollowYourEmojiPipeline:
-        """The model of these settings, loaded once while they stay the same. Raises `UserError` as `load_model`."""
+        """The model of these settings, loaded once while its files stay. Raises `UserError` as `load_model`."""
         dtype = choose_dtype(settings.dtype, self.device)
-        key = (settings.model, dtype, settings.vae_tiling)
+        key = (settings.model, presets.digest_of_model(settings.model), dtype, settings.vae_tiling)
         if self._loaded is None or self._loaded[0] != key or self._loaded[1].unet.dtype != dtype:
             self._loaded = None  # two models need not be held at once
             options: dict[str, Any] = {"offload": self.offload, "vae_tiling": settings.vae_tiling}

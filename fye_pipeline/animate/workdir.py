@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import logger
@@ -26,10 +27,15 @@ def folder_of(output: Path) -> Path:
 
 
 def input_digests(settings: AnimationSettings) -> dict[str, str]:
-    """What tells the contents of the portrait's and the driver's files from others; their names may stay the same."""
+    """What tells the contents of files, and a preset's schedule, from others; their names may stay the same."""
+    landmarks = settings.reference_landmarks
+    schedule = presets.tuned_config(settings.cache or {}, settings.model)
     return {
         "reference file": digest_of_path(settings.reference),
+        "reference landmarks file": "none" if landmarks is None else digest_of_path(landmarks),
         "driving file": digest_of_path(settings.driving),
+        "model version": presets.digest_of_model(settings.model),
+        "preset schedule": json.dumps(schedule),
     }
 
 

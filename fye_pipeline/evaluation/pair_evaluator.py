@@ -30,7 +30,7 @@ from fye_pipeline.landmarks.model_file import task_file
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.source import open_source
-from fye_pipeline.storage.hashing import digest_of_folder, digest_of_text, remembered_digest
+from fye_pipeline.storage.hashing import digest_of_text, remembered_digest
 from fye_pipeline.storage.run_log import Entry
 
 Frames = NDArray[np.uint8]
@@ -120,12 +120,11 @@ class Gallery:
     def made_with(self) -> dict[str, Any]:
         """What decides the figures of all pairs, for JSON: files by their contents, a preset by its schedule."""
         settings, made = self.settings, self.outputs is None
-        tuned, _ = presets.resolve(settings.cache or {}, settings.model) if made else (None, {})
         return {
             "frames": settings.frames,
             "settings": settings.to_dict() if made else None,
-            "schedule": tuned,
-            "model_state": digest_of_folder(settings.model, but=(presets.FILE,))[:16] if made else None,
+            "schedule": presets.tuned_config(settings.cache or {}, settings.model) if made else None,
+            "model_state": presets.digest_of_model(settings.model)[:16] if made else None,
             "weights": self.weights.to_dict(),
             "weights_hash": {
                 name: None if path is None else remembered_digest(Path(path))[:16]
