@@ -18,6 +18,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
     "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "unipc": (UniPCMultistepScheduler, {"solver_order": 2}),
+    "euler": (EulerDiscreteScheduler, {}),
     "euler-a": (EulerAncestralDiscreteScheduler, {}),
 }
 
@@ -66,6 +68,7 @@ class BenchmarkModel(ABC):
     pipe: Any
     masks: list[NDArray[np.float32]]  # of each clip's face, [F, H, W]
     regions: list[NDArray[np.float32]]  # of each clip's expression, for Eq. 4
+    sizes: Sizes
     lpips: Lpips | None = None
 
     def renew(self) -> None:
@@ -107,6 +110,10 @@ class BenchmarkModel(ABC):
         means = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
         perceived = None if self.lpips is None else self.lpips(video, reference)
         return means | {"lpips": perceived} | self.truth_figures(clip, video)
+
+    def psnrs(self, video: NDArray[np.floating], reference: NDArray[np.floating]) -> list[float]:
+        """Of each part that counts by itself."""
+        return [metrics.psnr(video[part], reference[part]) for part in self._parts(len(video))]
 
     @staticmethod
     def _fidelity(video: Any, reference: Any, mask: Any) -> dict[str, float]:
