@@ -23,7 +23,7 @@ from fye_pipeline.evaluation.world_identity import FITTED_PEOPLE, WorldIdentity,
 from fye_pipeline.landmarks.alignment import align
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence
-from fye_pipeline.landmarks.masks import expression_mask, facial_mask
+from fye_pipeline.landmarks.masks import face_region, facial_mask
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import OnProgress, hush_libraries, logger, silent
@@ -284,7 +284,7 @@ class ClipEvaluator:
         began = time.perf_counter()
         if cached_landmarks is None:
             return generate(model, portrait, pictures, **run), time.perf_counter() - began
-        region = expression_mask(cached_landmarks, *pictures.shape[1:3])
+        region = face_region(cached_landmarks, *pictures.shape[1:3])
         with model.enable_cache(**(self.plan.cache or {})):
             video = generate(model, portrait, pictures, region=region, **run)
         return video, time.perf_counter() - began
