@@ -28,7 +28,7 @@ import ticache
 from benchmarks.common import ROOT, conditions, flags, percentiles, print_table, require_green, timer_of, write_json
 from benchmarks.networks import UNETS, TimedUNet
 
-TESTS = ("tests/test_ops.py", "tests/test_ticache_sites.py")
+TESTS = ("tests/test_ops.py", "tests/test_forward_context.py")
 CUTS = ("outer", "output", "branches")
 STEPS = {False: 30, True: 9}  # of a run, for the long form and the quick one
 QUICK_MODELS = ["sd15", "animatediff"]
