@@ -25,7 +25,7 @@ def test_json_there_and_back(config: CacheConfig) -> None:
 
 def test_defaults_are_the_contract() -> None:
     config = CacheConfig()
-    assert (config.cut, config.forecaster, config.schedule) == ("outer", "newton", "late")
+    assert (config.cut, config.forecaster, config.schedule) == ("outer", "newton", "spread")
     assert (config.axis, config.boundary, config.steps) == ("step", 0, None)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticache.schedule import FullSteps, boundary_step, late_steps, uniform_steps
+from ticache.schedule import FullSteps, boundary_step, late_steps, spread_steps, uniform_steps
 
 
 @pytest.mark.parametrize(
@@ -26,9 +29,26 @@ def test_late_table(steps: int, N: int, expected: tuple[int, ...]) -> None:
     assert late_steps(steps, N) == expected
 
 
+@pytest.mark.parametrize(
+    ("steps", "N", "expected"),
+    [
+        (30, 3, (0, 3, 7, 10, 13, 17, 20, 23, 26, 29)),
+        (20, 3, (0, 3, 7, 10, 13, 16, 19)),
+        (30, 5, (0, 6, 12, 18, 24, 29)),
+        (4, 1, (0, 1, 2, 3)),
+        (3, 5, (0,)),
+        (0, 3, ()),
+    ],
+)
+def test_spread_table(steps: int, N: int, expected: tuple[int, ...]) -> None:
+    assert spread_steps(steps, N) == expected
+    assert FullSteps(steps, N=N).listed() == expected
+
+
+@pytest.mark.parametrize("rule", [late_steps, spread_steps])
 @given(steps=st.integers(1, 120), N=st.integers(1, 40))
-def test_late_has_its_count_its_ends_and_grows_denser(steps: int, N: int) -> None:
-    full = late_steps(steps, N)
+def test_full_steps_have_their_count_and_their_ends(rule: Callable[[int, int], Any], steps: int, N: int) -> None:
+    full = rule(steps, N)
     count = -(-steps // N)
     assert len(full) == len(set(full)) == count
     assert list(full) == sorted(full)

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ticache import cut_plan, ops
+from ticache import cuts, ops
+from ticache.cache import needs_num_steps
 from ticache.calibration import Calibration
 from ticache.config import CacheConfig
-from ticache.controller import Controller
-from ticache.hooks import attached_controller
-from ticache.inputs import PipelineInfo, unwrapped
+from ticache.hooks import Attachment, attached_state
+from ticache.host import Host, unwrapped
 from ticache.provenance import TuningCheck, model_identity
 from ticache.region import Region, RegionMask
 from ticache.session import Session
+from ticache.state import State
 
 logger = logging.getLogger("ticache")
 
@@ -61,10 +62,9 @@ def apply(
     target: a pipeline with a UNet, or the UNet itself.
     N to calibration: see `CacheConfig`. They win over `config`, or over the preset ("paper", "fast", "balanced" or
         "faithful"), which fills what is left out. The default is N=3, order=2, cut="outer", Newton weights on the
-        "late" schedule: 10 of 30 steps in full, 2.6x fewer operations for SD 1.5. It is what the tables of
-        benchmarks/README.md and docs/ticache.md show: 69.8 dB against the uncached run on the portrait model that ships
-        (schedule "uniform" 58.8, order 1 68.0, cut="output" 68.8 with fewer operations, the paper's recipe 55.6,
-        DeepCache 47.0), and 54.1 dB on a small SD-like model (there order 1 has 56.7, cut="output" 47.4).
+        "spread" schedule: 10 of 30 steps in full, 2.6x fewer operations for SD 1.5. Of the fixed schedules it loses
+        least to the best one over samplers and guidance (docs/schedules.md); "late" is better without guidance on
+        samplers of many steps.
         schedule="auto" fits the full steps to your model, sampler and guidance: the first run of a kind is made in full
         and recorded, the next are predicted. calibration: `session.calibration` of another process, or its JSON text;
         with it the first run is predicted too, and schedule is "auto".
@@ -87,21 +87,23 @@ def apply(
     given = {name: value for name, value in locals().items() if name in _SETTINGS and value is not _LEFT_OUT}
     pipe, component, unet = find_unet(target)
     config = _settings(config, preset, given)
-    pipeline = PipelineInfo(pipe, scheduler, num_steps, component)
-    _check_pipeline(pipeline, config)
-    check = _check_tuning(TuningCheck(config.provenance, on_mismatch), config, unet, pipeline)
+    host = Host(pipe, scheduler, num_steps, component)
+    _check_host(host, config)
+    origin = _check_origin(TuningCheck(config.provenance, on_mismatch), config, unet, host)
     config = _known_model(config, unet)
     ops.resolve_backend(config.backend, _device(unet))
     if compile is not False:
         torch.compile(lambda: None, **({} if compile is True else compile))  # raises for options that are none
-    plan = cut_plan.plan(unet, config.cut, depth=config.depth, resnets=config.resnets)
-    mask = RegionMask(region)
-    _replace(unet, pipeline)
-    controller = Controller(unet, plan, config, pipeline, check)
-    controller.region = mask
-    controller.session = session = Session(controller)
+    plan = cuts.plan(unet, config.cut, depth=config.depth, resnets=config.resnets)
+    state = State(unet, plan, config, host, origin)
+    state.region = RegionMask(region)
+    _replace(unet, host)
+    state.attachment = Attachment(unet, plan.units, state)
+    state.session = session = Session(state)
+    state.attachment.pipeline.listen(host.pipe)
+    state.attachment.hook_controlnet(host.controlnet, state)
     if compile is not False:
-        controller.attachment.compile({} if compile is True else compile)
+        state.attachment.compile({} if compile is True else compile)
     return session
 
 
@@ -116,9 +118,9 @@ def remove(target: Any) -> None:
     )
     if model is None:
         return
-    controller = attached_controller(unwrapped(model))
-    if controller is not None:
-        controller.session.remove()
+    state = attached_state(unwrapped(model))
+    if state is not None:
+        state.session.remove()
 
 
 def find_unet(target: Any) -> tuple[Any, str, nn.Module]:
@@ -132,7 +134,7 @@ def find_unet(target: Any) -> tuple[Any, str, nn.Module]:
         if model is None:
             raise ValueError(_why_no_unet(target))
     unet = unwrapped(model)
-    why = cut_plan.why_not_a_unet(unet)
+    why = cuts.why_not_a_unet(unet)
     if why is not None:
         raise ValueError(why)
     return pipe, component, unet
@@ -157,33 +159,33 @@ def _settings(config: CacheConfig | None, preset: str | None, settings: dict[str
     return config.replaced(**settings)
 
 
-def _check_pipeline(pipeline: PipelineInfo, config: CacheConfig) -> None:
-    if pipeline.num_steps is not None and (isinstance(pipeline.num_steps, bool) or pipeline.num_steps < 1):
-        raise ValueError(f"num_steps must be >= 1, got {pipeline.num_steps}")
-    if pipeline.scheduler is None and pipeline.num_steps is None and config.needs_num_steps:
+def _check_host(host: Host, config: CacheConfig) -> None:
+    if host.num_steps is not None and (isinstance(host.num_steps, bool) or host.num_steps < 1):
+        raise ValueError(f"num_steps must be >= 1, got {host.num_steps}")
+    if host.scheduler is None and host.num_steps is None and needs_num_steps(config):
         raise ValueError(
             "the number of steps is unknown: pass scheduler= or num_steps=, or use schedule='uniform' with an absolute "
             "boundary"
         )
-    if config.axis == "logsnr" and pipeline.scheduler is None:
+    if config.axis == "logsnr" and host.scheduler is None:
         raise ValueError("axis='logsnr' needs a scheduler with alphas_cumprod or sigmas; pass scheduler=")
-    if type(pipeline.pipe).__name__.startswith("LEditsPP"):
+    if type(host.pipe).__name__.startswith("LEditsPP"):
         raise ValueError(
-            f"{type(pipeline.pipe).__name__} stores attention maps at every step and inverts with fresh noise at each, "
-            "so no step can be predicted; run it uncached"
+            f"{type(host.pipe).__name__} stores attention maps at every step and inverts with fresh noise at each, so "
+            "no step can be predicted; run it uncached"
         )
-    refusal = pipeline.few_step_model(pipeline.num_steps)
+    refusal = host.few_step_model(host.num_steps)
     if refusal is not None:
         raise ValueError(refusal)
 
 
-def _check_tuning(check: TuningCheck, config: CacheConfig, unet: nn.Module, pipeline: PipelineInfo) -> TuningCheck:
+def _check_origin(origin: TuningCheck, config: CacheConfig, unet: nn.Module, host: Host) -> TuningCheck:
     """Tell, or refuse, what can be known before the first call to differ from where a tuned config comes from."""
-    if check.provenance is not None:
-        check.check_model(unet)
-        check.check_scheduler(pipeline.scheduler)
-        check.steps(config.steps or (), pipeline.num_steps)
-    return check
+    if origin.provenance is not None:
+        origin.check_model(unet)
+        origin.check_scheduler(host.scheduler)
+        origin.steps(config.steps or (), host.num_steps)
+    return origin
 
 
 def _known_model(config: CacheConfig, unet: nn.Module) -> CacheConfig:
@@ -203,18 +205,14 @@ def _known_model(config: CacheConfig, unet: nn.Module) -> CacheConfig:
     return config.replaced(calibration=None)
 
 
-def _replace(unet: nn.Module, pipeline: PipelineInfo) -> None:
+def _replace(unet: nn.Module, host: Host) -> None:
     """Take off the cache that is there."""
-    controller = attached_controller(unet)
-    if controller is None:
+    state = attached_state(unet)
+    if state is None:
         return
-    if (
-        controller.pipeline.pipe is not None
-        and pipeline.pipe is not None
-        and controller.pipeline.pipe is not pipeline.pipe
-    ):
+    if state.host.pipe is not None and host.pipe is not None and state.host.pipe is not host.pipe:
         logger.warning("this UNet is shared: the cache that another pipeline had put on it is replaced for both")
-    controller.session._end("replaced by a later apply")
+    state.session._end("replaced by a later apply")
 
 
 def _device(unet: nn.Module) -> Any:

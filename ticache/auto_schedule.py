@@ -54,8 +54,8 @@ class AutoSchedule:
         recording = self.calibration.find(kind)
         if recording is None and (kind.num_steps > MAX_STEPS or not whole):
             why = f"of more than {MAX_STEPS} steps" if whole else "that begin in the middle"
-            self._tell(f"runs {why} are not recorded: the schedule is 'late'")
-            return config.replaced(schedule="late"), None
+            self._tell(f"runs {why} are not recorded: the schedule is 'spread'")
+            return config.replaced(schedule="spread"), None
         if recording is None:
             self._tell(f"this run of {kind.num_steps} steps is {RECORDED}")
             every = config.replaced(schedule="uniform", N=1, boundary=0)

@@ -16,7 +16,7 @@ from ticache.provenance import Provenance
 
 CUTS = ("output", "outer", "branches")
 AXES = ("step", "timestep", "logsnr")
-SCHEDULES = ("late", "uniform", "auto", "steps")
+SCHEDULES = ("spread", "late", "uniform", "auto", "steps")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 # A preset gives values for what the caller leaves out; explicit arguments win.
@@ -39,7 +39,7 @@ class CacheConfig:
     depth: with cut="outer", how many more up layers stay live: 0 to the number of up layers - 1 (DeepCache's branch).
     resnets: with cut="branches", predict the residual branch of every resnet too.
     forecaster: "newton" (default), "taylor" (Eq. 4), "chebyshev" (Spectrum) or "reuse"; see `ticache.forecast`.
-    schedule: "late" (default), "uniform", "auto", a list of full steps (kept in `steps`), or a callable
+    schedule: "spread" (default), "late", "uniform", "auto", a list of full steps (kept in `steps`), or a callable
         `step -> bool` or `(step, num_steps) -> bool`. "auto" makes the first run of a kind in full and records it;
         later ones have the ceil(T / N) full steps, the forecaster and the order that the recording says are best.
     axis: "step" (default), "timestep" or "logsnr": the variable in which features are extrapolated.
@@ -61,7 +61,7 @@ class CacheConfig:
     depth: int = 0
     resnets: bool = False
     forecaster: str = "newton"
-    schedule: str | Callable[..., bool] = "late"
+    schedule: str | Callable[..., bool] = "spread"
     steps: tuple[int, ...] | None = None
     axis: str = "step"
     boundary: float | int = 0
@@ -105,11 +105,6 @@ class CacheConfig:
         if self.dtype is not None and self.dtype not in DTYPES.values():
             raise ValueError(f"dtype must be a floating-point torch dtype or None, got {self.dtype!r}")
         self._check_boundary()
-
-    @property
-    def needs_num_steps(self) -> bool:
-        """Do these settings make sense only where the number of steps is known?"""
-        return self.schedule in ("late", "auto") or isinstance(self.boundary, float) or self.forecaster == "chebyshev"
 
     @classmethod
     def from_preset(cls, preset: str | None, **given: Any) -> CacheConfig:
@@ -161,9 +156,8 @@ class CacheConfig:
         steps = self.steps
         if not callable(self.schedule) and not isinstance(self.schedule, str):
             if not isinstance(self.schedule, Sequence):
-                raise TypeError(
-                    f"schedule must be 'late', 'uniform', 'auto', a list of steps or a callable, got {self.schedule!r}"
-                )
+                names = ", ".join(map(repr, SCHEDULES[:-1]))
+                raise TypeError(f"schedule must be {names}, a list of steps or a callable, got {self.schedule!r}")
             steps = tuple(self.schedule)
         if steps is None:
             if self.schedule == "steps":
