@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fye_command import Fye
 
 from fye_pipeline.animate.config import AnimationSettings, read_settings
+from fye_pipeline.batch.manifest import read_manifest, row_settings
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.writer import write_video
 
@@ -82,3 +84,33 @@ def test_settings_are_read_from_a_file_and_from_a_video(tmp_path: Path) -> None:
     for name in ("other.mp4", "list.json"):
         with pytest.raises(UserError, match="holds no settings"):
             read_settings(tmp_path / name)
+
+
+SEED = 2**63 - 1  # not a float: those have 53 bits
+
+
+def test_the_largest_seed_comes_out_of_flags_settings_and_a_video_to_the_last_digit(
+    fye: Fye, tmp_path: Path, random_model: Path
+) -> None:
+    saved, first, second = tmp_path / "a.json", tmp_path / "a.mp4", tmp_path / "b.mp4"
+    flags = ("--model", random_model, "--steps", 1, "--frames", 1, "--size", 64, "--no-cache", "--json")
+    code, out, err = fye("animate", "--seed", SEED, "--save-config", saved, "--output", first, *flags)
+    assert code == 0, err
+    assert json.loads(out)["settings"]["seed"] == SEED
+    for source in (saved, first):
+        assert read_settings(source)["seed"] == SEED
+        code, out, err = fye("animate", "--config", source, "--output", second, "--overwrite", "--json")
+        assert code == 0, err
+        assert json.loads(out)["settings"]["seed"] == SEED
+    assert "seed must be < 9223372036854775808" in fye.refused("animate", "--seed", SEED + 1, "--output", second)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("rows.csv", f"output,seed\na.mp4,{SEED}\n"), ("rows.jsonl", f'{{"output": "a.mp4", "seed": {SEED}}}\n')],
+)
+def test_the_largest_seed_comes_out_of_a_manifest_to_the_last_digit(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    (row,) = read_manifest(tmp_path / name)
+    values = {key: value for key, value in row.values.items() if key != "output"}
+    assert row_settings({}, values, "row", lambda options: None).seed == SEED

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from fye_pipeline import progress
 from fye_pipeline.animate import run as preflight
+from fye_pipeline.animate.config import AnimationSettings
+from fye_pipeline.animate.driver import OpenDriver
 from fye_pipeline.animate.renderer import OVERLAP, Renderer, RunStatistics, plan_parts
 from fye_pipeline.errors import UserError
 
@@ -139,6 +143,39 @@ def test_row_41_a_disk_without_room_is_told_before_the_work(tmp_path: Path, monk
         preflight.check_room(tmp_path / "a.mp4", preflight.video_bytes(90_000, (1024, 1024)))
     with pytest.raises(UserError, match=r"may take 4 MB, 7 MB more on the way to it and its disk has 10 MB"):
         preflight.check_room(tmp_path / "a.mp4", preflight.video_bytes(100, (512, 512)), work=7_000_000)
+
+
+def test_row_41_the_disk_has_room_for_the_side_by_side_video_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    portrait: Any = SimpleNamespace(crop=None)
+    driver = OpenDriver(tmp_path / "driver.mp4", Fraction(25), frames=100, wanted=None)
+    plain, pairs = AnimationSettings(), AnimationSettings(compare=True)
+    alone = preflight.video_bytes(100, (512, 512)) + preflight.work_bytes(100, 512, detected=True)
+    beside = preflight.video_bytes(100, (2048, 512)) + preflight.work_bytes(100, 512, detected=False)
+    for free, settings, fits in (
+        (alone - 1, plain, False),
+        (alone, plain, True),
+        (alone + beside - 1, pairs, False),
+        (alone + beside, pairs, True),
+    ):
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        with nullcontext() if fits else pytest.raises(UserError, match="free space"):
+            preflight.check_disk(tmp_path / "a.mp4", settings, portrait, driver, 512)
+
+
+def test_row_41_a_run_that_is_gone_on_with_is_estimated_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    with progress.collected_notes() as notes:
+        told = progress.FrameProgress("denoising", frames=48, work=60, steps=10, on_progress=progress.silent)
+        told.end(20)  # by an earlier process
+        now[0] = 1000.0  # loading and reading
+        told.begin(20)
+        for step in range(2):
+            now[0] += 20.0
+            told.step_done(step, None, None)
+    assert notes == ["denoising 48 frames takes at most about 7 minutes"], "10 steps of 40 frames, a second each"
 
 
 def test_row_41_long_work_is_estimated_and_short_work_is_not() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from test_ticache_pipelines import vae
+from test_pipelines import vae
 from ticache_models import ddim, denoise, make_inputs, make_unet
 from torch import Tensor
 

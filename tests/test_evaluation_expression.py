@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fye_pipeline.evaluation import expression
-from fye_pipeline.evaluation.face_tracks import FACE_FIGURES, compare_faces, landmark_error, see
+from fye_pipeline.evaluation.face_tracks import FACE_FIGURES, compare_faces, landmark_error, track_face
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 
@@ -138,7 +138,7 @@ def test_frames_without_a_face_are_marked_and_left_out() -> None:
     answers = iter([one, None])
     frames = np.zeros((2, 8, 8, 3), np.uint8)
     frames[1] = 1
-    seen = see(frames, lambda frame: next(answers))
+    seen = track_face(frames, lambda frame: next(answers))
     assert seen.found.tolist() == [True, False]
     assert np.isnan(seen.landmarks[1]).all()
     driver = sequence(np.repeat(face(), 2, axis=0))
@@ -152,7 +152,7 @@ def test_frames_without_a_face_are_marked_and_left_out() -> None:
 
 def test_a_still_is_sought_once() -> None:
     calls: list[int] = []
-    seen = see(np.zeros((3, 8, 8, 3), np.uint8), lambda frame: calls.append(1))
+    seen = track_face(np.zeros((3, 8, 8, 3), np.uint8), lambda frame: calls.append(1))
     assert len(calls) == 1
     assert seen.found.tolist() == [False] * 3
 

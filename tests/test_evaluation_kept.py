@@ -16,9 +16,9 @@ from fye_command import Fye, make_video
 from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.evaluation import pair_evaluator
-from fye_pipeline.evaluation.listing import Pair
 from fye_pipeline.evaluation.metric_networks import Weights
-from fye_pipeline.evaluation.pair_evaluator import Gallery
+from fye_pipeline.evaluation.pair_evaluator import PairEvaluator
+from fye_pipeline.evaluation.pairs import Pair
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.model_file import VARIABLE
 from fye_pipeline.storage.hashing import digest_of_folder
@@ -134,24 +134,24 @@ def test_a_run_is_not_resumed_with_another_network_of_the_same_name(evaluation: 
     assert "other settings" in evaluation.refused("--fid", network, "--resume")
 
 
-def gallery(folder: Path, **options: Any) -> Gallery:
+def evaluator_of(folder: Path, **options: Any) -> PairEvaluator:
     """One pair and a model that is a folder with one file."""
     driver, model = folder / "driver.mp4", folder / "model"
     driver.write_bytes(b"driver")
     (model / "unet").mkdir(parents=True, exist_ok=True)
     (model / "unet" / "weights.bin").write_bytes(b"A")
     settings = AnimationSettings(reference=driver, driving=driver, model=model, **options)
-    return Gallery((Pair("a", driver),), settings, folder, Weights())
+    return PairEvaluator((Pair("a", driver),), settings, folder, Weights())
 
 
 def test_a_preset_is_known_by_its_schedule(tmp_path: Path) -> None:
-    made = gallery(tmp_path, cache={"preset": "fast"})
+    made = evaluator_of(tmp_path, cache={"preset": "fast"})
     presets.write(tmp_path / "model", {"fast": {"steps": [0, 5, 9]}}, {})
     before = made.made_with()
     presets.write(tmp_path / "model", {"fast": {"steps": [0, 3, 9]}}, {})
     assert made.made_with() != before
     assert json.loads(json.dumps(before)) == before
-    other = gallery(tmp_path, cache={"N": 3})
+    other = evaluator_of(tmp_path, cache={"N": 3})
     before = other.made_with()
     presets.write(tmp_path / "model", {"fast": {"steps": [0, 4, 9]}}, {})
     assert other.made_with() == before, "what is tuned matters to those who use it"
@@ -160,7 +160,7 @@ def test_a_preset_is_known_by_its_schedule(tmp_path: Path) -> None:
 def test_landmarks_belong_to_the_detector_that_the_environment_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, kept = gallery(tmp_path), set()
+    made, kept = evaluator_of(tmp_path), set()
     for content in (b"one", b"another"):
         (tmp_path / "face.task").write_bytes(content)
         monkeypatch.setenv(VARIABLE, str(tmp_path / "face.task"))

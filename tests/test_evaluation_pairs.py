@@ -13,9 +13,9 @@ import torch
 from fye_command import Fye, make_video
 from PIL import Image
 
-from fye_pipeline.evaluation import pair_evaluator as gallery_module
-from fye_pipeline.evaluation.listing import read_listing
+from fye_pipeline.evaluation import pair_evaluator
 from fye_pipeline.evaluation.pair_evaluator import same_size
+from fye_pipeline.evaluation.pairs import read_pairs
 from fye_pipeline.evaluation.tables import Column, Table
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.world import World
@@ -78,7 +78,7 @@ def test_pairs_of_a_model_are_made_and_measured_and_bad_rows_named(
 def test_finished_videos_are_measured_with_the_networks_given(
     fye: Fye, clips: Path, face_landmarker_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery_module, "animate", None)
+    monkeypatch.setattr(pair_evaluator, "animate", None)
     for name in "ab":
         (tmp_path / f"{name}.mp4").write_bytes((clips / f"{name}.mp4").read_bytes())
     manifest = tmp_path / "rows.jsonl"
@@ -116,10 +116,10 @@ def test_a_folder_is_crossed(tmp_path: Path) -> None:
     for name in ("d1.mp4", "d2.npz"):
         (tmp_path / "driving" / name).write_bytes(b"x")
     (tmp_path / "truth" / "p1__d2.mp4").write_bytes(b"x")
-    pairs = read_listing(tmp_path)
+    pairs = read_pairs(tmp_path)
     assert [pair.name for pair in pairs] == ["p1__d1", "p1__d2", "p2__d1", "p2__d2"]
     assert [pair.truth is not None for pair in pairs] == [False, True, False, False]
-    assert [pair.name for pair in read_listing(tmp_path, portraits=1, drivers=1)] == ["p1__d1"]
+    assert [pair.name for pair in read_pairs(tmp_path, portraits=1, drivers=1)] == ["p1__d1"]
 
 
 def test_rows_that_say_too_little_or_too_much_carry_their_error(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_rows_that_say_too_little_or_too_much_carry_their_error(tmp_path: Path) 
     lines += [{"driving": "d.mp4"}, {"driving": "d.mp4"}, {"driving": "e.mp4", "style": "ignored"}]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    errors = [pair.error for pair in read_listing(path)]
+    errors = [pair.error for pair in read_pairs(path)]
     assert [error is None for error in errors] == [False, False, False, False, True, False, True]
     for error, part in zip(
         errors, ("no driving", "no portrait", "text", "file's name", "", "earlier row"), strict=False
@@ -135,7 +135,7 @@ def test_rows_that_say_too_little_or_too_much_carry_their_error(tmp_path: Path) 
         assert part in (error or "")
 
 
-def test_what_is_no_listing_is_refused(fye: Fye, tmp_path: Path, face_landmarker_path: Path) -> None:
+def test_what_names_no_pairs_is_refused(fye: Fye, tmp_path: Path, face_landmarker_path: Path) -> None:
     task = ("--face-landmarker", face_landmarker_path)
     assert "missing: portraits, driving" in fye.refused("evaluate", tmp_path, "--json", tmp_path / "f.json", *task)
     sentence = fye.refused("evaluate", tmp_path / "absent.csv", "--json", tmp_path / "f.json", *task)

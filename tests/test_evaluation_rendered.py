@@ -33,7 +33,7 @@ def test_every_row_has_every_figure_and_a_killed_run_goes_on(
     plan = reenactment.Plan(**SMALL, cache={"N": 2, "order": 1})
     options: dict[str, Any] = {"face_landmarker": face_landmarker_path, "target": target}
     measured: list[int] = []
-    real = reenactment.Bench._self
+    real = reenactment.ClipEvaluator._self
 
     def once(self: Any, model: Any, own: Any, other: Any, k: int, find: Any) -> Any:
         if measured and len(measured) < 2:
@@ -42,7 +42,7 @@ def test_every_row_has_every_figure_and_a_killed_run_goes_on(
         measured.append(k)
         return real(self, model, own, other, k, find)
 
-    monkeypatch.setattr(reenactment.Bench, "_self", once)
+    monkeypatch.setattr(reenactment.ClipEvaluator, "_self", once)
     with pytest.raises(KeyboardInterrupt):
         reenactment.evaluate_rendered(lambda: model, plan, **options)
     assert not target.exists()
@@ -72,7 +72,7 @@ def test_every_row_has_every_figure_and_a_killed_run_goes_on(
     assert result["cached"]["psnr_uncached"] > 20
     assert "missed" in describe(result)
 
-    monkeypatch.setattr(reenactment, "work_off", None)  # nothing is measured again
+    monkeypatch.setattr(reenactment, "measure_all", None)  # nothing is measured again
     assert reenactment.evaluate_rendered(lambda: model, plan, resume=True, **options) == result
 
 

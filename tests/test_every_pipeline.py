@@ -14,7 +14,7 @@ from torch import Tensor
 import ticache
 from ticache import hooks
 from ticache.api import find_unet
-from ticache.ghosts import ghost
+from ticache.forward_context import placeholder as ghost
 
 pytestmark = [
     # Most of these pipelines are old, and their own warnings about that are none of ours.

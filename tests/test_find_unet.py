@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import ticache
 from ticache.api import find_unet
-from ticache.hooks import attached_state
-from ticache.host import Host
+from ticache.hooks import attached_controller
+from ticache.inputs import PipelineInfo
 
 STEPS = 12
 
@@ -78,10 +78,10 @@ def test_a_unet_by_another_name_is_found_with_its_scheduler(component: str) -> N
     unet, scheduler = make_unet(), UnCLIPScheduler()
     pipe = SimpleNamespace(**{component: unet, f"{component}_scheduler": scheduler, "prior": nn.Linear(1, 1)})
     assert find_unet(pipe) == (pipe, component, unet)
-    assert Host(pipe, component=component).scheduler is scheduler
+    assert PipelineInfo(pipe, component=component).scheduler is scheduler
     ticache.apply(pipe, N=3)
     ticache.remove(pipe)
-    assert attached_state(unet) is None
+    assert attached_controller(unet) is None
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_what_a_step_gave_is_known_but_not_held(unet: Any) -> None:
     with ticache.apply(unet, N=2, scheduler=scheduler) as session:
         output = half_a_step(unet, scheduler)
         sample = scheduler.step(output, scheduler.timesteps[0], output).prev_sample
-        assert sample in session._state.latents
+        assert sample in session._controller.latents
         gone = weakref.ref(sample)
         del sample
         assert gone() is None

@@ -37,7 +37,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 # the rooms of fye_pipeline: each may import itself and what stands below it
 LAYERS = (
-    *("__init__", "cli", "evaluation", "training", "world", "batch", "animate", "pipeline", "presets", "sampling"),
+    *("cli", "evaluation", "training", "world", "batch", "animate", "__init__", "pipeline", "presets", "sampling"),
     *("models", "landmarks", "media", "storage", "progress", "errors"),
 )
 

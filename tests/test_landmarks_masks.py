@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fye_pipeline.animate.config import DEMO_DRIVING
+from fye_pipeline.animate.renderer import RenderContext
+from fye_pipeline.evaluation.cases import Plan
+from fye_pipeline.evaluation.rendered import Bench
 from fye_pipeline.landmarks.masks import expression_mask, facial_mask, reduce_mask
+from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.topology import EXPRESSION_POINTS, FACE_OUTLINE
 
 OFF = -5.0
@@ -85,3 +93,26 @@ def test_reduction_is_the_area_average() -> None:
     assert reduced.sum() == 0.5
     torch.testing.assert_close(reduce_mask(mask[0], 3, 5).shape, torch.Size([3, 3, 5]))
     assert torch.equal(reduce_mask(mask, 8, 8), mask)
+
+
+def test_evaluation_and_animation_give_the_cache_the_same_region() -> None:
+    sequence, size, given = LandmarkSequence.load(DEMO_DRIVING)[:2], 64, []
+
+    class Model:
+        """Stands for a pipeline that is told where the cache's region is."""
+
+        def enable_cache(self) -> Any:
+            return nullcontext()
+
+        def __call__(self, *arguments: Any, region: np.ndarray, **options: Any) -> Any:
+            given.append(region)
+            return SimpleNamespace(frames=[None])
+
+    bench = Bench(load=None, plan=Plan(), identity=None, face_landmarker=None)  # pyright: ignore[reportArgumentType]
+    pictures = np.zeros((2, size, size, 3), np.uint8)
+    bench._generate(Model(), pictures[0], pictures, 0, sequence.landmarks)  # pyright: ignore[reportArgumentType]
+    parts: Any = {"pipe": None, "settings": None, "square": None, "dtype": None, "on_progress": None}
+    animated = RenderContext(landmarks=sequence.landmarks, size=size, **parts)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(given[0], animated.region(0, 2))
+    both = [mask(sequence.landmarks, size, size) for mask in (expression_mask, facial_mask)]
+    assert all((given[0] >= mask).all() and (given[0] != mask).any() for mask in both)

@@ -10,7 +10,7 @@ import diffusers as real_diffusers
 import pytest
 import torch
 from diffusers.models import attention_processor
-from test_ticache_pipelines import NO_SAFETY, NO_TEXT, PROMPT, stable_diffusion, vae
+from test_pipelines import NO_SAFETY, NO_TEXT, PROMPT, stable_diffusion, vae
 from ticache_models import ddim, denoise, make_inputs, make_unet
 
 import ticache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,15 @@ def test_cached_latents_are_those_that_a_step_encodes(dataset: Dataset, tmp_path
         assert torch.allclose(getattr(cached, name), getattr(encoded, name), atol=2e-3), name  # float16
     assert torch.equal(cached.landmarks, encoded.landmarks)
     assert LatentCache(dataset, small_parts(1)["vae"], tmp_path).folder != cache.folder
+
+
+def test_cached_latents_of_a_dataset_prepared_anew_are_not_used(tmp_path: Path) -> None:
+    vae, folder, made = small_parts()["vae"], tmp_path / "made", tmp_path / "latents"
+    before = LatentCache(Dataset(make_dataset(folder)), vae, made)
+    assert LatentCache(Dataset(folder), vae, made).folder == before.folder
+    shutil.rmtree(folder)
+    make_dataset(folder, ((5, 6), (8, 6)))
+    assert LatentCache(Dataset(folder), vae, made).folder != before.folder
 
 
 def test_clips_have_frames_at_one_distance_and_pictures_differ(dataset: Dataset) -> None:

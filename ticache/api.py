@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ticache import cuts, ops
-from ticache.cache import needs_num_steps
+from ticache import cut_plan, ops
 from ticache.calibration import Calibration
 from ticache.config import CacheConfig
-from ticache.hooks import Attachment, attached_state
-from ticache.host import Host, unwrapped
+from ticache.controller import Controller
+from ticache.hooks import attached_controller
+from ticache.inputs import PipelineInfo, unwrapped
 from ticache.provenance import TuningCheck, model_identity
 from ticache.region import Region, RegionMask
 from ticache.session import Session
-from ticache.state import State
 
 logger = logging.getLogger("ticache")
 
@@ -87,23 +86,21 @@ def apply(
     given = {name: value for name, value in locals().items() if name in _SETTINGS and value is not _LEFT_OUT}
     pipe, component, unet = find_unet(target)
     config = _settings(config, preset, given)
-    host = Host(pipe, scheduler, num_steps, component)
-    _check_host(host, config)
-    origin = _check_origin(TuningCheck(config.provenance, on_mismatch), config, unet, host)
+    pipeline = PipelineInfo(pipe, scheduler, num_steps, component)
+    _check_pipeline(pipeline, config)
+    check = _check_tuning(TuningCheck(config.provenance, on_mismatch), config, unet, pipeline)
     config = _known_model(config, unet)
     ops.resolve_backend(config.backend, _device(unet))
     if compile is not False:
         torch.compile(lambda: None, **({} if compile is True else compile))  # raises for options that are none
-    plan = cuts.plan(unet, config.cut, depth=config.depth, resnets=config.resnets)
-    state = State(unet, plan, config, host, origin)
-    state.region = RegionMask(region)
-    _replace(unet, host)
-    state.attachment = Attachment(unet, plan.units, state)
-    state.session = session = Session(state)
-    state.attachment.pipeline.listen(host.pipe)
-    state.attachment.hook_controlnet(host.controlnet, state)
+    plan = cut_plan.plan(unet, config.cut, depth=config.depth, resnets=config.resnets)
+    mask = RegionMask(region)
+    _replace(unet, pipeline)
+    controller = Controller(unet, plan, config, pipeline, check)
+    controller.region = mask
+    controller.session = session = Session(controller)
     if compile is not False:
-        state.attachment.compile({} if compile is True else compile)
+        controller.attachment.compile({} if compile is True else compile)
     return session
 
 
@@ -118,9 +115,9 @@ def remove(target: Any) -> None:
     )
     if model is None:
         return
-    state = attached_state(unwrapped(model))
-    if state is not None:
-        state.session.remove()
+    controller = attached_controller(unwrapped(model))
+    if controller is not None:
+        controller.session.remove()
 
 
 def find_unet(target: Any) -> tuple[Any, str, nn.Module]:
@@ -134,7 +131,7 @@ def find_unet(target: Any) -> tuple[Any, str, nn.Module]:
         if model is None:
             raise ValueError(_why_no_unet(target))
     unet = unwrapped(model)
-    why = cuts.why_not_a_unet(unet)
+    why = cut_plan.why_not_a_unet(unet)
     if why is not None:
         raise ValueError(why)
     return pipe, component, unet
@@ -159,33 +156,33 @@ def _settings(config: CacheConfig | None, preset: str | None, settings: dict[str
     return config.replaced(**settings)
 
 
-def _check_host(host: Host, config: CacheConfig) -> None:
-    if host.num_steps is not None and (isinstance(host.num_steps, bool) or host.num_steps < 1):
-        raise ValueError(f"num_steps must be >= 1, got {host.num_steps}")
-    if host.scheduler is None and host.num_steps is None and needs_num_steps(config):
+def _check_pipeline(pipeline: PipelineInfo, config: CacheConfig) -> None:
+    if pipeline.num_steps is not None and (isinstance(pipeline.num_steps, bool) or pipeline.num_steps < 1):
+        raise ValueError(f"num_steps must be >= 1, got {pipeline.num_steps}")
+    if pipeline.scheduler is None and pipeline.num_steps is None and config.needs_num_steps:
         raise ValueError(
             "the number of steps is unknown: pass scheduler= or num_steps=, or use schedule='uniform' with an absolute "
             "boundary"
         )
-    if config.axis == "logsnr" and host.scheduler is None:
+    if config.axis == "logsnr" and pipeline.scheduler is None:
         raise ValueError("axis='logsnr' needs a scheduler with alphas_cumprod or sigmas; pass scheduler=")
-    if type(host.pipe).__name__.startswith("LEditsPP"):
+    if type(pipeline.pipe).__name__.startswith("LEditsPP"):
         raise ValueError(
-            f"{type(host.pipe).__name__} stores attention maps at every step and inverts with fresh noise at each, so "
-            "no step can be predicted; run it uncached"
+            f"{type(pipeline.pipe).__name__} stores attention maps at every step and inverts with fresh noise at each, "
+            "so no step can be predicted; run it uncached"
         )
-    refusal = host.few_step_model(host.num_steps)
+    refusal = pipeline.few_step_model(pipeline.num_steps)
     if refusal is not None:
         raise ValueError(refusal)
 
 
-def _check_origin(origin: TuningCheck, config: CacheConfig, unet: nn.Module, host: Host) -> TuningCheck:
+def _check_tuning(check: TuningCheck, config: CacheConfig, unet: nn.Module, pipeline: PipelineInfo) -> TuningCheck:
     """Tell, or refuse, what can be known before the first call to differ from where a tuned config comes from."""
-    if origin.provenance is not None:
-        origin.check_model(unet)
-        origin.check_scheduler(host.scheduler)
-        origin.steps(config.steps or (), host.num_steps)
-    return origin
+    if check.provenance is not None:
+        check.check_model(unet)
+        check.check_scheduler(pipeline.scheduler)
+        check.steps(config.steps or (), pipeline.num_steps)
+    return check
 
 
 def _known_model(config: CacheConfig, unet: nn.Module) -> CacheConfig:
@@ -205,14 +202,18 @@ def _known_model(config: CacheConfig, unet: nn.Module) -> CacheConfig:
     return config.replaced(calibration=None)
 
 
-def _replace(unet: nn.Module, host: Host) -> None:
+def _replace(unet: nn.Module, pipeline: PipelineInfo) -> None:
     """Take off the cache that is there."""
-    state = attached_state(unet)
-    if state is None:
+    controller = attached_controller(unet)
+    if controller is None:
         return
-    if state.host.pipe is not None and host.pipe is not None and state.host.pipe is not host.pipe:
+    if (
+        controller.pipeline.pipe is not None
+        and pipeline.pipe is not None
+        and controller.pipeline.pipe is not pipeline.pipe
+    ):
         logger.warning("this UNet is shared: the cache that another pipeline had put on it is replaced for both")
-    state.session._end("replaced by a later apply")
+    controller.session._end("replaced by a later apply")
 
 
 def _device(unet: nn.Module) -> Any:

@@ -106,6 +106,12 @@ class CacheConfig:
             raise ValueError(f"dtype must be a floating-point torch dtype or None, got {self.dtype!r}")
         self._check_boundary()
 
+    @property
+    def needs_num_steps(self) -> bool:
+        """Do these settings make sense only where the number of steps is known?"""
+        named = self.schedule in ("spread", "late", "auto")
+        return named or isinstance(self.boundary, float) or self.forecaster == "chebyshev"
+
     @classmethod
     def from_preset(cls, preset: str | None, **given: Any) -> CacheConfig:
         """The settings of a preset ("paper", "fast", "balanced", "faithful" or None), with `given` on top."""

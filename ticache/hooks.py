@@ -11,19 +11,17 @@ import copy
 import inspect
 import operator
 import types
+import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ticache.cuts import Unit
-from ticache.ghosts import ghost
-from ticache.host import NOISE_ARGUMENTS, Arguments
+from ticache.cut_plan import CutModule
+from ticache.forward_context import CurrentForward
+from ticache.inputs import NOISE_ARGUMENTS, Arguments, KnownLatents, PipelineInfo
 from ticache.processors import attentions_in, keeps_state
-
-if TYPE_CHECKING:
-    from ticache.state import State
 
 
 class ForwardOverride:
@@ -57,46 +55,39 @@ class ForwardOverride:
             self.module.forward = self._found
 
 
-class UnitHook(ForwardOverride):
-    """Runs a unit of the cut at a full step; at a predicted step puts out its ghost or its prediction."""
+class ModuleHook(ForwardOverride):
+    """Runs a module of the cut at a full step; at a predicted step puts out its placeholder or its prediction."""
 
-    def __init__(self, unit: Unit, state: State):
-        super().__init__(unit.module)
-        self.unit = unit
-        self.state = state
+    def __init__(self, cut: CutModule, current: CurrentForward, owner: Any):
+        super().__init__(cut.module)
+        self.cut = cut
+        self.current = current
+        self.owner = owner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.state.call if self.active else None
-        if call is None:
+        context = self.current.get() if self.active else None
+        if context is None:
             return self.original(*args, **kwargs)
-        if call.full:
-            output = self.original(*args, **kwargs)
-            call.seen(self.unit, output, args, kwargs)
-            return output
-        if self.unit.role in ("branch", "residual"):
-            whole = self.unit.role == "residual"
-            predicted = call.predicted_residual(self.unit, args, kwargs) if whole else call.predicted_branch(self.unit)
-            return self.original(*args, **kwargs) if predicted is None else predicted
-        if call.site == self.unit.index:
-            return call.predicted_site()
-        spec = call.shapes.get(self.unit.index)
-        if spec is None or call.passed:
-            return self.original(*args, **kwargs)
-        return ghost(spec, call.writable, call.poison)
+        if not context.full:
+            output = context.output_of(self.cut, args, kwargs)
+            return self.original(*args, **kwargs) if output is None else output
+        output = self.original(*args, **kwargs)
+        context.seen(self.cut, output, args, kwargs)
+        return output
 
 
 class ControlNetHook(ForwardOverride):
-    """Leaves a ControlNet out at a step that will be predicted."""
+    """Hands the calls of a ControlNet to what may leave them out."""
 
-    def __init__(self, module: nn.Module, state: State):
+    def __init__(self, module: nn.Module, run: Callable[..., Any]):
         super().__init__(module)
-        self.state = state
+        self.run = run
         self.arguments = Arguments(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.original(*args, **kwargs)
-        return self.state.run_controlnet(self, args, kwargs)
+        return self.run(self, args, kwargs)
 
 
 class NextCall:
@@ -163,8 +154,7 @@ class Listener:
 
     method: str
 
-    def __init__(self, state: State):
-        self.state = state
+    def __init__(self) -> None:
         self._next: NextCall | None = None
         self._owner: Any = None
 
@@ -192,7 +182,7 @@ class Listener:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins listening at its own first call."""
-        return {"state": self.state, "_next": None, "_owner": None}
+        return vars(self) | {"_next": None, "_owner": None}
 
 
 class SchedulerHook(Listener):
@@ -200,20 +190,32 @@ class SchedulerHook(Listener):
 
     method = "step"
 
+    def __init__(self, latents: KnownLatents):
+        super().__init__()
+        self.latents = latents
+        self.noise_asked: float | None = None  # `eta`, `s_churn`: how much
+        self.scaling = ScalingHook(latents)
+        self.more = False  # does the run go on?
+
     def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         given = kwargs
         if len(args) > 3:  # behind the model's output, the timestep and the sample
             names = inspect.signature(getattr(self._owner, self.method)).parameters
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-        noise = next((given[name] for name in NOISE_ARGUMENTS if given.get(name)), None)
-        sample = output[0] if isinstance(output, tuple) else getattr(output, "prev_sample", None)
-        self.state.stepped(self._owner, noise, sample)
+        self.noise_asked = next((given[name] for name in NOISE_ARGUMENTS if given.get(name)), None)
+        self.latents.add(output[0] if isinstance(output, tuple) else getattr(output, "prev_sample", None))
+        if self.more:
+            self.scaling.listen(self._owner)
 
 
 class ScalingHook(Listener):
     """Learns what the scheduler's `scale_model_input` made of the sample that its last step gave."""
 
     method = "scale_model_input"
+
+    def __init__(self, latents: KnownLatents):
+        super().__init__()
+        self.latents = latents
 
     def listen(self, owner: Any) -> None:
         """Hear of this scheduler's next scaling, if it does any: most hand on the very sample that they are given."""
@@ -222,78 +224,108 @@ class ScalingHook(Listener):
             super().listen(owner)
 
     def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.state.scaled(args[0] if args else kwargs.get("sample"), output)
+        sample = args[0] if args else kwargs.get("sample")
+        if isinstance(sample, Tensor) and sample in self.latents:
+            self.latents.add(output)
 
 
 class PipelineHook(Listener):
-    """Learns from a pipeline's progress bar that a run begins, also one of a UNet that this cache does not sit on."""
+    """Learns from a pipeline's progress bar that a run begins; says once if that is of a UNet without this cache."""
 
     method = "progress_bar"
 
+    def __init__(self, unet: nn.Module, pipeline: PipelineInfo):
+        super().__init__()
+        self._unet = unet
+        self._pipeline = pipeline
+        self._has_warned = False
+
     def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.state.warn_if_exchanged()
+        if not self._has_warned and self._pipeline.is_exchanged(self._unet):
+            self._has_warned = True
+            warnings.warn(self._pipeline.exchange_note(), UserWarning, stacklevel=4)
 
 
 class Attachment:
     """Everything that hangs on one UNet (and its ControlNet and scheduler) for one cache."""
 
-    def __init__(self, unet: nn.Module, units: Iterable[Unit], state: State):
+    def __init__(
+        self,
+        unet: nn.Module,
+        cuts: Iterable[CutModule],
+        pipeline: PipelineInfo,
+        current: CurrentForward,
+        latents: KnownLatents,
+    ):
         self.unet = unet
-        self.units = [UnitHook(unit, state) for unit in units]
+        self.pipeline = pipeline
+        self.current = current
+        self.conflict: str | None = None  # why no call can be predicted now
+        self.modules: list[ModuleHook] = []
         self.controlnet: ControlNetHook | None = None
-        self.scheduler = SchedulerHook(state)
-        self.scaling = ScalingHook(state)
-        self.pipeline = PipelineHook(state)
-        self._compiled: Any = None
-        self._owners = [_owner(unet, hook.unit.name) for hook in self.units]
-        self._attentions = attentions_in(hook.module for hook in self.units)
-        self._seen: list[Any] = []  # their processors at the last call
+        self.scheduler = SchedulerHook(latents)
+        self.begin = PipelineHook(unet, pipeline)
+        self._cuts = list(cuts)
+        self._owners = [_owner(unet, cut.name) for cut in self._cuts]
+        self._attentions = attentions_in(cut.module for cut in self._cuts)
+        self._processors: list[Any] = []  # at the last call
         self._stateful: str | None = None
-        before: Any = state.before  # pyright: ignore[reportAttributeAccessIssue]
-        after: Any = state.after  # pyright: ignore[reportAttributeAccessIssue]
+        self._run_controlnet: Callable[..., Any] | None = None
+        self._compiled: Any = None
+        self._handles: list[Any] = []
+
+    @property
+    def noise_asked(self) -> float | None:
+        """How much noise the scheduler's last step was asked for, beyond what it adds by itself."""
+        return self.scheduler.noise_asked
+
+    def hang(self, before: Any, after: Any, run_controlnet: Callable[..., Any]) -> None:
+        """Hang all hooks: on the UNet's calls, on the modules of the cut, on the ControlNet, on the pipeline."""
+        self._run_controlnet = run_controlnet
         self._handles = [
-            unet.register_forward_pre_hook(before, with_kwargs=True),
-            unet.register_forward_hook(after, with_kwargs=True, always_call=True),
+            self.unet.register_forward_pre_hook(before, with_kwargs=True),
+            self.unet.register_forward_hook(after, with_kwargs=True, always_call=True),
         ]
+        self.modules = [ModuleHook(cut, self.current, before.__self__) for cut in self._cuts]
+        self._hook_controlnet(self.pipeline.controlnet)
+        self.begin.listen(self.pipeline.pipe)
 
-    def intact(self) -> bool:
-        """Do all hooks still stand where they were hung? Modules may have been exchanged, forwards reset."""
-        return all(
-            getattr(owner, name, None) is hook.module and not hook.lost()
-            for (owner, name), hook in zip(self._owners, self.units, strict=True)
-        )
-
-    def rehang(self, state: State) -> None:
-        """Hang the hooks anew on the modules that stand there now."""
-        for hook in self.units:
-            hook.detach()
-            hook.unit.module = self.unet.get_submodule(hook.unit.name)
-        self.units = [UnitHook(hook.unit, state) for hook in self.units]
-        self._attentions = attentions_in(hook.module for hook in self.units)
-
-    def conflict(self) -> str | None:
-        """Why no call can be predicted now: what else sits on the UNet, and needs every module to run."""
+    def follow(self) -> bool:
+        """Look what has changed since the last call. -> False where modules were exchanged, and the hooks hung anew."""
+        controlnet = self.pipeline.controlnet
+        if controlnet is not (None if self.controlnet is None else self.controlnet.module) or (
+            self.controlnet is not None and self.controlnet.lost()
+        ):
+            self._hook_controlnet(controlnet)
+        if self.scheduler.scaling._next is not None:
+            self.scheduler.scaling.detach()  # called or not, it hangs only from a step to the next call
+        intact = True
+        for (owner, name), hook in zip(self._owners, self.modules, strict=True):
+            current = hook.module.__dict__.get("forward")
+            # Modules may have been exchanged, forwards reset (accelerate does, when it takes its hooks off).
+            if current is not hook and (current is None or isinstance(current, types.MethodType)):
+                intact = False
+            if getattr(owner, name, None) is not hook.module:
+                intact = False
+        if not intact:
+            self._rehang()
         wrapped = self.unet.__dict__.get("forward")
         if getattr(wrapped, "__module__", "").partition(".")[0] == "DeepCache":
-            return "DeepCache is enabled on this UNet too, and stores the output of every module"
+            self.conflict = "DeepCache is enabled on this UNet too, and stores the output of every module"
+            return intact
         processors = [attention.processor for attention in self._attentions]
-        if len(processors) != len(self._seen) or not all(map(operator.is_, processors, self._seen)):
+        if len(processors) != len(self._processors) or not all(map(operator.is_, processors, self._processors)):
             kept = next((processor for processor in processors if keeps_state(processor)), None)
-            self._seen, self._stateful = processors, None if kept is None else type(kept).__name__
-        return f"{self._stateful} keeps what it sees of the attention at every call" if self._stateful else None
+            self._processors, self._stateful = processors, None if kept is None else type(kept).__name__
+        stateful = f"{self._stateful} keeps what it sees of the attention at every call"
+        self.conflict = None if self._stateful is None else stateful
+        return intact
 
-    def listen(self, pipe: Any, scheduler: Any) -> None:
-        """Hear of this pipeline's next run and this scheduler's next step."""
-        self.pipeline.listen(pipe)
-        self.scheduler.listen(scheduler)
-
-    def hook_controlnet(self, controlnet: nn.Module | None, state: State) -> None:
-        """Hook this ControlNet (or several in one), and no other."""
-        if self.controlnet is not None and self.controlnet.module is controlnet and not self.controlnet.lost():
-            return
-        if self.controlnet is not None:
-            self.controlnet.detach()
-        self.controlnet = ControlNetHook(controlnet, state) if controlnet is not None else None
+    def listen(self, *, more: bool) -> None:
+        """Hear of the pipeline's next run and the scheduler's next step. more: does a run go on?"""
+        self.begin.listen(self.pipeline.pipe)
+        self.scheduler.more = more
+        self.scheduler.listen(self.pipeline.scheduler)
 
     def compile(self, options: Mapping[str, Any]) -> None:
         """Compile the UNet's calls in place, unless they are already."""
@@ -308,25 +340,40 @@ class Attachment:
             del self.unet.__dict__["_compiled_call_impl"]
         for handle in self._handles:
             handle.remove()
-        for hook in (*self.units, *([self.controlnet] if self.controlnet else [])):
+        for hook in (*self.modules, *([self.controlnet] if self.controlnet else [])):
             hook.detach()
-        self.scheduler.detach()
-        self.scaling.detach()
-        self.pipeline.detach()
+        for listener in (self.scheduler, self.scheduler.scaling, self.begin):
+            listener.detach()
+
+    def _rehang(self) -> None:
+        """Hang the modules' hooks anew on the modules that stand there now."""
+        owner = self.modules[0].owner
+        for hook in self.modules:
+            hook.detach()
+            hook.cut.module = self.unet.get_submodule(hook.cut.name)
+        self.modules = [ModuleHook(hook.cut, self.current, owner) for hook in self.modules]
+        self._attentions = attentions_in(hook.module for hook in self.modules)
+
+    def _hook_controlnet(self, controlnet: nn.Module | None) -> None:
+        """Hook this ControlNet (or several in one), and no other."""
+        if self.controlnet is not None:
+            self.controlnet.detach()
+        self.controlnet = None
+        if controlnet is not None:
+            assert self._run_controlnet is not None
+            self.controlnet = ControlNetHook(controlnet, self._run_controlnet)
 
 
-def attached_state(unet: nn.Module) -> State | None:
-    """The state of the cache that hangs on `unet`, None if there is none."""
-    for hook in _hooks(unet):
-        return hook.state
-    return None
+def attached_controller(unet: nn.Module) -> Any:
+    """The controller of the cache that hangs on `unet`, None if there is none."""
+    return next((hook.owner for hook in _hooks(unet)), None)
 
 
-def _hooks(unet: nn.Module) -> Iterator[UnitHook]:
+def _hooks(unet: nn.Module) -> Iterator[ModuleHook]:
     for module in unet.modules():
         for name in ("forward", "_old_forward"):
             found = module.__dict__.get(name)
-            if isinstance(found, UnitHook) and found.active:
+            if isinstance(found, ModuleHook) and found.active:
                 yield found
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -124,6 +125,32 @@ def predict(
         return _kernels().predict(used, coefficients, mask, dtype)
     _kernels().predict_out(used, coefficients, mask, out)
     return out
+
+
+class Predict(Protocol):
+    """`predict` for one backend, without its checks."""
+
+    def __call__(
+        self,
+        differences: Sequence[Tensor],
+        coefficients: Sequence[float],
+        mask: Tensor | None = None,
+        *,
+        dtype: torch.dtype,
+    ) -> Tensor: ...
+
+
+def predictor(backend: str, device: torch.device, *dtypes: torch.dtype) -> Predict:
+    """What predicts such tensors, chosen once: the step path calls it with arguments that are known to fit."""
+    return reference.predict if _pick(backend, device, *dtypes) == "reference" else _launch_predict
+
+
+def _launch_predict(
+    differences: Sequence[Tensor], coefficients: Sequence[float], mask: Tensor | None = None, *, dtype: torch.dtype
+) -> Tensor:
+    # On the host: the launcher hands the values to the kernel, no copy to the device and no wait.
+    values = torch.tensor(coefficients, dtype=torch.float32)
+    return _kernels().predict(list(differences), values, mask, dtype)
 
 
 def _pick(backend: str, device: torch.device, *dtypes: torch.dtype) -> str:

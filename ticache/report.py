@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ticache.config import CacheConfig
-from ticache.record import Records
+from ticache.records import Records
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Report:
 def build_report(records: Records, config: CacheConfig, recipe: str, backend: str, notes: Sequence[str]) -> Report:
     """Gather the figures of the last run."""
     run = records.run
+    flops_full, flops_run = records.flops_of_run()
     full, predicted = run.seconds(True), run.seconds(False)
     mean_full = _mean(full)
     # The first full call warms up allocators and kernels; it would flatter the cache.
@@ -80,20 +81,20 @@ def build_report(records: Records, config: CacheConfig, recipe: str, backend: st
             "cut": config.cut,
             "backend": backend,
             "runs": records.runs,
-            "full_calls": run.full_calls,
-            "predicted_calls": run.predicted_calls,
-            "total_full_calls": records.total_full,
-            "total_predicted_calls": records.total_predicted,
+            "full_calls": run.count(True),
+            "predicted_calls": run.count(False),
+            "total_full_calls": records.total(True),
+            "total_predicted_calls": records.total(False),
             "total_unattributed": records.total_unattributed,
             "streams": [
                 {"stream": index, "num_steps": s.num_steps, "full": s.full, "predicted": s.predicted}
-                for index, s in enumerate(run.streams.values())
+                for index, s in enumerate(run.streams())
             ],
-            "flops_full": run.flops_full,
-            "flops_run": run.flops_run,
-            "flops_saved": run.flops_full - run.flops_run,
-            "macs_saved": (run.flops_full - run.flops_run) // 2,
-            "flops_ratio": run.flops_full / run.flops_run if run.flops_run else None,
+            "flops_full": flops_full,
+            "flops_run": flops_run,
+            "flops_saved": flops_full - flops_run,
+            "macs_saved": (flops_full - flops_run) // 2,
+            "flops_ratio": flops_full / flops_run if flops_run else None,
             "seconds_full": mean_full,
             "seconds_predicted": _mean(predicted),
             "seconds_run": seconds_run,

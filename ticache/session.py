@@ -12,31 +12,31 @@ from torch import Tensor
 from ticache import ops
 from ticache.calibration import Calibration
 from ticache.config import CacheConfig
+from ticache.controller import Controller
 from ticache.region import Region, RegionMask
 from ticache.report import Report, build_report
-from ticache.state import State
 
 
 class Session:
     """One cache on one UNet. A context manager: leaving it, also by an error, removes the cache."""
 
-    def __init__(self, state: State):
-        self._state = state
+    def __init__(self, controller: Controller):
+        self._controller = controller
         self._removed: str | None = None
 
     @property
     def config(self) -> CacheConfig:
         """The settings in force."""
-        return self._state.config
+        return self._controller.config
 
     @property
     def region(self) -> Region:
         """The mask of Eq. 4, (H, W), (F, H, W) or (B, F, H, W) in [0, 1], or a callable `step -> mask`; None: all."""
-        return self._state.region.given
+        return self._controller.region.given
 
     @region.setter
     def region(self, region: Region) -> None:
-        self._state.region = RegionMask(region)
+        self._controller.region = RegionMask(region)
 
     @property
     def active(self) -> bool:
@@ -49,7 +49,7 @@ class Session:
 
         `to_json()` writes it down; `apply(..., calibration=...)` goes on from it in another process.
         """
-        return self._state.calibration
+        return self._controller.calibration
 
     def report(self, *, reference: bool = False) -> Report:
         """The last run in figures.
@@ -57,28 +57,28 @@ class Session:
         reference: run some predicted steps (three per stream) again in full, and give the relative error of each site
             there, over all and inside and outside the region. Needs a run under `apply(..., keep=True)`.
         """
-        state = self._state
-        state.records.held_bytes = state.held_bytes
-        report = build_report(state.records, self.config, self._recipe(), self._backend(), self._notes())
+        controller = self._controller
+        controller.records.held_bytes = controller.held_bytes
+        report = build_report(controller.records, self.config, self._recipe(), self._backend(), self._notes())
         if reference:
-            report.values["reference"] = state.measure_drift()
-            if state.drift.refusal is not None:
-                report.values["notes"].append(f"reference: {state.drift.refusal}")
+            report.values["reference"] = controller.measure_errors()
+            if controller.errors.refusal is not None:
+                report.values["notes"].append(f"reference: {controller.errors.refusal}")
         return report
 
     @contextmanager
     def paused(self) -> Iterator[Session]:
         """Within it every call runs exactly as without a cache, and none is counted."""
-        self._state.paused += 1
+        self._controller.paused += 1
         try:
             yield self
         finally:
-            self._state.paused -= 1
+            self._controller.paused -= 1
 
     @contextmanager
     def stream(self, name: Any) -> Iterator[Session]:
         """Within it this thread's (or task's) calls belong to the caller of that name, which nothing else may tell."""
-        variable = self._state.stream_name
+        variable = self._controller.stream_name
         token = variable.set(name)
         try:
             yield self
@@ -87,15 +87,15 @@ class Session:
 
     def kept(self) -> dict[int, dict[str, list[Tensor]]]:
         """With `keep=True`: what the last run kept, by stream and site; the differences D_0, D_1, ... of each."""
-        state = self._state
+        controller = self._controller
         return {
-            number: {state.site_name(key): list(history.tensors) for key, history in histories.items()}
-            for number, histories in state.kept.items()
+            number: {controller.feature_name(key): list(history.tensors) for key, history in cache.kept.items()}
+            for number, cache in controller.kept.items()
         }
 
     def reset(self) -> None:
         """Forget every run and free what is kept. Never needed between runs."""
-        self._state.reset()
+        self._controller.reset()
 
     def remove(self) -> None:
         """Take the cache off, exactly. Twice is fine."""
@@ -115,12 +115,10 @@ class Session:
         if self._removed is not None:
             return
         self._removed = why
-        self._state.close()
-        assert self._state.attachment is not None
-        self._state.attachment.detach()
+        self._controller.close()
 
     def _backend(self) -> str:
-        parameter = next(self._state.unet.parameters(), None)
+        parameter = next(self._controller.unet.parameters(), None)
         device = parameter.device if parameter is not None else torch.device("cpu")
         if device.type == "meta":
             return "reference"
@@ -137,20 +135,20 @@ class Session:
         return ", ".join([*parts, f"schedule={schedule}", f"axis={config.axis}"])
 
     def _notes(self) -> list[str]:
-        state = self._state
+        controller = self._controller
         notes = []
         if self._removed is not None:
             notes.append(f"this cache is {self._removed}")
-        elif state.host.exchanged(state.unet):
-            notes.append(state.exchange_note())
-        if state.disabled is not None:
-            notes.append(state.disabled)
+        elif controller.pipeline.is_exchanged(controller.unet):
+            notes.append(controller.pipeline.exchange_note())
+        if controller.disabled is not None:
+            notes.append(controller.disabled)
         if self.region is not None and self.config.boundary == 0:
             notes.append("the region serves the report only: with boundary=0 every token is predicted at every step")
         if self.region is not None and self.config.boundary != 0:
             notes.append(f"before boundary={self.config.boundary} only the region is predicted")
-        notes += state.auto.notes
-        notes += state.origin.notes
-        if state.records.run.order_capped:
+        notes += controller.auto.notes
+        notes += controller.check.notes
+        if controller.records.run.order_capped:
             notes.append(f"the sampler adds noise, so order is capped at {self.config.noise_order}")
         return notes

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticache.timeline import Place, Timeline
+from ticache.timesteps import StepPosition, Timesteps
 
 
 class Identity:
@@ -50,6 +50,9 @@ class Identity:
         )
 
 
+NOTHING = Identity(())
+
+
 class _Mark:
     def __init__(self, tensor: Tensor, hold: bool):
         slice_of_longer = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
@@ -61,7 +64,7 @@ class _Mark:
 
     def compare(self, tensor: Tensor) -> bool | None:
         if self._object() is tensor:
-            return _version(tensor) == self._version
+            return self._version == (0 if tensor.is_inference() else tensor._version)
         if self.held is None:
             return None
         if self._view[0] == _view(tensor)[0]:
@@ -80,7 +83,7 @@ def _version(tensor: Tensor) -> int:
 
 @dataclass(eq=False)
 class Stream:
-    """One sequence of calls that share one cache; `payload` is what its owner keeps for it."""
+    """One sequence of calls that share one cache; `cache` is what is kept for it, with `release` and `end`."""
 
     number: int
     first: int
@@ -88,15 +91,51 @@ class Stream:
     group: Group
     step: int = -1
     extras: Identity | None = None
-    payload: Any = None
+    cache: Any = None
 
     @property
     def done(self) -> bool:
         return self.num_steps is not None and self.step >= self.num_steps - 1
 
+    def coordinate(self, axis: str, step: int) -> float | None:
+        """Where a step lies on an axis, increasing along the run; None for one to come whose place is not known."""
+        if axis == "step":
+            return float(step)
+        timesteps, position = self.group.timesteps, self.first + step * self.group.stride
+        if timesteps is None:
+            return -self.group.value if step == self.step else None
+        return timesteps.coordinate(position, axis) if position < len(timesteps) else None
+
+    def span(self, axis: str) -> tuple[float, float]:
+        """The whole range on an axis. The number of steps must be known."""
+        assert self.num_steps is not None
+        last, timesteps = self.num_steps - 1, self.group.timesteps
+        if axis == "step" or timesteps is None:
+            return 0.0, float(last)
+        end = min(self.first + last * self.group.stride, len(timesteps) - 1)
+        return timesteps.coordinate(self.first, axis), timesteps.coordinate(end, axis)
+
+    def coordinates(self, axis: str) -> tuple[float, ...]:
+        """Where all steps lie on an axis; 0, 1, 2, ... where some would coincide or nothing tells."""
+        assert self.num_steps is not None
+        if axis != "step" and self.group.timesteps is not None:
+            found = [self.coordinate(axis, step) for step in range(self.num_steps)]
+            known = tuple(each for each in found if each is not None)
+            if len(known) == self.num_steps and all(b > a for a, b in itertools.pairwise(known)):
+                return known
+        return tuple(float(step) for step in range(self.num_steps))
+
+    def listed_timesteps(self) -> tuple[float, ...] | None:
+        """The timesteps of all steps, None where no list tells."""
+        assert self.num_steps is not None
+        if self.group.timesteps is None:
+            return None
+        values = self.group.timesteps.values[self.first :: self.group.stride][: self.num_steps]
+        return values if len(values) == self.num_steps else None
+
     @property
     def position(self) -> int:
-        """The place of its last call in the timeline."""
+        """The place of its last call in the timesteps."""
         return self.first + self.step * self.group.stride
 
 
@@ -109,7 +148,7 @@ class Group:
 
     key: tuple[Any, ...]
     tokens: Identity
-    timeline: Timeline | None
+    timesteps: Timesteps | None
     start: int
     end: int | None
     born: int
@@ -123,21 +162,19 @@ class Group:
     former: Group | None = None
     streams: dict[tuple[int, int], Stream] = field(default_factory=dict)
 
-    def relation(self, place: Place) -> tuple[str, int]:
+    def relation(self, place: StepPosition) -> tuple[str, int]:
         """How a call relates to the last one: "same", "next", "back" or "gap", and its position."""
-        position = self._position(place)
+        position = self._position_of_value(place) if place.position is None else place.position
         if position == self.position:
             return "same", position
         if position == self.position + 1:
             return "next", position
         return ("back" if position < self.position else "gap"), position
 
-    def _position(self, place: Place) -> int:
-        if place.position is not None:
-            return place.position
-        if self.timeline is None:
+    def _position_of_value(self, place: StepPosition) -> int:
+        if self.timesteps is None:
             return self._position_by_change(place.value)
-        values = self.timeline.values_in(place.dtype)
+        values = self.timesteps.values_in(place.dtype)
         following = self.position + 1
         if values[self.position] == place.value:
             # A timestep that is listed twice: the next position once this one has had its calls.
@@ -168,32 +205,30 @@ class Attribution:
 
 
 class Streams:
-    """All groups of one UNet. `finish(stream)` is called where a stream ends, `release(stream)` where it is dropped."""
+    """All groups of one UNet."""
 
-    def __init__(self, release: Callable[[Stream], None], finish: Callable[[Stream], None]):
+    def __init__(self) -> None:
         self.groups: list[Group] = []
-        self._release = release
-        self._finish = finish
         self._serial = itertools.count()
         self._numbers = itertools.count()
         self._run_begun = 0  # when the last run began
 
     def attribute(
         self,
-        place: Place,
+        place: StepPosition,
         key: tuple[Any, ...],
         tokens: list[Tensor],
         extras: list[Tensor],
-        num_steps: Callable[[Timeline | None, int], int | None],
+        num_steps: Callable[[Timesteps | None, int], int | None],
     ) -> Attribution:
         """The stream of a call at `place`, with tensors `tokens` and `extras`.
 
-        num_steps: how many positions a run has that begins at a position of a timeline; None if nobody knows.
+        num_steps: how many positions a run has that begins at a position of a timesteps; None if nobody knows.
         """
         serial = next(self._serial)
-        timeline = place.timeline
-        by_value = timeline is not None and place.position is None
-        if timeline is not None and by_value and place.value not in timeline.values_in(place.dtype):
+        timesteps = place.timesteps
+        by_value = timesteps is not None and place.position is None
+        if timesteps is not None and by_value and place.value not in timesteps.values_in(place.dtype):
             return Attribution(None, note="its timestep is not one of the scheduler's")
         group = self._find(place, key, tokens)
         if group is None:
@@ -204,17 +239,17 @@ class Streams:
         if relation in ("back", "gap"):
             self.drop(group)
             note = "its timestep skips ahead of what came before" if relation == "gap" else None
-            begun = Place(place.timeline or group.timeline, position, place.value)
+            begun = StepPosition(place.timesteps or group.timesteps, position, place.value)
             return self._begin(begun, key, tokens, extras, num_steps, serial, note, None)
         if relation == "next":
             group.calls_per_position = group.calls_per_position or group.calls
-            group.rising = place.value > group.value if group.timeline is None else None
+            group.rising = place.value > group.value if group.timesteps is None else None
             group.position, group.value, group.calls = position, place.value, 0
         group.touched = serial
         group.calls += 1
         return self._within(group, extras)
 
-    def expecting(self, place: Place, tokens: list[Tensor]) -> list[Stream]:
+    def expecting(self, place: StepPosition, tokens: list[Tensor]) -> list[Stream]:
         """The streams that a call at `place` would continue; nothing is changed. Empty if a new one would begin."""
         groups = [g for g in self.groups if _same_list(g, place) and g.relation(place)[0] in ("next", "same")]
         own = [g for g in groups if g.tokens.compare(tokens) is True]
@@ -230,9 +265,9 @@ class Streams:
 
     def complete(self, stream: Stream) -> None:
         """Call when a stream's call has ended; ends the stream, and the run, after the last step."""
-        if not stream.done:
+        if stream.num_steps is None or stream.step < stream.num_steps - 1:
             return
-        self._finish(stream)
+        stream.cache.end()
         group = stream.group
         if all(other.done for other in group.streams.values()):
             # Groups that have not moved since this one began were abandoned.
@@ -252,13 +287,14 @@ class Streams:
         if group in self.groups:
             self.groups.remove(group)
         for stream in group.streams.values():
-            self._release(stream)
+            if stream.cache is not None:
+                stream.cache.release()
 
     def clear(self) -> None:
         """Forget everything."""
         self.retire(lambda _: True)
 
-    def _former(self, place: Place, key: tuple[Any, ...]) -> Group | None:
+    def _former(self, place: StepPosition, key: tuple[Any, ...]) -> Group | None:
         """For a call with new tokens: the group of a caller that was expected here with others, if there is one.
 
         Where that had itself begun so, tokens are made anew at every step, and the one before it is over.
@@ -271,8 +307,8 @@ class Streams:
             former.former = None
         return former
 
-    def _find(self, place: Place, key: tuple[Any, ...], tokens: list[Tensor]) -> Group | None:
-        alike = [g for g in self.groups if g.key == key and _same_list(g, place)]
+    def _find(self, place: StepPosition, key: tuple[Any, ...], tokens: list[Tensor]) -> Group | None:
+        alike = [g for g in self.groups if g.key == key and (g.timesteps is place.timesteps or _same_list(g, place))]
         found = [g for g in alike if g.tokens.compare(tokens) is True]
         if not found:
             # Tokens rebuilt at every call: only now is it worth comparing what they hold.
@@ -283,35 +319,35 @@ class Streams:
 
     def _begin(
         self,
-        place: Place,
+        place: StepPosition,
         key: tuple[Any, ...],
         tokens: list[Tensor],
         extras: list[Tensor],
-        num_steps: Callable[[Timeline | None, int], int | None],
+        num_steps: Callable[[Timesteps | None, int], int | None],
         serial: int,
         note: str | None,
         former: Group | None,
     ) -> Attribution:
-        timeline = place.timeline
+        timesteps = place.timesteps
         position = place.position
         if position is None:
-            position = 0 if timeline is None else self._position_beside(place)
-        count = num_steps(timeline, position)
+            position = 0 if timesteps is None else self._position_beside(place)
+        count = num_steps(timesteps, position)
         group = Group(
             key=key,
             tokens=Identity(tokens, hold=True),
-            timeline=timeline,
+            timesteps=timesteps,
             start=position,
             end=None if count is None else position + count,
             born=serial,
             touched=serial,
-            stride=timeline.order if timeline is not None else 1,
+            stride=timesteps.order if timesteps is not None else 1,
             position=position,
             value=place.value,
             calls=1,
             former=former,
         )
-        new_run = not any(g.timeline is timeline and g.position in (position, position - 1) for g in self.groups)
+        new_run = not any(g.timesteps is timesteps and g.position in (position, position - 1) for g in self.groups)
         self.groups.append(group)
         attribution = self._within(group, extras)
         if note is not None:
@@ -321,18 +357,22 @@ class Streams:
             self._run_begun = serial
         return Attribution(attribution.stream, born=True, new_run=new_run)
 
-    def _position_beside(self, place: Place) -> int:
-        """A position with this value: where the other groups of this timeline are, else the first."""
-        assert place.timeline is not None
-        values = place.timeline.values_in(place.dtype)
-        beside = [g.position for g in self.groups if g.timeline is place.timeline and values[g.position] == place.value]
+    def _position_beside(self, place: StepPosition) -> int:
+        """A position with this value: where the other groups of this timesteps are, else the first."""
+        assert place.timesteps is not None
+        values = place.timesteps.values_in(place.dtype)
+        beside = [
+            g.position for g in self.groups if g.timesteps is place.timesteps and values[g.position] == place.value
+        ]
         return beside[-1] if beside else values.index(place.value)
 
     def _within(self, group: Group, extras: list[Tensor]) -> Attribution:
         parity = (group.position - group.start) % group.stride
         ordinal = group.calls - 1
         before = group.position - group.stride
-        siblings = {o: s for (p, o), s in group.streams.items() if p == parity and s.position == before}
+        siblings = {
+            o: s for (p, o), s in group.streams.items() if p == parity and s.first + s.step * group.stride == before
+        }
         stream = siblings.get(ordinal)
         answers = {o: s.extras.compare(extras) for o, s in siblings.items() if s.extras is not None}
         if answers.get(ordinal) is not True:
@@ -345,17 +385,19 @@ class Streams:
         if stream is None:
             if (parity, ordinal) in group.streams:
                 # The sequence was interrupted: what is kept is older than one step.
-                self._release(group.streams.pop((parity, ordinal)))
+                former = group.streams.pop((parity, ordinal))
+                if former.cache is not None:
+                    former.cache.release()
             count = None if group.end is None else -(-(group.end - group.position) // group.stride)
             stream = Stream(next(self._numbers), group.position, count, group)
             group.streams[parity, ordinal] = stream
         stream.step += 1
-        stream.extras = Identity(extras)
+        stream.extras = Identity(extras) if extras else NOTHING
         return Attribution(stream, born=born)
 
 
-def _same_list(group: Group, place: Place) -> bool:
-    if place.position is None and place.timeline is not None and group.timeline is not None:
+def _same_list(group: Group, place: StepPosition) -> bool:
+    if place.position is None and place.timesteps is not None and group.timesteps is not None:
         # Known by value only: it may belong to an earlier list that another request still follows.
-        return group.timeline is place.timeline or place.value in group.timeline.values_in(place.dtype)
-    return group.timeline is place.timeline
+        return group.timesteps is place.timesteps or place.value in group.timesteps.values_in(place.dtype)
+    return group.timesteps is place.timesteps

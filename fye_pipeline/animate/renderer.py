@@ -20,7 +20,7 @@ from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.session import tile_vae
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import draw_sequence
-from fye_pipeline.landmarks.masks import expression_mask, facial_mask
+from fye_pipeline.landmarks.masks import face_region
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.image import letterbox
 from fye_pipeline.models.folder import recommended_guidance
@@ -91,8 +91,7 @@ class RenderContext:
 
     def region(self, start: int, stop: int) -> NDArray[np.float32]:
         """Where expression and face are in some frames, [F, size, size], for the cache."""
-        landmarks = self.landmarks[start:stop]
-        return np.maximum(*(mask(landmarks, self.size, self.size) for mask in (expression_mask, facial_mask)))
+        return face_region(self.landmarks[start:stop], self.size, self.size)
 
     def run(self, attempt: Callable[[], Tensor], *, cached: bool) -> tuple[Tensor, Record]:
         """Denoise; once more in float32 where half precision overflows, or with less memory where it runs out.

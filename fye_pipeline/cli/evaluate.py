@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -14,9 +13,6 @@ from fye_pipeline.animate.config import SHIPPED_MODEL
 from fye_pipeline.cli.options import Debug, Device, Guidance, Jobs, Model, Overwrite, Quiet, TaskFile, check_cache
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries
-
-if TYPE_CHECKING:
-    from fye_pipeline.pipeline import FollowYourEmojiPipeline
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 
@@ -39,22 +35,6 @@ def evaluate() -> None:
 
     `fye evaluate MANIFEST` is short for `fye evaluate manifest MANIFEST`.
     """
-
-
-@dataclass(frozen=True)
-class LoadModel:
-    """Loads a model folder; unlike a loaded model it can go to other processes."""
-
-    folder: Path
-    device: str
-
-    def __call__(self) -> FollowYourEmojiPipeline:
-        import torch
-
-        from fye_pipeline.animate.session import choose_device, load_model
-
-        hush_libraries()
-        return load_model(self.folder, choose_device(self.device), torch.float32)
 
 
 @app.command()
@@ -87,7 +67,7 @@ def rendered(
         hush_libraries()
     from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.evaluation import rendered as reenactment
-    from fye_pipeline.evaluation import summary as figures
+    from fye_pipeline.evaluation.summary import describe
     from fye_pipeline.models.folder import recommended_guidance
 
     target = _target(json_file, overwrite=overwrite, resume=resume)
@@ -104,7 +84,7 @@ def rendered(
     )
     with reporter.progress() as on_progress:
         result = reenactment.evaluate_rendered(
-            LoadModel(folder, device),
+            reenactment.FolderModel(folder, device),
             plan,
             face_landmarker=obtain_face_landmarker(face_landmarker),
             jobs=jobs,
@@ -113,12 +93,12 @@ def rendered(
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    reporter.result(figures.describe(result), result)
+    reporter.result(describe(result), result)
 
 
 @app.command()
 def manifest(
-    listing: Annotated[
+    source: Annotated[
         Path, typer.Argument(metavar="MANIFEST", help="A .csv or .jsonl, or a folder with portraits/ and driving/.")
     ],
     json_file: Annotated[
@@ -166,17 +146,17 @@ def manifest(
         hush_libraries()
     from fye_pipeline.animate.config import AnimationSettings
     from fye_pipeline.animate.session import obtain_face_landmarker
-    from fye_pipeline.evaluation import pairs as listed
-    from fye_pipeline.evaluation.listing import read_listing
     from fye_pipeline.evaluation.metric_networks import Weights
-    from fye_pipeline.evaluation.pair_evaluator import Gallery
+    from fye_pipeline.evaluation.pair_evaluator import PairEvaluator, PairRun, evaluate_pairs
+    from fye_pipeline.evaluation.pairs import read_pairs
+    from fye_pipeline.evaluation.summary import describe_pairs
 
     target = _target(json_file, overwrite=overwrite, resume=resume)
     assert target is not None
     if target.suffix != ".json":
         raise UserError(f"{target} must end in .json; the tables are written beside it as .md.")
-    gallery = Gallery(
-        pairs=tuple(read_listing(listing, portraits=portraits, drivers=drivers)),
+    evaluator = PairEvaluator(
+        pairs=tuple(read_pairs(source, portraits=portraits, drivers=drivers)),
         settings=AnimationSettings(
             model=model or SHIPPED_MODEL,
             steps=steps,
@@ -195,10 +175,10 @@ def manifest(
         device=device,
     )
     name = method or ("this model" if outputs is None else outputs.resolve().name)
-    run = listed.Run(target, method=name, jobs=jobs, resume=resume, overwrite=overwrite)
+    run = PairRun(target, method=name, jobs=jobs, resume=resume, overwrite=overwrite)
     with reporter.progress() as on_progress:
-        result = listed.evaluate_listing(gallery, run, on_progress=on_progress)
-    reporter.result(listed.describe(result), result)
+        result = evaluate_pairs(evaluator, run, on_progress=on_progress)
+    reporter.result(describe_pairs(result), result)
     if result["failed"]:
         if reporter.quiet:
             for row, reason in result["failed"].items():

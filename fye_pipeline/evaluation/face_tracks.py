@@ -1,4 +1,4 @@
-"""What a detector sees in a video, and how that compares with a driver: every figure about faces in one place."""
+"""A face followed through a video by a detector, and how that compares with a driver: every figure about faces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FindFace = Callable[[NDArray[np.uint8]], Face | None]
 FACE_FIGURES = ("exp", "exp_mean", "lms", "lmd", "landmark_accuracy", "gaze", "aed", "apd_rotation", "apd_translation")
 
 
-def see(frames: Iterable[NDArray[np.uint8]], find: FindFace) -> LandmarkSequence:
+def track_face(frames: Iterable[NDArray[np.uint8]], find: FindFace) -> LandmarkSequence:
     """Seek a face in every frame, uint8 RGB [H, W, 3]. Entries of frames without one are nan, and `found` is False.
 
     Raises ValueError where there is no frame.
@@ -39,12 +39,12 @@ def see(frames: Iterable[NDArray[np.uint8]], find: FindFace) -> LandmarkSequence
         if last is None or not np.array_equal(frame, last):  # a still is sought once
             face, last = find(frame), frame
         found.append(face is not None)
-        seen = empty if face is None else {
+        track = empty if face is None else {
             "landmarks": face.landmarks, "mesh": face.mesh, "transforms": face.transform,
             "blendshapes": face.blendshapes,
         }  # fmt: skip
         for name, values in rows.items():
-            values.append(np.asarray(seen[name], np.float64))
+            values.append(np.asarray(track[name], np.float64))
     if not found:
         raise ValueError("frames must hold at least one frame, got none")
     landmarks, mesh, transforms, blendshapes = (np.stack(values) for values in rows.values())
@@ -56,19 +56,19 @@ def aspect(sequence: LandmarkSequence) -> float:
     return sequence.height / sequence.width
 
 
-def landmark_error(seen: LandmarkSequence, expected: LandmarkSequence) -> float:
+def landmark_error(track: LandmarkSequence, expected: LandmarkSequence) -> float:
     """Mean 2-D distance in picture widths over the frames where both have a face; nan where there is none.
 
     Both belong to the same pictures. The landmark error of the contract, as `metrics.landmark_error`.
     """
-    both = seen.found & expected.found
+    both = track.found & expected.found
     if not both.any():
         return float("nan")
-    difference = (seen.landmarks[both, :, :2] - expected.landmarks[both, :, :2]) * (1.0, aspect(seen))
+    difference = (track.landmarks[both, :, :2] - expected.landmarks[both, :, :2]) * (1.0, aspect(track))
     return float(np.linalg.norm(difference, axis=-1).mean())
 
 
-def compare_faces(seen: LandmarkSequence, driver: LandmarkSequence) -> dict[str, float]:
+def compare_faces(track: LandmarkSequence, driver: LandmarkSequence) -> dict[str, float]:
     """How well an output follows its driver: `FACE_FIGURES`, over the frames where both show a face.
 
     exp: Exp (sum; `exp_mean` its mean). lms: LMS. lmd: LMD, x 1e-3. landmark_accuracy: `alignment_error`, in face
@@ -76,13 +76,13 @@ def compare_faces(seen: LandmarkSequence, driver: LandmarkSequence) -> dict[str,
     that the driver does not have (all zero, as another detector gives them) leave exp and aed nan. Raises ValueError
     for another count of frames.
     """
-    if len(seen) != len(driver):
-        raise ValueError(f"output and driver need the same frames, got {len(seen)} and {len(driver)}")
-    both = seen.found & driver.found
+    if len(track) != len(driver):
+        raise ValueError(f"output and driver need the same frames, got {len(track)} and {len(driver)}")
+    both = track.found & driver.found
     if not both.any():
         return dict.fromkeys(FACE_FIGURES, float("nan"))
-    one, two = (_only(sequence, both) for sequence in (seen, driver))
-    aspects = aspect(seen), aspect(driver)
+    one, two = (_only(sequence, both) for sequence in (track, driver))
+    aspects = aspect(track), aspect(driver)
     scored = bool(two.blendshapes.any() and one.blendshapes.any())
     sums = expression.blendshape_difference(one.blendshapes, two.blendshapes) if scored else (math.nan, math.nan)
     rotation, shift = expression.pose_distance(one.transforms, two.transforms)

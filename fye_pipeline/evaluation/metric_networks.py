@@ -159,10 +159,10 @@ class ArcFace:
         matrix = np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
         return np.asarray(cv2.warpAffine(picture, matrix, (112, 112), flags=cv2.INTER_LINEAR), np.uint8)
 
-    def similarity(self, video: Picture, seen: LandmarkSequence, portrait: NDArray[np.floating]) -> float:
+    def similarity(self, video: Picture, track: LandmarkSequence, portrait: NDArray[np.floating]) -> float:
         """Mean cosine between the portrait's embedding and those of the frames with a face; nan without any."""
-        frames = [k for k in range(len(video)) if seen.found[k]]
-        values = [cosine(self.embed(video[k], seen.landmarks[k]), portrait) for k in frames]
+        frames = [k for k in range(len(video)) if track.found[k]]
+        values = [cosine(self.embed(video[k], track.landmarks[k]), portrait) for k in frames]
         return float(np.mean(values)) if values else float("nan")
 
 
@@ -187,6 +187,26 @@ class HyperIqa:
             small = nn.functional.interpolate(_batch(frame[None]), (224, 224), mode="bilinear", antialias=True)
             scores.append(float(self._network((small / 255 - mean) / deviation).flatten()[0]))
         return float(np.mean(scores))
+
+
+@dataclass(frozen=True)
+class MetricNetworks:
+    """The networks that were given."""
+
+    lpips: Lpips | None = None
+    arcface: ArcFace | None = None
+    hyperiqa: HyperIqa | None = None
+    features: FrameFeatures | None = None
+
+    @classmethod
+    def load(cls, weights: Weights) -> MetricNetworks:
+        """Read every file. Raises `UserError` as the metrics do."""
+        return cls(
+            lpips=None if weights.lpips is None else Lpips(weights.lpips),
+            arcface=None if weights.arcface is None else ArcFace(weights.arcface),
+            hyperiqa=None if weights.hyperiqa is None else HyperIqa(weights.hyperiqa),
+            features=FrameFeatures(weights) if weights.fid or weights.fvd else None,
+        )
 
 
 def read_state(path: Path, what: str) -> dict[str, Tensor]:

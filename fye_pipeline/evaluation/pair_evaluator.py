@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,24 +22,27 @@ from fye_pipeline.animate.run import AnimationSession, animate
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.expression import landmark_jitter
-from fye_pipeline.evaluation.face_tracks import FindFace, aspect, compare_faces, see
-from fye_pipeline.evaluation.listing import VIDEOS, Pair
-from fye_pipeline.evaluation.metric_networks import ArcFace, FrameFeatures, HyperIqa, Lpips, Weights
-from fye_pipeline.evaluation.work import Measure
+from fye_pipeline.evaluation.face_tracks import FindFace, aspect, compare_faces, track_face
+from fye_pipeline.evaluation.metric_networks import MetricNetworks, Weights
+from fye_pipeline.evaluation.pairs import VIDEOS, Pair
+from fye_pipeline.evaluation.run import Measure, measure_all
+from fye_pipeline.evaluation.summary import pair_tables, summarise_pairs
 from fye_pipeline.landmarks.masks import facial_mask
 from fye_pipeline.landmarks.model_file import task_file
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.source import open_source
+from fye_pipeline.progress import OnProgress, logger, silent
+from fye_pipeline.storage.files import atomic_target
 from fye_pipeline.storage.hashing import digest_of_text, remembered_digest
-from fye_pipeline.storage.run_log import Entry
+from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 
 Frames = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """One process' tools for measuring pairs.
+class PairEvaluator:
+    """Measures pairs of portrait and driver in one process.
 
     settings: how the model animates; reference, driving and frames are filled in. outputs: a folder with finished
     videos `<name>.mp4`, which are measured instead. folder: where videos, drivers' landmarks and features are kept.
@@ -52,15 +56,20 @@ class Gallery:
     face_landmarker: Path | None = None
     device: str = "auto"
 
+    def needs(self) -> dict[str, str]:
+        """What the metrics without a network need."""
+        needs = self.weights.needs()
+        return needs | ({"kid": needs["fid"]} if "fid" in needs else {})
+
     @contextmanager
     def open(self) -> Iterator[Measure]:
         pairs = {pair.name: pair for pair in self.pairs}
-        instruments = Instruments.load(self.weights)
+        networks = MetricNetworks.load(self.weights)
         with AnimationSession(self.face_landmarker, device=self.device) as session:
 
             def measure(name: str) -> Entry:
                 try:
-                    return self._measure(pairs[name], session, instruments)
+                    return self._measure(pairs[name], session, networks)
                 except UserError as error:
                     return {"error": " ".join(str(error).split())}
                 except Exception as error:  # whatever a row's files do, the rows after it are measured
@@ -68,7 +77,7 @@ class Gallery:
 
             yield measure
 
-    def _measure(self, pair: Pair, session: AnimationSession, instruments: Instruments) -> Entry:
+    def _measure(self, pair: Pair, session: AnimationSession, networks: MetricNetworks) -> Entry:
         if pair.error is not None:
             raise UserError(pair.error)
         landmarks = self.landmarks_of(pair.driving)
@@ -81,7 +90,7 @@ class Gallery:
         portrait = read_video(pair.driving, 1)[0] if pair.portrait is None else read_picture(pair.portrait)
         find = session.detector.open().detect
         small = np.asarray(cv2.resize(portrait, frames.shape[2:0:-1], interpolation=cv2.INTER_AREA), np.uint8)
-        scene = Scene(portrait, driver.sequence[:count], None if truth is None else truth[:count], find, instruments)
+        scene = Scene(portrait, driver.sequence[:count], None if truth is None else truth[:count], find, networks)
         features = self.features_of(pair)
         return {
             "made_from": self.made_from(pair),
@@ -168,26 +177,6 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Instruments:
-    """The networks that were given."""
-
-    lpips: Lpips | None = None
-    arcface: ArcFace | None = None
-    hyperiqa: HyperIqa | None = None
-    features: FrameFeatures | None = None
-
-    @classmethod
-    def load(cls, weights: Weights) -> Instruments:
-        """Read every file. Raises `UserError` as the metrics do."""
-        return cls(
-            lpips=None if weights.lpips is None else Lpips(weights.lpips),
-            arcface=None if weights.arcface is None else ArcFace(weights.arcface),
-            hyperiqa=None if weights.hyperiqa is None else HyperIqa(weights.hyperiqa),
-            features=FrameFeatures(weights) if weights.fid or weights.fvd else None,
-        )
-
-
-@dataclass(frozen=True)
 class Scene:
     """What a video of one pair is measured against."""
 
@@ -195,26 +184,26 @@ class Scene:
     driver: LandmarkSequence
     truth: Frames | None
     find: FindFace
-    instruments: Instruments
+    networks: MetricNetworks
 
     def measure(self, frames: Frames, features: Path | None = None) -> dict[str, float | None]:
         """Every figure of one video; None where it cannot be had. FID's and FVD's features go to a file."""
-        tools = self.instruments
-        seen = see(frames, self.find)
-        figures: dict[str, float | None] = dict(compare_faces(seen, self.driver))
+        networks = self.networks
+        track = track_face(frames, self.find)
+        figures: dict[str, float | None] = dict(compare_faces(track, self.driver))
         figures["jitter"] = metrics.jitter(frames / 255.0)
-        figures["landmark_jitter"] = landmark_jitter(seen.landmarks, seen.found, aspect(seen))
-        figures["frames_without_face"] = int((~seen.found).sum())
-        if tools.hyperiqa is not None:
-            figures["hyperiqa"] = tools.hyperiqa(frames)
-        if tools.arcface is not None:
+        figures["landmark_jitter"] = landmark_jitter(track.landmarks, track.found, aspect(track))
+        figures["frames_without_face"] = int((~track.found).sum())
+        if networks.hyperiqa is not None:
+            figures["hyperiqa"] = networks.hyperiqa(frames)
+        if networks.arcface is not None:
             face = self.find(self.portrait)
-            known = None if face is None else tools.arcface.embed(self.portrait, face.landmarks)
-            figures["arcface"] = None if known is None else tools.arcface.similarity(frames, seen, known)
+            known = None if face is None else networks.arcface.embed(self.portrait, face.landmarks)
+            figures["arcface"] = None if known is None else networks.arcface.similarity(frames, track, known)
         if self.truth is not None:
             figures |= self._against_truth(frames, self.truth)
-            if tools.features is not None and features is not None:
-                sets = {"": tools.features(frames), "_truth": tools.features(self.truth)}
+            if networks.features is not None and features is not None:
+                sets = {"": networks.features(frames), "_truth": networks.features(self.truth)}
                 arrays = {f"{name}{end}": values for end, found in sets.items() for name, values in found.items()}
                 np.savez(features, allow_pickle=False, **arrays)
         return {name: None if value is None or math.isnan(value) else value for name, value in figures.items()}
@@ -222,9 +211,9 @@ class Scene:
     def _against_truth(self, frames: Frames, truth: Frames) -> dict[str, float | None]:
         video, target = (each / 255.0 for each in same_size(frames, truth))
         height, width = target.shape[1:3]
-        seen = see(metrics.to_uint8(target), self.find)
-        outline = facial_mask(np.nan_to_num(seen.landmarks), height, width) * seen.found[:, None, None]
-        lpips = self.instruments.lpips
+        track = track_face(metrics.to_uint8(target), self.find)
+        outline = facial_mask(np.nan_to_num(track.landmarks), height, width) * track.found[:, None, None]
+        lpips = self.networks.lpips
         return {
             "l1": metrics.l1(video, target),
             "psnr": metrics.psnr(video, target),
@@ -251,3 +240,68 @@ def same_size(frames: Frames, truth: Frames) -> tuple[Frames, Frames]:
 def _short(values: object) -> str:
     """A short name for plain values."""
     return digest_of_text(repr(values))[:16]
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """How a run is kept and shown. target: the JSON to write; the tables stand beside it as Markdown.
+
+    method: what the measured method is called in the tables. jobs: processes. resume: keep what was measured before;
+    overwrite: begin anew.
+    """
+
+    target: Path
+    method: str = "this model"
+    jobs: int = 1
+    resume: bool = False
+    overwrite: bool = False
+
+
+def evaluate_pairs(
+    evaluator: PairEvaluator,
+    run: PairRun,
+    *,
+    on_progress: OnProgress = silent,
+) -> dict[str, Any]:
+    """Measure every pair. -> `self` and `cross` (means, where there are such pairs), `groups`, `rows`, `failed`.
+
+    A pair that fails is named in `failed` with its reason, and the others are measured; with `run.resume` it is tried
+    again. FID, KID and FVD are of the whole set.
+
+    Raises:
+        UserError: weights that cannot be read, or what `Journal` refuses.
+    """
+    MetricNetworks.load(evaluator.weights)  # a wrong file is told before any long work
+    markdown = run.target.with_suffix(".md")
+    conditions = _conditions(evaluator, run.method)
+    before = finished_result(run.target, conditions) if run.resume and not run.overwrite else None
+    kept = {} if before is None else evaluator.still_valid(before["rows"])
+    if before is not None and not before["failed"] and len(kept) == len(evaluator.pairs):
+        logger.info(f"{run.target} was made under the same conditions; nothing to do.")
+        return before
+    journal = Journal(journal_path(run.target), conditions, resume=run.resume, overwrite=run.overwrite)
+    for name, row in kept.items():
+        journal.add(name, row)
+    journal.entries = evaluator.still_valid(journal.entries)
+    evaluator.folder.mkdir(parents=True, exist_ok=True)
+    names = [pair.name for pair in evaluator.pairs]
+    entries = measure_all(evaluator.open, names, journal, jobs=run.jobs, stage="rows", on_progress=on_progress)
+    features = {pair.name: evaluator.features_of(pair) for pair in evaluator.pairs if "error" not in entries[pair.name]}
+    result = summarise_pairs(entries, run.method, features, evaluator.needs()) | {"conditions": conditions}
+    write_result(run.target, result)
+    with atomic_target(markdown) as temporary:
+        temporary.write_text("\n".join(table.markdown() for table in pair_tables(result)), encoding="utf-8")
+    journal.close()
+    return result
+
+
+def _conditions(evaluator: PairEvaluator, method: str) -> dict[str, Any]:
+    """What decides the figures of all pairs; what decides those of one is kept with it."""
+    pairs = [[p.name, str(p.portrait), str(p.driving), str(p.truth), p.group, p.error] for p in evaluator.pairs]
+    return {
+        "method": method,
+        "pairs": len(pairs),
+        "pairs_hash": digest_of_text(json.dumps(pairs))[:16],
+        "outputs": None if evaluator.outputs is None else str(evaluator.outputs),
+        **evaluator.made_with(),
+    }

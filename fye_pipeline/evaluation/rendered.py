@@ -14,25 +14,97 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fye_pipeline.evaluation import metrics
-from fye_pipeline.evaluation import summary as figures
-from fye_pipeline.evaluation.cases import Case, Plan, Video, head_of, make_case
+from fye_pipeline.animate.session import choose_device, load_model
+from fye_pipeline.evaluation import metrics, summary
 from fye_pipeline.evaluation.expression import landmark_jitter
-from fye_pipeline.evaluation.face_tracks import FindFace, compare_faces, landmark_error, see
-from fye_pipeline.evaluation.work import Estimate, Measure, work_off
-from fye_pipeline.evaluation.world_identity import WorldIdentity, fit_identity, separation
+from fye_pipeline.evaluation.face_tracks import FindFace, compare_faces, landmark_error, track_face
+from fye_pipeline.evaluation.run import Measure, measure_all
+from fye_pipeline.evaluation.world_identity import FITTED_PEOPLE, WorldIdentity, fit_identity, separation
 from fye_pipeline.landmarks.alignment import align
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence
-from fye_pipeline.landmarks.masks import expression_mask, facial_mask
+from fye_pipeline.landmarks.masks import face_region, facial_mask
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.progress import logger
+from fye_pipeline.progress import OnProgress, hush_libraries, logger, silent
 from fye_pipeline.storage.hashing import weights_hash
 from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
-from fye_pipeline.world import WORLD_VERSION, World
+from fye_pipeline.world import WORLD_VERSION, RenderedClip, World
 
+Video = NDArray[np.floating]
 LoadModel = Callable[[], FollowYourEmojiPipeline]
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """Loads a model folder; unlike a loaded model it can go to other processes."""
+
+    folder: Path
+    device: str
+
+    def __call__(self) -> FollowYourEmojiPipeline:
+        hush_libraries()
+        return load_model(self.folder, choose_device(self.device), torch.float32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: everything that decides the figures, beside the model.
+
+    cache: options of `ticache.apply`, None to leave the cached rows out. cross: also the portrait of one head with the
+    driving clip of another. identity_people: heads that the identity measure is fitted to.
+    """
+
+    split: str = "held"
+    clips: int = 16
+    seed: int = 0
+    frames: int = 16
+    steps: int = 30
+    guidance: float = 3.5
+    cache: dict[str, Any] | None = None
+    cross: bool = True
+    identity_people: int = FITTED_PEOPLE
+
+    def __post_init__(self) -> None:
+        if self.clips < 2:
+            raise ValueError(f"clips must be >= 2, so that references and landmarks can be exchanged, got {self.clips}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One clip: its truth in [0, 1], the drawn landmarks, its portrait, and the face that the detector finds in both.
+
+    portrait_face: the portrait's exact landmarks.
+    """
+
+    clip: RenderedClip
+    truth: Video
+    pictures: NDArray[np.uint8]
+    track: LandmarkSequence
+    portrait: NDArray[np.uint8]
+    portrait_face: LandmarkSequence
+    portrait_track: LandmarkSequence
+
+
+def make_case(world: World, plan: Plan, k: int, find: FindFace) -> Case:
+    """Clip number `k` of a plan."""
+    index = head_of(plan, k)
+    clip = world.clip(plan.split, index, take=1, frames=plan.frames)
+    portrait = world.portrait(plan.split, index)
+    return Case(
+        clip=clip,
+        truth=clip.frames / 255.0,
+        pictures=draw_sequence(clip.sequence.landmarks, world.size),
+        track=track_face(clip.frames, find),
+        portrait=portrait.frames[0],
+        portrait_face=portrait.sequence,
+        portrait_track=track_face(portrait.frames, find),
+    )
+
+
+def head_of(plan: Plan, k: int) -> int:
+    """Which head, and which noise."""
+    return plan.seed * 1000 + k
 
 
 def evaluate_rendered(
@@ -44,7 +116,7 @@ def evaluate_rendered(
     target: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Measure a model beside its baselines; the keys are those of `fye evaluate rendered --json`.
 
@@ -60,7 +132,7 @@ def evaluate_rendered(
             file that is complete and was made under the same conditions is read. overwrite: begin anew.
 
     Raises:
-        UserError: as `Journal` and `finished_result`. RuntimeError: as `work_off`.
+        UserError: as `Journal` and `finished_result`. RuntimeError: as `run_parts`.
     """
     model = load()
     size = picture_size(model)
@@ -87,18 +159,12 @@ def evaluate_rendered(
         )
         people = [head_of(plan, k) for k in range(plan.clips)]
         conditions["identity"] = separation(identity, world, detector.detect, split=plan.split, people=people)
-    bench = Bench(load, plan, identity, face_landmarker, None if jobs > 1 else model)
+    evaluator = ClipEvaluator(load, plan, identity, face_landmarker, None if jobs > 1 else model)
     del model
     names = [str(k) for k in range(plan.clips)]
-    estimate = Estimate(plan.clips - len(notes.entries), jobs)
-    on_progress("clips", len(notes.entries), plan.clips)
-
-    def done(name: str, clip: Entry) -> None:
-        on_progress("clips", len(notes.entries), plan.clips)
-        estimate.advance()
-
-    result = figures.summarise(list(work_off(bench, names, notes, jobs=jobs, on_done=done).values()))
-    result |= {"thresholds": figures.check_thresholds(result), "conditions": conditions}
+    clips = measure_all(evaluator.open, names, notes, jobs=jobs, stage="clips", on_progress=on_progress)
+    result = summary.summarise(list(clips.values()))
+    result |= {"thresholds": summary.check_thresholds(result), "conditions": conditions}
     if target is not None:
         write_result(target, result)
     notes.close()
@@ -106,8 +172,8 @@ def evaluate_rendered(
 
 
 @dataclass(frozen=True)
-class Bench:
-    """One process' tools for measuring clips; the model is loaded here unless it is given."""
+class ClipEvaluator:
+    """Measures clips in one process; the model is loaded here unless it is given."""
 
     load: LoadModel
     plan: Plan
@@ -153,16 +219,16 @@ class Bench:
         face = facial_mask(landmarks, *own.truth.shape[1:3])
         rows = {}
         for name, video in videos.items():
-            seen = see(metrics.to_uint8(video), find)
+            track = track_face(metrics.to_uint8(video), find)
             rows[name] = {
                 "l1": metrics.l1(video, own.truth),
                 "psnr": metrics.psnr(video, own.truth),
                 "psnr_face": metrics.psnr(video, own.truth, face),
                 "ssim": metrics.ssim(video, own.truth),
-                "landmark_error": landmark_error(seen, own.seen),
-                "landmark_error_exact": landmark_error(seen, own.clip.sequence),
+                "landmark_error": landmark_error(track, own.track),
+                "landmark_error_exact": landmark_error(track, own.clip.sequence),
                 "jitter_truth": metrics.jitter(own.truth),
-                **self._faces(video, seen, own, own),
+                **self._faces(video, track, own, own),
             }
         if self.plan.cache:
             rows["cached"] |= faster
@@ -188,21 +254,21 @@ class Bench:
         wanted = replace(driver.clip.sequence, landmarks=asked)
         rows = {}
         for name, video in videos.items():
-            seen = see(metrics.to_uint8(video), find)
-            rows[name] = {"landmark_error": landmark_error(seen, wanted), **self._faces(video, seen, own, driver)}
+            track = track_face(metrics.to_uint8(video), find)
+            rows[name] = {"landmark_error": landmark_error(track, wanted), **self._faces(video, track, own, driver)}
         if self.plan.cache:
             rows["cached"] |= faster
         return rows
 
-    def _faces(self, video: Video, seen: LandmarkSequence, own: Case, driver: Case) -> Entry:
+    def _faces(self, video: Video, track: LandmarkSequence, own: Case, driver: Case) -> Entry:
         """Identity against the portrait, expression against the driver, what flickers."""
-        portrait = self.identity.embed([own.portrait], own.portrait_seen)
+        portrait = self.identity.embed([own.portrait], own.portrait_track)
         return {
-            "identity": self.identity.distance(self.identity.embed(list(metrics.to_uint8(video)), seen), portrait),
-            **compare_faces(seen, driver.seen),
+            "identity": self.identity.distance(self.identity.embed(list(metrics.to_uint8(video)), track), portrait),
+            **compare_faces(track, driver.track),
             "jitter": metrics.jitter(video),
-            "landmark_jitter": landmark_jitter(seen.landmarks, seen.found),
-            "frames_without_face": int((~seen.found).sum()),
+            "landmark_jitter": landmark_jitter(track.landmarks, track.found),
+            "frames_without_face": int((~track.found).sum()),
         }
 
     def _generate(
@@ -218,7 +284,7 @@ class Bench:
         began = time.perf_counter()
         if cached_landmarks is None:
             return generate(model, portrait, pictures, **run), time.perf_counter() - began
-        region = expression_mask(cached_landmarks, *pictures.shape[1:3])
+        region = face_region(cached_landmarks, *pictures.shape[1:3])
         with model.enable_cache(**(self.plan.cache or {})):
             video = generate(model, portrait, pictures, region=region, **run)
         return video, time.perf_counter() - began

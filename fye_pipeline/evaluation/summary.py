@@ -1,12 +1,14 @@
-"""From the figures of single clips to those of a run: means, thresholds, and the table that is printed."""
+"""From the figures of single clips and pairs to those of a run: means, sets, thresholds, and what is printed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fye_pipeline.evaluation.distances import frechet_distance, kernel_distance
 from fye_pipeline.evaluation.tables import Column, Table
 from fye_pipeline.storage.run_log import Entry
 
@@ -28,6 +30,35 @@ COLUMNS = (
     Column("frames_without_face", "no face", "d", "down"),
 )
 CROSS_COLUMNS = tuple(column for column in COLUMNS if column.name not in ("l1", "psnr", "psnr_face", "ssim"))
+EXPRESSION = (
+    Column("landmark_accuracy", "landmarks", ".4f", "down"),
+    Column("exp", "Exp", ".2f", "down"),
+    Column("lms", "LMS", ".3f", "down"),
+    Column("lmd", "LMD", ".1f", "down"),
+    Column("gaze", "gaze °", ".1f", "down"),
+    Column("aed", "AED", ".3f", "down"),
+    Column("apd_rotation", "APD rad", ".3f", "down"),
+    Column("apd_translation", "APD cm", ".2f", "down"),
+    Column("frames_without_face", "no face", "d", "down"),
+)
+SELF = (
+    Column("l1", "L1", ".4f", "down"),
+    Column("psnr", "PSNR", ".2f", "up"),
+    Column("psnr_face", "face PSNR", ".2f", "up"),
+    Column("ssim", "SSIM", ".3f", "up"),
+    Column("lpips", "LPIPS", ".4f", "down"),
+    Column("fid", "FID", ".1f", "down"),
+    Column("kid", "KID", ".4f", "down"),
+    Column("fvd", "FVD", ".1f", "down"),
+    *EXPRESSION,
+)
+CROSS = (
+    Column("arcface", "identity", ".3f", "up"),
+    Column("hyperiqa", "quality", ".1f", "up"),
+    *EXPRESSION,
+)
+TITLES = {"self": "Self-reenactment", "cross": "Cross-reenactment"}
+STILL = "still portrait"
 
 
 def summarise(clips: Sequence[Entry]) -> dict[str, Any]:
@@ -117,3 +148,62 @@ def _threshold_line(row: Mapping[str, Any]) -> str:
     word = {True: "met", False: "missed", None: "not measured"}[row["met"]]
     value = "n/a" if row["value"] is None else f"{row['value']:.4g}"
     return f"{word:>12}  {row['what']}: {value} ({row['relation']} {row['limit']:.4g})"
+
+
+def summarise_pairs(
+    entries: Mapping[str, Entry], method: str, features: Mapping[str, Path], needs: Mapping[str, str]
+) -> dict[str, Any]:
+    """Means over pairs, of the method and of the portrait shown still, also by group."""
+    rows = {name: entry for name, entry in entries.items() if "error" not in entry}
+    result: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
+    for kind in TITLES:
+        own = {name: row for name, row in rows.items() if row["kind"] == kind}
+        if not own:
+            continue
+        result[kind] = {
+            method: mean_of([row["method"] for row in own.values()]) | _set_figures([features[name] for name in own]),
+            STILL: mean_of([row["still"] for row in own.values()]),
+        }
+        for group in sorted({row["group"] for row in own.values() if row["group"] is not None}):
+            inside = [row["method"] for row in own.values() if row["group"] == group]
+            groups.setdefault(kind, {})[group] = mean_of(inside)
+    failed = {name: entry["error"] for name, entry in entries.items() if "error" in entry}
+    return result | {"groups": groups, "rows": rows, "failed": failed, "needs": dict(needs)}
+
+
+def _set_figures(files: Sequence[Path]) -> dict[str, float | None]:
+    """FID and KID over all frames, FVD over all videos that have features; None where they are fewer than two."""
+    sets: dict[str, list[np.ndarray]] = {}
+    for file in files:
+        if file.is_file():
+            with np.load(file, allow_pickle=False) as found:
+                for name in found.files:
+                    sets.setdefault(name, []).append(found[name])
+    figures: dict[str, float | None] = {}
+    for figure, name, measure in (
+        ("fid", "fid", frechet_distance),
+        ("kid", "fid", kernel_distance),
+        ("fvd", "fvd", frechet_distance),
+    ):
+        pair = [np.concatenate(sets.get(key, [np.empty((0, 1))])) for key in (name, f"{name}_truth")]
+        figures[figure] = measure(*pair) if min(map(len, pair)) >= 2 else None
+    return figures
+
+
+def pair_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Table-1-shaped: self- and cross-reenactment, and their groups."""
+    found = []
+    for kind, columns in (("self", SELF), ("cross", CROSS)):
+        if kind in result:
+            groups = result["groups"].get(kind, {})
+            rows = result[kind] | {f"  {name}": row for name, row in groups.items()}
+            found.append(Table(TITLES[kind], columns, rows, result["needs"]))
+    return found
+
+
+def describe_pairs(result: Mapping[str, Any]) -> str:
+    """The tables and the rows that failed, as text."""
+    failed = [f"{name}: {reason}" for name, reason in result["failed"].items()]
+    counts = f"{len(result['rows'])} measured, {len(failed)} failed"
+    return "\n\n".join([*map(str, pair_tables(result)), "\n".join([*failed, counts])])

@@ -1,4 +1,4 @@
-"""Who is seen: colours and shape of a head of the rendered world, estimated again from pictures of it.
+"""Who is track: colours and shape of a head of the rendered world, estimated again from pictures of it.
 
 What is estimated are colours at places that landmarks name (skin, brows, lips, irises, hair, clothes) and the points of
 the detected mesh that expressions move little. From heads of the `train` split it is learnt along which of their
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.evaluation.distances import fisher_directions
-from fye_pipeline.evaluation.face_tracks import see
+from fye_pipeline.evaluation.face_tracks import track_face
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.world import World
@@ -40,7 +40,7 @@ FITTED_PEOPLE, FITTED_PICTURES = 60, 3
 
 
 def describe(picture: Picture, face: LandmarkSequence, index: int = 0) -> Floats:
-    """Colours at the spots and the firm points of the mesh, of frame `index` of what was seen. -> [117]."""
+    """Colours at the spots and the firm points of the mesh, of frame `index` of what was track. -> [117]."""
     height, width = picture.shape[:2]
     points = face.landmarks[index, :, :2] * (width, height)
     spots = [points[list(numbers)].mean(0) for numbers in SPOTS]
@@ -64,9 +64,9 @@ class WorldIdentity:
     directions: Floats
     scale: float
 
-    def embed(self, pictures: list[Picture], seen: LandmarkSequence) -> Floats | None:
+    def embed(self, pictures: list[Picture], track: LandmarkSequence) -> Floats | None:
         """The mean projection over the frames with a face. -> [K], None where there is none."""
-        rows = [describe(picture, seen, k) for k, picture in enumerate(pictures) if seen.found[k]]
+        rows = [describe(picture, track, k) for k, picture in enumerate(pictures) if track.found[k]]
         return np.mean(rows, axis=0) @ self.directions if rows else None
 
     def distance(self, first: Floats | None, second: Floats | None) -> float:
@@ -85,14 +85,14 @@ def fit_identity(
 ) -> WorldIdentity:
     """Fit the measure to heads of the `train` split: their portraits, and frames of their clips (pose and expression).
 
-    Raises ValueError where fewer than two people are seen.
+    Raises ValueError where fewer than two people are track.
     """
     rows, whose = [], []
     for person in range(people):
         for picture in _pictures(world, "train", person):
-            seen = see([picture], find)
-            if seen.found[0]:
-                rows.append(describe(picture, seen))
+            track = track_face([picture], find)
+            if track.found[0]:
+                rows.append(describe(picture, track))
                 whose.append(person)
         on_progress(person + 1, people)
     features, names = np.stack(rows), np.array(whose)
@@ -109,13 +109,13 @@ def separation(
 ) -> dict[str, Any]:
     """What the measure says of people that it was not fitted to. -> same, other (mean distances), told_apart.
 
-    told_apart: the share of people whose clip is nearer to their own portrait than to any other's.
+    told_apart is the top-1 accuracy: the share of people whose clip is nearest to their own portrait.
     """
     portraits, clips = [], []
     for person in people:
         first, *others = _pictures(world, split, person)
-        portraits.append(identity.embed([first], see([first], find)))
-        clips.append(identity.embed(others, see(others, find)))
+        portraits.append(identity.embed([first], track_face([first], find)))
+        clips.append(identity.embed(others, track_face(others, find)))
     table = np.array([[identity.distance(p, c) for p in portraits] for c in clips])
     own, same = np.eye(len(people), dtype=bool), np.diag(table)
     nearest = np.nanargmin(np.where(np.isnan(table), np.inf, table), axis=1)

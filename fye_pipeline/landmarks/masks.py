@@ -54,6 +54,11 @@ def facial_mask(landmarks: NDArray, height: int, width: int) -> NDArray[np.float
     return mask.astype(np.float32).reshape(*lead, height, width)
 
 
+def face_region(landmarks: NDArray, height: int, width: int) -> NDArray[np.float32]:
+    """Where the expression or the face is, for the cache: [..., 478, >= 2] -> [..., H, W] in {0, 1}."""
+    return np.maximum(expression_mask(landmarks, height, width), facial_mask(landmarks, height, width))
+
+
 def reduce_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Area-average masks to another grid: [..., H, W] -> [..., height, width], values in [0, 1]."""
     flat = mask.reshape(-1, 1, *mask.shape[-2:])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import Style
 from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import weights_hash
+from fye_pipeline.storage.hashing import digest_of_text, weights_hash
 from fye_pipeline.training.batches import ENCODED_TOGETHER, Batch, Conditions, to_tensor
 from fye_pipeline.training.dataset import Dataset
 
@@ -59,10 +59,11 @@ class Order:
 
 
 class LatentCache:
-    """Scaled latents of every frame of a dataset, one array a shard, float16, for one exact autoencoder."""
+    """Scaled latents of every frame of a dataset, one array a shard, float16, for one autoencoder and one index."""
 
     def __init__(self, dataset: Dataset, vae: Any, folder: Path) -> None:
-        self.folder = folder / f"latents-{weights_hash(sorted(vae.state_dict().items()))}"
+        clips = digest_of_text(repr([[shard.name for shard in dataset.shards], dataset.clips]))[:16]
+        self.folder = folder / f"latents-{weights_hash(sorted(vae.state_dict().items()))}-{clips}"
         self.dataset = dataset
         self._row = np.zeros(len(dataset), np.int64)  # a clip's first row in its shard's array
         rows = np.zeros(len(dataset.shards), np.int64)

@@ -62,6 +62,7 @@ def render_heads(world: World, folder: Path, identities: int, *, split: str = "t
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) == asdict(meta):
         return HeadData(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # what it tells of is about to be overwritten
     shape = (identities, TAKES)
     open_file = np.lib.format.open_memmap
     for name, kind, rest in (("frames", np.uint8, (world.size, world.size, 3)), ("landmarks", np.float32, (478, 3))):
@@ -92,12 +93,13 @@ def _render_range(world: World, folder: Path, split: str, heads: tuple[int, int]
 
 @torch.no_grad()
 def encode_heads(vae: Any, data: HeadData, folder: Path, *, chunk: int = TAKES) -> NDArray[np.float16]:
-    """Encode every picture once: scaled posterior means [N, 18, 4, h, w], float16; reused while the VAE is the same."""
+    """Encode each picture once: scaled posterior means [N, 18, 4, h, w], float16; kept for the same VAE and heads."""
     folder.mkdir(parents=True, exist_ok=True)
     path, note = folder / "latents.npy", folder / "latents.json"
-    key = {"vae": weights_hash(sorted(vae.state_dict().items())), "heads": len(data)}
+    key = {"vae": weights_hash(sorted(vae.state_dict().items())), "heads": asdict(data.meta)}
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) == key:
         return np.load(path, mmap_mode="r")
+    note.unlink(missing_ok=True)  # as in `render_heads`
     cell = data.meta.size // 2 ** (len(vae.config["block_out_channels"]) - 1)
     shape = (len(data), TAKES, vae.config["latent_channels"], cell, cell)
     latents = np.lib.format.open_memmap(path, "w+", np.float16, shape)

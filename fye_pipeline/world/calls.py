@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.landmarks.masks import expression_mask, facial_mask
+from fye_pipeline.landmarks.masks import face_region
 from fye_pipeline.world import World
 
 CHECK_HEADS_FROM = 500  # held-out heads that no other figure of the project is measured on
@@ -47,7 +47,6 @@ def tuning_calls(pipe: Any, seed: int, counts: tuple[int, int], **made: Any) -> 
 
 def _call(world: World, split: str, index: int, frames: int, steps: int, guidance: float) -> RenderedCall:
     landmarks = world.clip(split, index, take=1, frames=frames).sequence.landmarks
-    masks = (mask(landmarks, world.size, world.size) for mask in (expression_mask, facial_mask))
     return RenderedCall(
         arguments={
             "image": world.portrait(split, index).frames[0],
@@ -58,5 +57,5 @@ def _call(world: World, split: str, index: int, frames: int, steps: int, guidanc
             "generator": torch.Generator().manual_seed(index),
             "output_type": "pt",
         },
-        face=np.maximum(*masks),
+        face=face_region(landmarks, world.size, world.size),
     )

@@ -30,11 +30,12 @@ _INSTEAD = {
 
 
 @dataclass(eq=False)
-class Unit:
+class CutModule:
     """A module that does not run at a predicted step.
 
-    role: "dead", its output is a ghost; "site", the last of these to run puts out the prediction, the others are dead;
-    "branch", its own output is predicted; "residual", so is the output less the input that the module adds to it.
+    role: "skipped", its output is a placeholder; "point", the last of these to run, the cache point, puts out the
+    prediction, the others are skipped; "branch", its own output is predicted; "residual", so is the output less the
+    input that the module adds to it.
     """
 
     index: int
@@ -49,18 +50,23 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CutPlan:
     """What one cut means for one UNet.
 
-    live_skips: how many skips, from conv_in on, live layers read; ControlNet residuals beyond are dead. None: all.
-    live_mid: does a live layer read what ControlNet adds to the mid block?
-    live_down_blocks: how many down blocks run whole, and so take a T2I-Adapter's features. None: all.
+    executed_skips: how many skips, from conv_in on, executed layers read; nobody reads ControlNet's residuals beyond.
+    None: all. executed_mid: does an executed layer read what ControlNet adds to the mid block?
+    executed_down_blocks: how many down blocks run whole, and so take a T2I-Adapter's features. None: all.
     """
 
-    units: tuple[Unit, ...]
-    live_skips: int | None
-    live_mid: bool
-    live_down_blocks: int | None
+    modules: tuple[CutModule, ...]
+    executed_skips: int | None
+    executed_mid: bool
+    executed_down_blocks: int | None
+
+    @property
+    def temporal(self) -> frozenset[int]:
+        """Which modules work over time."""
+        return frozenset(cut.index for cut in self.modules if cut.temporal)
 
 
 def why_not_a_unet(model: Any) -> str | None:
@@ -91,7 +97,7 @@ def why_not_a_unet(model: Any) -> str | None:
     return None
 
 
-def plan(model: nn.Module, cut: str, *, depth: int = 0, resnets: bool = False) -> Plan:
+def plan(model: nn.Module, cut: str, *, depth: int = 0, resnets: bool = False) -> CutPlan:
     """What is predicted and what is dead in `model` at a cut. ValueError for a depth that the model does not have."""
     if cut == "output":
         return _plan_output(model)
@@ -102,73 +108,75 @@ def plan(model: nn.Module, cut: str, *, depth: int = 0, resnets: bool = False) -
     return _plan_outer(model, depth)
 
 
-def _plan_output(model: nn.Module) -> Plan:
+def _plan_output(model: nn.Module) -> CutPlan:
     last = len(model.up_blocks) - 1  # pyright: ignore[reportArgumentType]
     named: list[tuple[str, nn.Module, str]] = []
     for name, child in model.named_children():
         if name in ("down_blocks", "up_blocks"):
             for index, block in _blocks(child):
                 site = name == "up_blocks" and index == last
-                named += _whole(f"{name}.{index}", block, "site" if site else "dead")
+                named += _whole(f"{name}.{index}", block, "point" if site else "skipped")
         elif name not in HEAD:
-            named.append((name, child, "dead"))
-    return Plan(_units(named), live_skips=0, live_mid=False, live_down_blocks=0)
+            named.append((name, child, "skipped"))
+    return CutPlan(_modules(named), executed_skips=0, executed_mid=False, executed_down_blocks=0)
 
 
-def _plan_outer(model: nn.Module, depth: int) -> Plan:
+def _plan_outer(model: nn.Module, depth: int) -> CutPlan:
     up_layers = [(b, j) for b, block in _blocks(model.up_blocks) for j in range(len(_layers(block)))]
     if depth >= len(up_layers):
         raise ValueError(f"depth must be 0 to {len(up_layers) - 1} for this {type(model).__name__}, got {depth}")
     first_block, first_layer = up_layers[len(up_layers) - 1 - depth]
-    named, live_down_blocks = _dead_down(model, live_skips=depth + 1)
+    named, executed_down_blocks = _dead_down(model, executed_skips=depth + 1)
     at_mid = first_block == 0 and first_layer == 0
     if isinstance(model.mid_block, nn.Module):
-        named.append(("mid_block", model.mid_block, "site" if at_mid else "dead"))
+        named.append(("mid_block", model.mid_block, "point" if at_mid else "skipped"))
     elif at_mid:
         raise ValueError(f"depth={depth} predicts the mid block, and this {type(model).__name__} has none")
     for b, block in _blocks(model.up_blocks):
         if b < first_block:
             before = b == first_block - 1 and first_layer == 0
-            named += _whole(f"up_blocks.{b}", block, "site" if before else "dead")
+            named += _whole(f"up_blocks.{b}", block, "point" if before else "skipped")
         elif b == first_block:
             for j, layer in enumerate(_layers(block)[:first_layer]):
-                role = "site" if j == first_layer - 1 else "dead"
+                role = "point" if j == first_layer - 1 else "skipped"
                 named += [(f"up_blocks.{b}.{name}", module, role) for name, module in layer]
-    return Plan(_units(named), live_skips=depth + 1, live_mid=at_mid, live_down_blocks=live_down_blocks)
+    return CutPlan(
+        _modules(named), executed_skips=depth + 1, executed_mid=at_mid, executed_down_blocks=executed_down_blocks
+    )
 
 
-def _plan_levels(model: nn.Module, depth: int) -> Plan:
+def _plan_levels(model: nn.Module, depth: int) -> CutPlan:
     """Like `_plan_outer`, where every level hands on one skip: its down block's output, read by its up block."""
     down, up = _blocks(model.down_blocks), _blocks(model.up_blocks)
     live = depth + 1
     if live >= len(up):
         raise ValueError(f"depth must be 0 to {len(up) - 2} for this {type(model).__name__}, got {depth}")
-    named = [(f"down_blocks.{index}", block, "dead") for index, block in down[live:]]
-    named += [(f"up_blocks.{index}", block, "dead") for index, block in up[: -live - 1]]
+    named = [(f"down_blocks.{index}", block, "skipped") for index, block in down[live:]]
+    named += [(f"up_blocks.{index}", block, "skipped") for index, block in up[: -live - 1]]
     site, block = up[-live - 1]
-    named.append((f"up_blocks.{site}", block, "site"))
-    return Plan(_units(named), live_skips=None, live_mid=False, live_down_blocks=live)
+    named.append((f"up_blocks.{site}", block, "point"))
+    return CutPlan(_modules(named), executed_skips=None, executed_mid=False, executed_down_blocks=live)
 
 
-def _dead_down(model: nn.Module, live_skips: int) -> tuple[list[tuple[str, nn.Module, str]], int]:
+def _dead_down(model: nn.Module, executed_skips: int) -> tuple[list[tuple[str, nn.Module, str]], int]:
     """The modules of the down path behind the last live skip, and the number of down blocks that run whole."""
     writers = _skip_writers(model)
-    dead = writers[live_skips:]
+    dead = writers[executed_skips:]
     named: list[tuple[str, nn.Module, str]] = []
     whole = 0
     for index, block in _blocks(model.down_blocks):
         of_block = [w for w in writers if w[0] == index]
         dead_here = [w for w in dead if w[0] == index]
         if len(dead_here) == len(of_block):
-            named += _whole(f"down_blocks.{index}", block, "dead")
+            named += _whole(f"down_blocks.{index}", block, "skipped")
             continue
         whole += not dead_here
         for _, modules in dead_here:
-            named += [(f"down_blocks.{index}.{name}", module, "dead") for name, module in modules]
+            named += [(f"down_blocks.{index}.{name}", module, "skipped") for name, module in modules]
     return named, whole
 
 
-def _plan_branches(model: nn.Module, resnets: bool) -> Plan:
+def _plan_branches(model: nn.Module, resnets: bool) -> CutPlan:
     named: list[tuple[str, nn.Module, str]] = []
     for name, module in model.named_modules():
         if name.split(".")[0] not in _TRUNK:
@@ -180,13 +188,13 @@ def _plan_branches(model: nn.Module, resnets: bool) -> Plan:
             named += _chain(name, module, ("conv1", "conv2", "conv3", "conv4"))
         elif resnets and all(hasattr(module, part) for part in ("norm1", "conv1", "norm2", "conv2")):
             named += _chain(name, module, ("norm1", "conv1", "time_emb_proj", "norm2", "conv2"))
-    return Plan(_units(named), live_skips=None, live_mid=True, live_down_blocks=None)
+    return CutPlan(_modules(named), executed_skips=None, executed_mid=True, executed_down_blocks=None)
 
 
 def _chain(parent: str, module: nn.Module, parts: tuple[str, ...]) -> list[tuple[str, nn.Module, str]]:
     """The parts of a residual branch: the last is predicted, the others are dead."""
     present = [part for part in parts if isinstance(getattr(module, part, None), nn.Module)]
-    return [(f"{parent}.{p}", getattr(module, p), "branch" if p == present[-1] else "dead") for p in present]
+    return [(f"{parent}.{p}", getattr(module, p), "branch" if p == present[-1] else "skipped") for p in present]
 
 
 def _whole(name: str, block: nn.Module, role: str) -> list[tuple[str, nn.Module, str]]:
@@ -196,7 +204,7 @@ def _whole(name: str, block: nn.Module, role: str) -> list[tuple[str, nn.Module,
     """
     layers = _layers(block)
     samplers = _samplers(block)
-    inner = [(module, "dead" if j < len(layers) - 1 else role) for j, layer in enumerate(layers) for module in layer]
+    inner = [(module, "skipped" if j < len(layers) - 1 else role) for j, layer in enumerate(layers) for module in layer]
     inner += [(module, role) for module in samplers]
     return [(name, block, role), *((f"{name}.{child}", module, part) for (child, module), part in inner)]
 
@@ -211,8 +219,8 @@ def _samplers(block: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def _units(named: list[tuple[str, nn.Module, str]]) -> tuple[Unit, ...]:
-    return tuple(Unit(index, name, module, role) for index, (name, module, role) in enumerate(named))
+def _modules(named: list[tuple[str, nn.Module, str]]) -> tuple[CutModule, ...]:
+    return tuple(CutModule(index, name, module, role) for index, (name, module, role) in enumerate(named))
 
 
 def _blocks(blocks: object) -> list[tuple[int, nn.Module]]:

@@ -9,7 +9,7 @@ import torch
 from ticache_models import make_inputs, make_unet
 
 import ticache
-from ticache.record import Timer
+from ticache.forward_context import ForwardContext
 
 
 def test_a_call_is_timed_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +24,7 @@ def test_a_call_is_timed_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
-    Timer(torch.device("cuda:1")).stop()
+    ForwardContext(full=True, shapes={}, writable=False, device=torch.device("cuda:1")).end()
     assert recorded == ["stream of cuda:1"] * 2
 
 
@@ -34,6 +34,6 @@ def test_calls_of_no_run_pile_up_no_timers() -> None:
     with ticache.apply(unet, N=3, num_steps=9) as session, torch.no_grad():
         for _ in range(3):
             unet(sample, torch.tensor([900, 300]), **conditions)  # each sample at a timestep of its own
-        run = session._state.records.run
-        assert session.report().to_dict()["total_unattributed"] == run.full_calls == 3
-        assert run.timers == []
+        run = session._controller.records.run
+        assert session.report().to_dict()["total_unattributed"] == run.count(True) == 3
+        assert run.calls == []

@@ -11,7 +11,7 @@ import torch
 from ticache_models import make_unet
 from torch import Tensor
 
-from ticache.host import Arguments, Host
+from ticache.inputs import Arguments, PipelineInfo
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")
 
@@ -61,13 +61,13 @@ def test_every_scheduler_that_adds_noise_is_known(name: str) -> None:
     kind: Any = getattr(diffusers, name)
     scheduler = kind()
     if "eta" in inspect.signature(scheduler.step).parameters and name != "TCDScheduler":
-        assert Host(scheduler=scheduler).adds_noise(1.0)
-    assert Host(scheduler=scheduler).adds_noise(None) == depends_on_chance(scheduler)
+        assert PipelineInfo(scheduler=scheduler).adds_noise(1.0)
+    assert PipelineInfo(scheduler=scheduler).adds_noise(None) == depends_on_chance(scheduler)
 
 
 @pytest.mark.parametrize("name", sorted(NOISY_BY_NAME))
 def test_a_scheduler_that_cannot_be_tried_here_is_known_by_name(name: str) -> None:
-    assert Host(scheduler=type(name, (), {})()).adds_noise(None)
+    assert PipelineInfo(scheduler=type(name, (), {})()).adds_noise(None)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_scheduler_that_cannot_be_tried_here_is_known_by_name(name: str) -> No
 def test_noise_asked_for_in_a_schedulers_settings_is_known(name: str, settings: dict[str, Any]) -> None:
     scheduler = getattr(diffusers, name)(**settings)
     assert depends_on_chance(scheduler)
-    assert Host(scheduler=scheduler).adds_noise(None)
+    assert PipelineInfo(scheduler=scheduler).adds_noise(None)
 
 
 @pytest.mark.parametrize("positional", [0, 1, 2, 3, 5])
@@ -95,9 +95,9 @@ def test_arguments_are_handed_on_as_they_came(positional: int) -> None:
     kwargs = dict(list(values.items())[positional:])
     for kind in (diffusers.UNet2DConditionModel, Free):
         arguments = Arguments(kind.__new__(kind))
-        bound = arguments.bind(args, kwargs)
-        assert bound == values
-        assert arguments.unbind({**bound, "sample": 7}, positional) == (
+        inputs = arguments.bind(args, kwargs)
+        assert inputs.bound == values
+        assert inputs.arguments({**inputs.bound, "sample": 7}) == (
             (7, *args[1:]) if positional else (),
             kwargs if positional else {**kwargs, "sample": 7},
         )
@@ -106,4 +106,4 @@ def test_arguments_are_handed_on_as_they_came(positional: int) -> None:
 def test_arguments_beyond_the_signature_are_kept() -> None:
     arguments = Arguments(make_unet("unconditional"))
     args = tuple(range(9))
-    assert arguments.unbind(arguments.bind(args, {"more": 9}), 9) == (args, {"more": 9})
+    assert arguments.bind(args, {"more": 9}).arguments() == (args, {"more": 9})

@@ -12,7 +12,7 @@ from ticache_models import ddim, make_inputs, make_unet
 from torch import Tensor, nn
 
 import ticache
-from ticache.latents import KnownLatents
+from ticache.inputs import KnownLatents
 
 # diffusers' sigma schedulers call np.array on a tensor, which numpy 2 frowns upon.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")

@@ -12,7 +12,7 @@ from ticache_models import ddim, make_inputs, make_unet
 from torch import Tensor
 
 import ticache
-from ticache.timeline import is_monotone, is_part, log_snr
+from ticache.timesteps import is_monotone, is_part, log_snr
 
 # diffusers' sigma schedulers call np.array on a tensor, which numpy 2 frowns upon.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ticache
-from ticache import cuts
+from ticache import cut_plan as cuts
 
 # The real configurations, as published, at the sizes they are made for.
 MODELS: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
@@ -141,14 +141,14 @@ def test_each_depth_runs_more_and_the_whole_path_is_exact(family: str) -> None:
 def test_dead_modules_are_deduced() -> None:
     unet = make_unet()
     plan = cuts.plan(unet, "outer")
-    roles = {unit.name: unit.role for unit in plan.units}
+    roles = {unit.name: unit.role for unit in plan.modules}
     blocks = {name for name in roles if name.count(".") < 2}
     assert blocks == {"down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0"}
-    assert {name for name, role in roles.items() if role == "site"} == {
+    assert {name for name, role in roles.items() if role == "point"} == {
         "up_blocks.1.attentions.0",
         "up_blocks.1.resnets.0",
     }
-    deeper = {unit.name for unit in cuts.plan(unet, "outer", depth=1).units}
+    deeper = {unit.name for unit in cuts.plan(unet, "outer", depth=1).modules}
     assert "down_blocks.0" not in deeper
     assert "down_blocks.0.downsamplers.0" in deeper
 

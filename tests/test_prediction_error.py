@@ -11,7 +11,7 @@ from no_float64 import NoFloat64
 from ticache_models import Recorder, ddim, make_inputs, make_unet
 
 import ticache
-from ticache.drift import _errors
+from ticache.prediction_error import _errors
 from ticache.tuning.metrics import psnr
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 
-class Timeline:
+class Timesteps:
     """One list of timesteps: set once by a scheduler, or found under a timestep that is a view of a longer list.
 
     order: model calls per step of the scheduler, 2 for Heun and KDPM2.
@@ -45,12 +45,14 @@ class Timeline:
     def position_of(self, timestep: Tensor) -> int | None:
         """The position of a timestep that is a view of this list, None if it is not."""
         source = self.source
-        if timestep.device != source.device or timestep.dtype != source.dtype or not _one_element(timestep):
-            return None
         if timestep.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
             return None
+        if timestep.device != source.device or timestep.dtype != source.dtype:
+            return None
+        if timestep.numel() != 1 and not _one_element(timestep):
+            return None
         position, rest = divmod(int(timestep.storage_offset() - source.storage_offset()), int(source.stride(0)))
-        return position if rest == 0 and 0 <= position < len(self) else None
+        return position if rest == 0 and 0 <= position < len(self.values) else None
 
     def values_in(self, dtype: torch.dtype | None) -> tuple[float, ...]:
         """The timesteps as a caller who converted them to `dtype` would pass them."""
@@ -68,38 +70,38 @@ class Timeline:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one call stands. `position` is None where only the value is known; `timeline` None where no list is."""
+class StepPosition:
+    """Where one call stands. `position` is None where only the value is known; `timesteps` None where no list is."""
 
-    timeline: Timeline | None
+    timesteps: Timesteps | None
     position: int | None
     value: float
     dtype: torch.dtype | None = None
 
 
-class Clock:
+class TimestepTracker:
     """Finds the place of each call. Reads the scheduler's list once each time it is set."""
 
     def __init__(self) -> None:
-        self._timelines: list[Timeline] = []  # newest last; the newest is the scheduler's, or one found
+        self._lists: list[Timesteps] = []  # newest last; the newest is the scheduler's, or one found
 
-    def locate(self, timestep: Any, scheduler: Any) -> Place | str:
+    def locate(self, timestep: Any, scheduler: Any) -> StepPosition | str:
         """The place of a call at `timestep` (number or tensor), or why it has none."""
-        current = self._scheduler_timeline(scheduler)
+        current = self._of_scheduler(scheduler)
         if not isinstance(timestep, Tensor):
-            return Place(current, None, float(timestep))
+            return StepPosition(current, None, float(timestep))
         if timestep.device.type == "meta":
             return "its timestep has no value"
-        for timeline in reversed(self._timelines):
-            position = timeline.position_of(timestep)
+        for timesteps in reversed(self._lists):
+            position = timesteps.position_of(timestep)
             if position is not None:
-                return Place(timeline, position, timeline.values[position])
+                return StepPosition(timesteps, position, timesteps.values[position])
         found = _list_under(timestep)
         if found is not None and is_monotone(found.values):
             position = found.position_of(timestep)
             assert position is not None
             self._keep(found)
-            return Place(found, position, found.values[position])
+            return StepPosition(found, position, found.values[position])
         # A copy of the scheduler's own list may go up and down as that does; any other is no run's (random timesteps).
         own = () if current is None else current.values_in(timestep.dtype)
         if found is not None and not is_part(found.values, own):
@@ -108,30 +110,30 @@ class Clock:
         values = set(timestep.flatten()[:1].tolist() if _one_element(timestep) else timestep.flatten().tolist())
         if len(values) != 1:
             return "its samples are at several timesteps"
-        return Place(current, None, float(values.pop()), timestep.dtype)
+        return StepPosition(current, None, float(values.pop()), timestep.dtype)
 
-    def forget(self, used: list[Timeline]) -> None:
+    def forget(self, used: list[Timesteps]) -> None:
         """Let go of every list but the newest and those in `used`."""
-        self._timelines = [t for t in self._timelines[:-1] if any(t is other for other in used)] + self._timelines[-1:]
+        self._lists = [t for t in self._lists[:-1] if any(t is other for other in used)] + self._lists[-1:]
 
-    def _scheduler_timeline(self, scheduler: Any) -> Timeline | None:
+    def _of_scheduler(self, scheduler: Any) -> Timesteps | None:
         source = getattr(scheduler, "timesteps", None)
         # Before `set_timesteps` a scheduler lists its training timesteps, which no run follows.
         if not isinstance(source, Tensor) or source.ndim != 1 or source.numel() == 0 or source.device.type == "meta":
             return None
         if getattr(scheduler, "num_inference_steps", source) is None:
             return None
-        for timeline in self._timelines:
-            if timeline.source is source:
-                return timeline
+        for timesteps in self._lists:
+            if timesteps.source is source:
+                return timesteps
         order = int(getattr(scheduler, "order", 1))
-        timeline = Timeline(source, order, log_snr(scheduler), set_by_scheduler=True)
-        self._keep(timeline)
-        return timeline
+        timesteps = Timesteps(source, order, log_snr(scheduler), set_by_scheduler=True)
+        self._keep(timesteps)
+        return timesteps
 
-    def _keep(self, timeline: Timeline) -> None:
-        self._timelines.append(timeline)
-        del self._timelines[:-16]
+    def _keep(self, timesteps: Timesteps) -> None:
+        self._lists.append(timesteps)
+        del self._lists[:-16]
 
 
 def log_snr(scheduler: Any) -> tuple[float, ...] | None:
@@ -165,10 +167,10 @@ def is_part(part: tuple[float, ...], whole: tuple[float, ...]) -> bool:
     return any(whole[start : start + len(part)] == part for start in range(len(whole) - len(part) + 1))
 
 
-def _list_under(timestep: Tensor) -> Timeline | None:
+def _list_under(timestep: Tensor) -> Timesteps | None:
     """The 1-D list that a timestep is a view of, where there is one: its whole storage, unless all of it is equal."""
     count = timestep.untyped_storage().nbytes() // timestep.element_size()
     if not 1 < count <= 10_000 or not _one_element(timestep):
         return None
-    timeline = Timeline(timestep.detach().as_strided((count,), (1,), 0))
-    return timeline if len(set(timeline.values)) > 1 else None
+    timesteps = Timesteps(timestep.detach().as_strided((count,), (1,), 0))
+    return timesteps if len(set(timesteps.values)) > 1 else None

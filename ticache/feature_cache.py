@@ -1,0 +1,179 @@
+"""What one stream keeps of its last full steps, feature by feature, and the predictions made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ticache import forecast, ops
+from ticache.config import CacheConfig
+from ticache.schedule import FullSteps, boundary_step
+
+Key = tuple[str | int, int]
+Weights = Callable[[Tensor, bool], Tensor]  # (a feature, is its first axis all places of a sample?) -> the region's
+LOOK_AHEAD = 64  # steps whose coefficients are worked out together
+
+
+class FeatureHistory:
+    """The differences (or, for `chebyshev`, the snapshots) of one feature over one run.
+
+    dtype: of what is kept, None for the feature's own. offload: "cpu" keeps it in host memory and fetches it for each
+    prediction. temporal: the feature is [B h w, F, C], as in temporal attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        forecaster: str,
+        order: int,
+        dtype: torch.dtype | None,
+        offload: str | None,
+        backend: str,
+        temporal: bool = False,
+    ):
+        self.forecaster = forecaster
+        self.order = 0 if forecaster == "reuse" else order
+        self.temporal = temporal
+        self.tensors: list[Tensor] = []
+        self._dtype = dtype
+        self._offload = offload
+        self._backend = backend
+        self._feature_dtype = torch.float32
+        self._device = torch.device("cpu")
+        self._shape = torch.Size()
+        self._predict: ops.Predict | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+    def update(self, feature: Tensor) -> None:
+        """Take in the feature of a full step, [*shape] as at every earlier full step. Copies; never keeps `feature`."""
+        feature = feature.detach()
+        self._feature_dtype = feature.dtype
+        self._device = feature.device
+        self._shape = feature.shape
+        if self._offload is not None:
+            feature = feature.to(self._offload)
+        if self.forecaster == "chebyshev":
+            if len(self.tensors) == forecast.CHEBYSHEV_SNAPSHOTS:
+                self.tensors.pop()
+            self.tensors.insert(0, self._empty_like(feature).copy_(feature))
+        else:
+            if len(self.tensors) <= self.order:
+                # The highest difference is written and never read, so it may begin uninitialised.
+                self.tensors.append(self._empty_like(feature))
+            ops.update_differences(feature, self.tensors, backend=self._backend)
+        kept = self._dtype or feature.dtype
+        self._predict = ops.predictor(self._backend, self._device, kept, self._feature_dtype)
+
+    def predict(self, coefficients: Sequence[float], weights: Weights | None = None) -> Tensor:
+        """D_0 + mask * (sum_i c_i D_i - D_0) in the feature's dtype, on its device; always a new tensor."""
+        assert self._predict is not None
+        used, mask = self.tensors[: len(coefficients)], None
+        if self._offload is not None:
+            used = [tensor.to(self._device, non_blocking=True) for tensor in used]
+        if weights is not None:
+            mask = weights(torch.empty((), device=self._device).expand(self._shape), self.temporal)
+        return self._predict(used, coefficients, mask, dtype=self._feature_dtype)
+
+    def _empty_like(self, feature: Tensor) -> Tensor:
+        pinned = self._offload is not None and self._device.type == "cuda"
+        empty = torch.empty_like(feature, dtype=self._dtype or feature.dtype, requires_grad=False)
+        return empty.pin_memory() if pinned else empty
+
+
+class FeatureCache:
+    """The cache of one stream of `num_steps` steps (None: unknown).
+
+    steps: full steps, in place of the schedule's. temporal: which cut modules put out [B h w, F, C].
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        num_steps: int | None,
+        steps: tuple[int, ...] | None = None,
+        temporal: frozenset[int] = frozenset(),
+    ):
+        self.refusal: str | None = None
+        if steps is not None:
+            config = config.replaced(steps=steps, boundary=0)
+        elif num_steps is None and config.needs_num_steps:
+            self.refusal = "the number of steps is unknown"
+            config = config.replaced(N=1, schedule="uniform", boundary=0)
+        self.full_steps = FullSteps(
+            num_steps, N=config.N, schedule=config.schedule, steps=config.steps, warmup=config.warmup
+        )
+        self.num_steps = num_steps
+        self.listed = frozenset(self.full_steps.listed()) if not callable(config.schedule) else frozenset()
+        self.boundary = boundary_step(config.boundary, num_steps)
+        self.histories: dict[Key, FeatureHistory] = {}
+        self.kept: dict[Key, FeatureHistory] = {}  # after the end, where that was asked for
+        self.nodes: list[float] = []  # coordinates of the full steps, newest first
+        self.span = (0.0, 1.0)
+        self.point: int | None = None
+        self.control_scale: object = None
+        self.adapters: object = None
+        self.latents_known = False
+        self.reference_steps: frozenset[int] | None = None
+        self.recording: Any = None  # with schedule="auto": what records a run in full, and what it is of
+        self.coefficients: dict[int, list[float]] = {}  # of the steps to come, until the next full one
+        self._temporal = temporal
+        self.config = config
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(history.nbytes for history in (*self.histories.values(), *self.kept.values()))
+
+    def release(self) -> None:
+        """Let go of everything kept."""
+        self.histories, self.nodes, self.coefficients = {}, [], {}
+
+    def end(self) -> None:
+        """The stream has ended: free what it kept, unless it was asked for."""
+        if self.config.keep:
+            self.kept = self.histories
+        self.release()
+
+    def begin_full(self, step: int, order: int, coordinate: Callable[[int], float | None]) -> None:
+        """A full step is about to be stored; `coordinate` tells where it, and each later one, lies on the axis."""
+        here = coordinate(step)
+        assert here is not None
+        self.nodes.insert(0, here)
+        del self.nodes[forecast.CHEBYSHEV_SNAPSHOTS :]
+        self.coefficients = {}
+        if callable(self.config.schedule):
+            return  # nobody knows how far it is to the next full step
+        last = step + LOOK_AHEAD if self.num_steps is None else min(self.num_steps - 1, step + LOOK_AHEAD)
+        for later in range(step + 1, last + 1):
+            ahead = coordinate(later)
+            if ahead is None or later in self.full_steps:
+                break
+            self.coefficients[later] = self.coefficients_at(ahead, order)
+
+    def store(self, key: Key, feature: Tensor) -> None:
+        """Take in one feature of a full step."""
+        history = self.histories.get(key)
+        if history is None:
+            config = self.config
+            history = self.histories[key] = FeatureHistory(
+                forecaster=config.forecaster,
+                order=config.order,
+                dtype=config.dtype,
+                offload=config.offload,
+                backend=config.backend,
+                temporal=key[0] in self._temporal,
+            )
+        history.update(feature)
+
+    def coefficients_at(self, coordinate: float, order: int) -> list[float]:
+        """What to multiply each kept tensor by, for a prediction at `coordinate`."""
+        if self.config.forecaster == "chebyshev":
+            return forecast.chebyshev_weights(self.nodes, coordinate, self.span)
+        return forecast.coefficients(self.config.forecaster, self.nodes, coordinate, order)
