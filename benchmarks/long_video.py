@@ -29,12 +29,11 @@ from PIL import Image
 
 from benchmarks.common import ROOT, conditions, print_table, require_green, write_json
 from fye_pipeline import FollowYourEmojiPipeline
-from fye_pipeline.animate.session import obtain_face_landmarker
+from fye_pipeline.animate.session import obtain_face_landmarker, recommended_guidance
 from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.media.writer import write_video
 from fye_pipeline.models.files import SHIPPED_MODEL
-from fye_pipeline.models.folder import recommended_guidance
 from fye_pipeline.sampling.clip_plan import keyframes, plan_clips, plan_windows
 from fye_pipeline.sampling.progressive import clip_length, generate
 from fye_pipeline.world import RenderedClip, World

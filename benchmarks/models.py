@@ -31,12 +31,11 @@ from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.metric_networks import Lpips
 from fye_pipeline.evaluation.rendered import model_hash
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
-from fye_pipeline.landmarks.drawing import draw_sequence
-from fye_pipeline.landmarks.masks import expression_mask, facial_mask
+from fye_pipeline.landmarks.drawing import draw_sequence, expression_mask, facial_mask
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.sampling.clip_plan import plan_windows
 from fye_pipeline.sampling.denoise import cut_clip, denoise, encode_landmarks, prepare_conditions
-from fye_pipeline.storage.hashing import weights_hash
+from fye_pipeline.storage.files import weights_hash
 from fye_pipeline.world import World
 
 RECORDED = 50  # the head, or batch of pictures, that schedules are fitted on: more than are ever measured

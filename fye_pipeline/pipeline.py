@@ -1,8 +1,9 @@
 """FollowYourEmojiPipeline: one portrait and a sequence of landmark pictures become a video of that portrait."""
 
 # No `from __future__ import annotations` here: diffusers reads the constructor's annotations as classes.
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,7 +25,6 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.media.image import letterbox
 from fye_pipeline.models.conditioning import AppearanceNet, LandmarkEncoder
 from fye_pipeline.models.denoising_unet import DenoisingUNet
-from fye_pipeline.models.folder import check_folder, load_part
 from fye_pipeline.models.official import SCHEDULER, load_networks
 from fye_pipeline.sampling import progressive
 from fye_pipeline.sampling.clip_plan import MODES, Window, plan_windows
@@ -45,6 +45,13 @@ if TYPE_CHECKING:
 PARTS = ("vae", "image_encoder", "feature_extractor", "appearance_net", "unet", "landmark_encoder", "scheduler")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 LONG = (*MODES, "progressive")
+# What a part's folder must hold: one file of each group.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+_MODEL_FILES = (("config.json",), _WEIGHTS)
+_PART_FILES = {
+    "scheduler": (("scheduler_config.json",),),
+    "feature_extractor": (("preprocessor_config.json", "processor_config.json"),),
+}
 
 
 @dataclass
@@ -358,3 +365,52 @@ def _load_or_keep(kind: Any, given: Any, places: list[Path], dtype: torch.dtype)
     if isinstance(given, kind):
         return given if given.dtype == dtype else given.to(dtype)
     return load_part(kind, [given] if given else places, dtype)
+
+
+def check_folder(folder: Path, parts: Iterable[str]) -> None:
+    """Raise UserError unless `folder` has an index and every one of `parts` with the files that it needs."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(
+            f"{folder} is not a model folder: it has no model_index.json; give one that save_pretrained wrote"
+        )
+    try:
+        entries = json.loads(index.read_text())
+    except ValueError as error:
+        raise UserError(f"{index} is not valid JSON: {error}") from error
+    faults = [fault for part in parts if (fault := _fault(folder, part, entries))]
+    if faults:
+        raise UserError(f"{folder} lacks {'; '.join(faults)}; copy the whole model folder again")
+
+
+def _fault(folder: Path, part: str, entries: dict[str, Any]) -> str | None:
+    """Say what is absent of one part, or None."""
+    if not entries.get(part) or entries[part][0] is None:
+        return f"the part {part} in model_index.json"
+    if not (folder / part).is_dir():
+        return f"the part {part}"
+    for group in _PART_FILES.get(part, _MODEL_FILES):
+        if not any(path for pattern in group for path in (folder / part).glob(pattern)):
+            return f"{' or '.join(group)} in {part}"
+    return None
+
+
+def load_part(kind: Any, places: Sequence[str | Path], dtype: torch.dtype) -> Any:
+    """Load a model (`kind.from_pretrained`) from the first of `places` that is a folder. Raises UserError."""
+    for place in places:
+        if Path(place).is_dir():
+            try:
+                return kind.from_pretrained(str(place), dtype=dtype).eval()
+            except Exception as error:
+                raise UserError(f"{place} cannot be loaded as {kind.__name__}: {error}") from error
+    raise UserError(f"no {kind.__name__} found at {' or '.join(map(str, places))}; put its folder there, or pass it")
+
+
+def check_cache_options(options: dict[str, Any]) -> None:
+    """Raise `UserError` where `ticache.apply` would not take these options."""
+    import ticache
+
+    try:
+        ticache.CacheConfig(**{name: value for name, value in options.items() if name != "preset"})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"Cache: {error}.") from error

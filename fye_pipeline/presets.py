@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import digest_of_folder, remembered_digest
+from fye_pipeline.storage.files import atomic_target, remembered_digest
 
 logger = logging.getLogger("fye")
 
@@ -63,11 +62,6 @@ def write(model: Path, presets: Mapping[str, Mapping[str, Any]], conditions: Map
     with atomic_target(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def digest_of_model(model: Path) -> str:
-    """Of the contents of a model folder, whatever has been tuned for it."""
-    return digest_of_folder(model, but=(FILE,))
 
 
 def weight_files(model: Path) -> dict[str, str]:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fye_command import Fye
 
-from fye_pipeline.animate.config import AnimationSettings, read_settings
-from fye_pipeline.batch.manifest import read_manifest, row_settings
+from fye_pipeline.animate.config import AnimationSettings, read_settings, row_settings
+from fye_pipeline.batch.manifest import read_manifest
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.writer import write_video
 

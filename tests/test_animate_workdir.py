@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fye_pipeline.animate.config import AnimationSettings
-from fye_pipeline.animate.workdir import folder_of, input_digests, work_dir
+from fye_pipeline.animate.run import folder_of, input_digests, work_dir
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import collected_notes
 from fye_pipeline.storage.files import FolderLock

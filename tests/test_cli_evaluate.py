@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fye_command import Fye
 
+from fye_pipeline.animate.session import recommended_guidance
 from fye_pipeline.evaluation import rendered as reenactment
-from fye_pipeline.models.folder import recommended_guidance
 
 ROW = {"l1": 0.03, "psnr": 25.0, "ssim": 0.85, "landmark_error": None, "frames_without_face": 3}
 

@@ -21,7 +21,7 @@ from fye_pipeline.evaluation.pair_evaluator import PairEvaluator
 from fye_pipeline.evaluation.pairs import Pair
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.model_file import VARIABLE
-from fye_pipeline.storage.hashing import digest_of_folder
+from fye_pipeline.storage.files import digest_of_folder
 from fye_pipeline.world import World
 
 

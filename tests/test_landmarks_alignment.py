@@ -10,9 +10,8 @@ import pytest
 from landmark_faces import face, fixture_sequence, sequence
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.alignment import align
 from fye_pipeline.landmarks.drawing import draw_sequence
-from fye_pipeline.landmarks.geometry import project, transform
+from fye_pipeline.landmarks.geometry import align, project, transform
 from fye_pipeline.landmarks.topology import RIGHT_EYE_POINTS
 
 

@@ -13,9 +13,8 @@ import torch
 
 from fye_pipeline.animate.config import DEMO_DRIVING
 from fye_pipeline.animate.renderer import RenderContext
-from fye_pipeline.evaluation.cases import Plan
-from fye_pipeline.evaluation.rendered import Bench
-from fye_pipeline.landmarks.masks import expression_mask, facial_mask, reduce_mask
+from fye_pipeline.evaluation.rendered import ClipEvaluator, Plan
+from fye_pipeline.landmarks.drawing import expression_mask, facial_mask, reduce_mask
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.topology import EXPRESSION_POINTS, FACE_OUTLINE
 
@@ -108,7 +107,7 @@ def test_evaluation_and_animation_give_the_cache_the_same_region() -> None:
             given.append(region)
             return SimpleNamespace(frames=[None])
 
-    bench = Bench(load=None, plan=Plan(), identity=None, face_landmarker=None)  # pyright: ignore[reportArgumentType]
+    bench = ClipEvaluator(load=None, plan=Plan(), identity=None, face_landmarker=None)  # pyright: ignore[reportArgumentType]
     pictures = np.zeros((2, size, size, 3), np.uint8)
     bench._generate(Model(), pictures[0], pictures, 0, sequence.landmarks)  # pyright: ignore[reportArgumentType]
     parts: Any = {"pipe": None, "settings": None, "square": None, "dtype": None, "on_progress": None}

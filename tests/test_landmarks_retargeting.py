@@ -11,8 +11,8 @@ import pytest
 from landmark_faces import face, sequence
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.alignment import align
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
+from fye_pipeline.landmarks.geometry import align
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks, retarget
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.spool import DiskSpool

@@ -13,8 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from fye_pipeline import AppearanceNet, DenoisingUNet, LandmarkEncoder
-from fye_pipeline.models.attention import spatial_blocks
-from fye_pipeline.models.conditioning import build_image_prompt
+from fye_pipeline.models.conditioning import build_image_prompt, spatial_blocks
 from fye_pipeline.models.denoising_unet import FrameGroupNorm
 from fye_pipeline.models.official import load_strictly, widen_conv_in
 from fye_pipeline.models.tiny import build_tiny

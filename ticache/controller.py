@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
 import torch
@@ -434,7 +433,7 @@ class Controller:
             recorder.begin_step()
             context.store = recorder.take
         elif cache.full_steps.any_predicted_after(stream.step) and cache.refusal is None:
-            cache.begin_full(stream.step, self._order(cache.config.order), partial(stream.coordinate, self.config.axis))
+            cache.begin_full(stream.step, self._order(cache.config.order), stream.ahead(self.config.axis))
             context.store = cache.store
             if inputs.has_residuals:
                 for key, residual in controlnet.read_residuals(inputs.bound, self.plan).items():

@@ -14,7 +14,6 @@ from ticache.schedule import FullSteps, boundary_step
 
 Key = tuple[str | int, int]
 Weights = Callable[[Tensor, bool], Tensor]  # (a feature, is its first axis all places of a sample?) -> the region's
-LOOK_AHEAD = 64  # steps whose coefficients are worked out together
 
 
 class FeatureHistory:
@@ -141,21 +140,17 @@ class FeatureCache:
             self.kept = self.histories
         self.release()
 
-    def begin_full(self, step: int, order: int, coordinate: Callable[[int], float | None]) -> None:
-        """A full step is about to be stored; `coordinate` tells where it, and each later one, lies on the axis."""
-        here = coordinate(step)
-        assert here is not None
-        self.nodes.insert(0, here)
+    def begin_full(self, step: int, order: int, coordinates: Sequence[float]) -> None:
+        """A full step is about to be stored; coordinates: where it, and as many later ones as are known, lie."""
+        self.nodes.insert(0, coordinates[0])
         del self.nodes[forecast.CHEBYSHEV_SNAPSHOTS :]
         self.coefficients = {}
         if callable(self.config.schedule):
             return  # nobody knows how far it is to the next full step
-        last = step + LOOK_AHEAD if self.num_steps is None else min(self.num_steps - 1, step + LOOK_AHEAD)
-        for later in range(step + 1, last + 1):
-            ahead = coordinate(later)
-            if ahead is None or later in self.full_steps:
+        for later, coordinate in enumerate(coordinates[1:], step + 1):
+            if later in self.full_steps:
                 break
-            self.coefficients[later] = self.coefficients_at(ahead, order)
+            self.coefficients[later] = self.coefficients_at(coordinate, order)
 
     def store(self, key: Key, feature: Tensor) -> None:
         """Take in one feature of a full step."""

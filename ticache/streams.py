@@ -22,6 +22,8 @@ from torch import Tensor
 
 from ticache.timesteps import StepPosition, Timesteps
 
+LOOK_AHEAD = 64  # steps
+
 
 class Identity:
     """Recognises a caller's tensors again, by object and by address, without holding more than they do.
@@ -105,6 +107,12 @@ class Stream:
         if timesteps is None:
             return -self.group.value if step == self.step else None
         return timesteps.coordinate(position, axis) if position < len(timesteps) else None
+
+    def ahead(self, axis: str) -> list[float]:
+        """Where the present step and those to come lie on an axis, as far as is known."""
+        last = self.step + LOOK_AHEAD if self.num_steps is None else min(self.num_steps - 1, self.step + LOOK_AHEAD)
+        found = [self.coordinate(axis, step) for step in range(self.step, last + 1)]
+        return list(itertools.takewhile(lambda each: each is not None, found))  # pyright: ignore[reportReturnType]
 
     def span(self, axis: str) -> tuple[float, float]:
         """The whole range on an axis. The number of steps must be known."""

@@ -26,13 +26,11 @@ from benchmarks.ablation.rows import STEPS, TABLES, UNCACHED, Recipe, recipes
 from benchmarks.common import ROOT, conditions, flags, print_table, require_green, write_json
 from benchmarks.plots.error_per_step import draw_curves
 from fye_pipeline.animate.config import SHIPPED_MODEL
-from fye_pipeline.animate.session import obtain_face_landmarker
+from fye_pipeline.animate.session import obtain_face_landmarker, recommended_guidance
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.rendered import model_hash
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
-from fye_pipeline.landmarks.drawing import draw_sequence
-from fye_pipeline.landmarks.masks import expression_mask, facial_mask
-from fye_pipeline.models.folder import recommended_guidance
+from fye_pipeline.landmarks.drawing import draw_sequence, expression_mask, facial_mask
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import Reporter, hush_libraries, logger
 from fye_pipeline.storage.files import atomic_target

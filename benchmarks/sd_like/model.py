@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fye_pipeline.storage.hashing import weights_hash
+from fye_pipeline.storage.files import weights_hash
 from fye_pipeline.world import World
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "sd_like"

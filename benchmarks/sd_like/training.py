@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.sd_like.model import RECIPE, SCHEDULER, UNET, VAE, WEIGHTS, build_unet, prompt_tokens
 from fye_pipeline.animate.config import SHIPPED_MODEL
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.storage.hashing import weights_hash
+from fye_pipeline.storage.files import weights_hash
 from fye_pipeline.training.heads import META, TAKES, HeadData, encode_heads, render_heads
 from fye_pipeline.world import World
 

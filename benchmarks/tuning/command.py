@@ -23,11 +23,10 @@ import torch
 import ticache
 from benchmarks.common import ROOT, conditions, flags, print_table, write_json
 from fye_pipeline import presets
-from fye_pipeline.animate.session import load_model
+from fye_pipeline.animate.session import load_model, recommended_guidance
 from fye_pipeline.evaluation.rendered import model_hash
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.files import SHIPPED_MODEL
-from fye_pipeline.models.folder import recommended_guidance
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.world import World
 from fye_pipeline.world.calls import CHECK_HEADS_FROM, TUNE_HEADS_FROM, rendered_calls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +37,8 @@ SHIPPED = "shipped:"  # stands for the package's assets in saved settings, which
 
 DEFAULT_SCALE = 2.0  # the square's side over the longer side of the face, which ends at the hairline
 DEFAULT_SHIFT = (0.0, -0.08)  # shares of the side; upwards, where the hair is
+
+CACHE = ("N", "order", "cut", "preset")  # columns that are no settings but options of the cache
 
 Framing = Literal["paste", "crop", "whole"]
 DType = Literal["auto", "float32", "float16", "bfloat16"]
@@ -275,3 +277,30 @@ def parse_choice(choice: str) -> tuple[str, tuple[float, ...]]:
     if len(values) == 1 and parts[0].strip().isdigit() and values[0] >= 1:
         return "number", values
     raise UserError(f"face must be largest, a number from 1 (left to right) or x,y in pixels, got {choice!r}.")
+
+
+def row_settings(
+    base: Mapping[str, Any], row: Mapping[str, Any], name: str, check_cache: Callable[[dict[str, Any]], None]
+) -> AnimationSettings:
+    """The settings of one animation: a manifest's row, if any, over what all have in common."""
+    values = dict(base) | {key: value for key, value in row.items() if key not in CACHE}
+    if "reference" in row and "reference_landmarks" not in row:
+        values.pop("reference_landmarks", None)
+    elif "reference" not in values and values.get("framing") in (None, "whole"):
+        values.setdefault("reference_landmarks", str(DEMO_PORTRAIT_LANDMARKS))
+    if asked := {key: row[key] for key in CACHE if key in row}:
+        try:
+            numbers = {key: int(asked[key]) for key in ("N", "order") if key in asked}
+        except (TypeError, ValueError):
+            raise UserError(f"{name}: N and order are whole numbers, got {asked}.") from None
+        values["cache"] = cache_options(asked | numbers, values.get("cache"))
+    settings = AnimationSettings.from_dict(values, source=name)
+    if settings.cache is not None:
+        check_cache(settings.cache)
+    return settings
+
+
+def cache_options(asked: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any]:
+    """What `ticache.apply` is given: what was asked for, over the saved options, or the defaults without a preset."""
+    defaults = {"N": 3, "order": 2, "cut": "outer"} if asked.get("preset") in (None, "paper") else {}
+    return (saved or defaults) | asked if "preset" not in asked else defaults | asked

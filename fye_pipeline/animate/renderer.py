@@ -17,20 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from fye_pipeline.animate.config import AnimationSettings
-from fye_pipeline.animate.session import tile_vae
+from fye_pipeline.animate.session import recommended_guidance, tile_vae
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.drawing import draw_sequence
-from fye_pipeline.landmarks.masks import face_region
+from fye_pipeline.landmarks.drawing import FaceRegions, LandmarkPictures, draw_sequence, face_region
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.image import letterbox
-from fye_pipeline.models.folder import recommended_guidance
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import FrameProgress, OnProgress, logger
 from fye_pipeline.sampling.clip_plan import PlannedClip, ReadyFrames
 from fye_pipeline.sampling.clip_store import ClipStore, Record, WorkFolder, describe
 from fye_pipeline.sampling.denoise import AfterStep, decode_frames
 from fye_pipeline.sampling.progressive import ClipMaker, Video, clip_inputs, draw_seed, keep_clip, plan_video
-from fye_pipeline.storage.hashing import digest_of
+from fye_pipeline.storage.files import digest_of
 
 OVERLAP = 8  # frames that two parts share; there the one fades into the other
 _OVERFLOWED = "float32"  # a mark in the work folder: half precision was given up
@@ -265,8 +263,8 @@ class Renderer:
         video = Video(
             portrait=self._portrait(),
             image_tokens=None,
-            landmarks=_ByFrame(context.pictures),
-            region=_ByFrame(context.region) if self.cached else None,
+            landmarks=LandmarkPictures(context.landmarks, context.size),
+            region=FaceRegions(context.landmarks, context.size) if self.cached else None,
             plan=plan,
             seed=draw_seed(torch.Generator("cpu").manual_seed(settings.seed)),
             num_inference_steps=settings.steps,
@@ -382,16 +380,6 @@ class Renderer:
         if store.marked(_OVERFLOWED):
             context.pipe.to(dtype=torch.float32)
         return store
-
-
-class _ByFrame:
-    """What is worked out for runs of frames, one frame at a time."""
-
-    def __init__(self, work_out: Callable[[int, int], NDArray[Any]]) -> None:
-        self._work_out = work_out
-
-    def __getitem__(self, frame: int) -> NDArray[Any]:
-        return self._work_out(frame, frame + 1)[0]
 
 
 def plan_parts(frames: int, length: int, overlap: int) -> list[tuple[int, int]]:

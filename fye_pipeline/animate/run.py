@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.driver import OpenDriver, open_driver
 from fye_pipeline.animate.output import AnimationResult, VideoOutput, comparison_size, decibels, frame_size
 from fye_pipeline.animate.portrait import Portrait, read_portrait
 from fye_pipeline.animate.renderer import RenderContext, Renderer
 from fye_pipeline.animate.session import AnimationSession, Offload, native_size
-from fye_pipeline.animate.workdir import input_digests, work_dir
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.video import read_comment
 from fye_pipeline.media.writer import check_container
 from fye_pipeline.progress import WORTH_SAYING, OnProgress, collected_notes, logger, silent
-from fye_pipeline.storage.files import atomic_target, writable_target
+from fye_pipeline.sampling.clip_store import CLIPS, SETTINGS, difference
+from fye_pipeline.storage.files import FolderLock, atomic_target, digest_of_folder, digest_of_path, writable_target
 
 BYTES_A_PIXEL = 0.15  # of a busy picture at the quality that is written
 LATENT_BYTES = 1 / 4  # of a pixel: 4 channels of float32 for 8 x 8 pixels
@@ -196,3 +201,116 @@ def size_note(output: Path, frames: int, fps: Fraction, size: tuple[int, int], n
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+LANDMARKS = "landmarks"
+
+
+def folder_of(output: Path) -> Path:
+    """Where the work on an output lies."""
+    return output.with_name(f"{output.name}.work")
+
+
+def input_digests(settings: AnimationSettings) -> dict[str, str]:
+    """What tells the contents of files, and a preset's schedule, from others; their names may stay the same."""
+    landmarks = settings.reference_landmarks
+    cache = settings.cache or {}
+    schedule = presets.tuned_config(cache, settings.model) if "preset" in cache else None
+    return {
+        "reference file": digest_of_path(settings.reference),
+        "reference landmarks file": "none" if landmarks is None else digest_of_path(landmarks),
+        "driving file": digest_of_path(settings.driving),
+        "model version": digest_of_folder(settings.model, but=(presets.FILE,)),
+        "preset schedule": json.dumps(schedule),
+    }
+
+
+@contextmanager
+def work_dir(output: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> Iterator[Path]:
+    """The folder to work in, for this run alone; it goes when the block ends well, or when nothing in it is finished.
+
+    identity: settings and inputs, as JSON takes them.
+
+    Finished clips that are there are used with `resume` and thrown away with `overwrite` alone; landmarks that an
+    earlier run with the same settings has detected are always used.
+
+    Raises:
+        UserError: another run is at work there; clips are there and neither flag is given, or were made with other
+            settings or files; or the folder is somebody's own.
+    """
+    folder = folder_of(output)
+    if folder.exists() and (not folder.is_dir() or (_visible(folder) and not (folder / SETTINGS).is_file())):
+        raise UserError(f"{folder} is needed for the work on {output} and holds something else: move it away.")
+    lock = FolderLock(folder)
+    try:
+        _begin(folder, output, identity, resume=resume, overwrite=overwrite)
+        _sweep(output)
+        try:
+            yield folder
+        except BaseException as error:
+            if _worth_keeping(folder, error):
+                logger.info(f"what is finished of {output} is kept in {folder}: the same command with --resume goes on")
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _begin(folder: Path, output: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Take the folder as it is, or empty it, or refuse to."""
+    try:
+        known = dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        known = {}
+    changed = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
+    if _clips(folder):
+        if changed and not overwrite:
+            differences = ", ".join(difference(name, known.get(name), identity.get(name)) for name in changed)
+            raise UserError(
+                f"{folder} holds unfinished work with other settings or files ({differences}); pass --overwrite to "
+                "begin anew."
+            )
+        if not changed and not resume and not overwrite:
+            raise UserError(f"{folder} holds unfinished work; pass --resume to go on, or --overwrite to begin anew.")
+    if changed or not resume:
+        _empty(folder, keep=() if changed else (SETTINGS, LANDMARKS))
+    if changed:
+        with atomic_target(folder / SETTINGS) as partial:
+            partial.write_text(json.dumps(identity, indent=2), encoding="utf-8")
+
+
+def _clips(folder: Path) -> bool:
+    return any(True for _ in folder.rglob(CLIPS))
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+
+
+def _empty(folder: Path, keep: tuple[str, ...]) -> None:
+    """Delete everything but the lock and what is to be kept."""
+    for entry in _visible(folder):
+        if entry.name in keep:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _worth_keeping(folder: Path, error: BaseException) -> bool:
+    """Whether a run that broke off has left something that another would go on from."""
+    if _clips(folder):
+        return True
+    detected = folder / LANDMARKS / "found.raw"
+    return not isinstance(error, UserError) and detected.is_file() and detected.stat().st_size > 0
+
+
+def _sweep(output: Path) -> None:
+    """Delete half-written videos of runs on this output that were killed; none is at work now."""
+    part = re.compile(rf"\.{re.escape(output.stem)}\.[0-9a-f]{{12}}\.part{re.escape(output.suffix)}")
+    for entry in output.parent.iterdir():
+        if part.fullmatch(entry.name):
+            entry.unlink(missing_ok=True)

@@ -27,10 +27,11 @@ from fye_pipeline.landmarks.model_file import (
 from fye_pipeline.models.layouts import is_published_folder
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import logger
-from fye_pipeline.storage.files import is_pointer
+from fye_pipeline.storage.files import digest_of_folder, is_pointer
 
 Offload = Literal["none", "model", "sequential"]
 _WEIGHTS = (".safetensors", ".bin", ".pth")
+PAPER_GUIDANCE = 3.5
 _SCORES = (0.4, 0.3, 0.2, 0.1, 0.05)
 
 
@@ -63,7 +64,7 @@ class AnimationSession:
     def model(self, settings: AnimationSettings) -> FollowYourEmojiPipeline:
         """The model of these settings, loaded once while its files stay. Raises `UserError` as `load_model`."""
         dtype = choose_dtype(settings.dtype, self.device)
-        key = (settings.model, presets.digest_of_model(settings.model), dtype, settings.vae_tiling)
+        key = (settings.model, digest_of_folder(settings.model, but=(presets.FILE,)), dtype, settings.vae_tiling)
         if self._loaded is None or self._loaded[0] != key or self._loaded[1].unet.dtype != dtype:
             self._loaded = None  # two models need not be held at once
             options: dict[str, Any] = {"offload": self.offload, "vae_tiling": settings.vae_tiling}
@@ -214,3 +215,17 @@ def _check_kind(folder: Path) -> None:
         raise UserError(
             f"{folder} holds a {kind}, not a FollowYourEmojiPipeline: it has no landmark encoder and no appearance net."
         )
+
+
+def recommended_guidance(folder: str | Path) -> float:
+    """The guidance scale that a model was tuned for: `guidance` of its recipe.json, else the paper's 3.5.
+
+    Raises UserError if the file is there and cannot be read.
+    """
+    path = Path(folder) / "recipe.json"
+    if not path.is_file():
+        return PAPER_GUIDANCE
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8")).get("guidance", PAPER_GUIDANCE))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a recipe: {error}") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fye_pipeline.animate.config import DEMO_PORTRAIT_LANDMARKS, SHIPPED, AnimationSettings
+from fye_pipeline.animate.config import SHIPPED, AnimationSettings
 from fye_pipeline.animate.run import AnimationSession, animate, is_finished
 from fye_pipeline.animate.session import Offload
 from fye_pipeline.errors import UserError
@@ -19,7 +19,6 @@ from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import existing_file
 from fye_pipeline.storage.run_log import Entry, Ledger
 
-CACHE = ("N", "order", "cut", "preset")  # columns that are no settings but options of the cache
 _PATHS = ("reference", "driving", "output", "model", "reference_landmarks")
 
 Values = dict[str, Any]
@@ -168,33 +167,6 @@ def plan_tasks(manifest: Path, settings_of: SettingsOf) -> list[Task]:
                 error = reason_of(fault)
         tasks.append(Task(row.number, output, settings, error))
     return tasks
-
-
-def row_settings(
-    base: Mapping[str, Any], row: Mapping[str, Any], name: str, check_cache: Callable[[Values], None]
-) -> AnimationSettings:
-    """The settings of one animation: a manifest's row, if any, over what all have in common."""
-    values = dict(base) | {key: value for key, value in row.items() if key not in CACHE}
-    if "reference" in row and "reference_landmarks" not in row:
-        values.pop("reference_landmarks", None)
-    elif "reference" not in values and values.get("framing") in (None, "whole"):
-        values.setdefault("reference_landmarks", str(DEMO_PORTRAIT_LANDMARKS))
-    if asked := {key: row[key] for key in CACHE if key in row}:
-        try:
-            numbers = {key: int(asked[key]) for key in ("N", "order") if key in asked}
-        except (TypeError, ValueError):
-            raise UserError(f"{name}: N and order are whole numbers, got {asked}.") from None
-        values["cache"] = cache_options(asked | numbers, values.get("cache"))
-    settings = AnimationSettings.from_dict(values, source=name)
-    if settings.cache is not None:
-        check_cache(settings.cache)
-    return settings
-
-
-def cache_options(asked: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any]:
-    """What `ticache.apply` is given: what was asked for, over the saved options, or the defaults without a preset."""
-    defaults = {"N": 3, "order": 2, "cut": "outer"} if asked.get("preset") in (None, "paper") else {}
-    return (saved or defaults) | asked if "preset" not in asked else defaults | asked
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from fye_pipeline.cli.options import (
     Quiet,
     TaskFile,
     Verbose,
-    check_cache,
 )
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries, logger
@@ -216,7 +215,8 @@ def animate(
     reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
     logger.debug("loading torch and diffusers")
     from fye_pipeline.animate import run as animation
-    from fye_pipeline.batch.manifest import row_settings
+    from fye_pipeline.animate.config import row_settings
+    from fye_pipeline.pipeline import check_cache_options
 
     if not debug:
         hush_libraries()
@@ -224,7 +224,7 @@ def animate(
     source = str(config) if config else "The flags"
 
     def settings_of(row: Mapping[str, Any], name: str) -> AnimationSettings:
-        settings = row_settings(base, row, name, check_cache)
+        settings = row_settings(base, row, name, check_cache_options)
         if not settings.watermark and not i_accept_the_terms:
             raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
         return settings
@@ -320,7 +320,7 @@ def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, A
             values[name] = value
     asked = {name: _plain(given[flag]) for flag, name in _CACHE.items() if given.get(flag) is not None}
     if asked and not given.get("no_cache"):
-        from fye_pipeline.batch.manifest import cache_options
+        from fye_pipeline.animate.config import cache_options
 
         values["cache"] = cache_options(asked, cache)
     return values

@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from fye_pipeline.animate.config import SHIPPED_MODEL
-from fye_pipeline.cli.options import Debug, Device, Guidance, Jobs, Model, Overwrite, Quiet, TaskFile, check_cache
+from fye_pipeline.cli.options import Debug, Device, Guidance, Jobs, Model, Overwrite, Quiet, TaskFile
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries
 
@@ -65,10 +65,9 @@ def rendered(
         raise UserError(f"--split must be held, train or demo, got {split!r}.")
     if not debug:
         hush_libraries()
-    from fye_pipeline.animate.session import obtain_face_landmarker
+    from fye_pipeline.animate.session import obtain_face_landmarker, recommended_guidance
     from fye_pipeline.evaluation import rendered as reenactment
     from fye_pipeline.evaluation.summary import describe
-    from fye_pipeline.models.folder import recommended_guidance
 
     target = _target(json_file, overwrite=overwrite, resume=resume)
     folder = model or SHIPPED_MODEL
@@ -196,5 +195,7 @@ def _target(path: Path | None, *, overwrite: bool, resume: bool) -> Path | None:
 def _cache(interval: int, order: int, cut: str) -> dict[str, Any]:
     """Options of `ticache.apply`, checked before any long work."""
     options = {"N": interval, "order": order, "cut": cut}
-    check_cache(options)
+    from fye_pipeline.pipeline import check_cache_options
+
+    check_cache_options(options)
     return options

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-
-from fye_pipeline.errors import UserError
 
 
 class NoFace(StrEnum):
@@ -34,13 +32,3 @@ Model = Annotated[Path | None, typer.Option(help="A pipeline folder. Default: th
 Guidance = Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
-
-
-def check_cache(options: dict[str, Any]) -> None:
-    """Raise `UserError` where `ticache.apply` would not take these options."""
-    import ticache
-
-    try:
-        ticache.CacheConfig(**{name: value for name, value in options.items() if name != "preset"})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"Cache: {error}.") from error

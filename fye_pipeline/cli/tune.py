@@ -66,9 +66,8 @@ def tune(
         raise UserError(f"--cut must be some of outer, output and branches, with commas, got {cut!r}.")
     if full_steps is not None and full_steps > steps:
         raise UserError(f"--full-steps must be at most the {steps} denoising steps, got {full_steps}.")
-    from fye_pipeline.animate.session import choose_device, choose_dtype, load_model
+    from fye_pipeline.animate.session import choose_device, choose_dtype, load_model, recommended_guidance
     from fye_pipeline.models.files import SHIPPED_MODEL
-    from fye_pipeline.models.folder import recommended_guidance
     from fye_pipeline.storage.files import atomic_target, writable_target
     from fye_pipeline.world.calls import tuning_calls
 

@@ -27,14 +27,13 @@ from fye_pipeline.evaluation.metric_networks import MetricNetworks, Weights
 from fye_pipeline.evaluation.pairs import VIDEOS, Pair
 from fye_pipeline.evaluation.run import Measure, measure_all
 from fye_pipeline.evaluation.summary import pair_tables, summarise_pairs
-from fye_pipeline.landmarks.masks import facial_mask
+from fye_pipeline.landmarks.drawing import facial_mask
 from fye_pipeline.landmarks.model_file import task_file
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.source import open_source
 from fye_pipeline.progress import OnProgress, logger, silent
-from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import digest_of_text, remembered_digest
+from fye_pipeline.storage.files import atomic_target, digest_of_text, remembered_digest
 from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 
 Frames = NDArray[np.uint8]

@@ -20,14 +20,13 @@ from fye_pipeline.evaluation.expression import landmark_jitter
 from fye_pipeline.evaluation.face_tracks import FindFace, compare_faces, landmark_error, track_face
 from fye_pipeline.evaluation.run import Measure, measure_all
 from fye_pipeline.evaluation.world_identity import FITTED_PEOPLE, WorldIdentity, fit_identity, separation
-from fye_pipeline.landmarks.alignment import align
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
-from fye_pipeline.landmarks.drawing import draw_sequence
-from fye_pipeline.landmarks.masks import face_region, facial_mask
+from fye_pipeline.landmarks.drawing import draw_sequence, face_region, facial_mask
+from fye_pipeline.landmarks.geometry import align
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import OnProgress, hush_libraries, logger, silent
-from fye_pipeline.storage.hashing import weights_hash
+from fye_pipeline.storage.files import weights_hash
 from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 from fye_pipeline.world import WORLD_VERSION, RenderedClip, World
 

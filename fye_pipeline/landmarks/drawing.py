@@ -1,19 +1,23 @@
-"""Landmark pictures: what the landmark encoder sees. OpenCV lines, pixel-identical to the released model's pictures."""
+"""What is drawn of landmarks: the pictures that the landmark encoder sees, and masks of expression and face.
+
+OpenCV lines, pixel-identical to the released model's pictures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks import topology
 from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.landmarks.topology import LEFT_PUPIL, RIGHT_PUPIL
+from fye_pipeline.landmarks.topology import EXPRESSION_POINTS, FACE_OUTLINE, LEFT_PUPIL, RIGHT_PUPIL
 
 Style = Literal["expression", "with-contour", "without-pupils", "plain"]
 """What is drawn; the last three are the ablations of Table 4, Follow-Your-Emoji-Faster.
@@ -148,3 +152,89 @@ def preview_strip(
         if not sequence.found[number]:
             strip[: max(round(tile_height * _MARK_SHARE), 1), column * width : (column + 1) * width] = _MARK_COLOUR
     return strip
+
+
+DEFAULT_RADIUS = 1 / 64  # of the longer side: 8 pixels at 512, one cell of the latent grid
+
+
+def expression_mask(
+    landmarks: NDArray, height: int, width: int, *, radius: float = DEFAULT_RADIUS
+) -> NDArray[np.float32]:
+    """A disc around every drawn landmark (eyes, brows, inner lips, pupils): [..., 478, >= 2] -> [..., H, W] in {0, 1}.
+
+    Landmarks are x, y in 0..1; `radius` is a share of the picture's longer side. A pixel belongs to a disc when its
+    centre is at most the radius away from the centre of the landmark's own pixel. M_e of the facial fine-grained loss.
+    """
+    if radius < 0:
+        raise ValueError(f"radius must be >= 0, got {radius}")
+    lead = landmarks.shape[:-2]
+    points = np.asarray(landmarks, np.float64)[..., list(EXPRESSION_POINTS), :2].reshape(-1, len(EXPRESSION_POINTS), 2)
+    pixels = radius * max(height, width)
+    reach = int(pixels)
+    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = dx**2 + dy**2 <= pixels**2
+    far = 4 * (height + width)  # clipping only keeps the integers small: such discs stay out of the picture
+    centres = np.floor((points * (width, height)).clip(-far, far)).astype(np.int64)
+    x = centres[..., 0, None] + dx[disc]  # [B, points, pixels of a disc]
+    y = centres[..., 1, None] + dy[disc]
+    visible = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    frame = np.broadcast_to(np.arange(len(points))[:, None, None], x.shape)
+    mask = np.zeros((len(points), height, width), np.float32)
+    mask[frame[visible], y[visible], x[visible]] = 1
+    return mask.reshape(*lead, height, width)
+
+
+def facial_mask(landmarks: NDArray, height: int, width: int) -> NDArray[np.float32]:
+    """The filled outline of the face without the forehead: [..., 478, >= 2] -> [..., H, W] in {0, 1}.
+
+    M_f of the facial fine-grained loss; pixel-identical to the released code's mask at its own size.
+    """
+    lead = landmarks.shape[:-2]
+    points = np.asarray(landmarks, np.float64)[..., list(FACE_OUTLINE), :2].reshape(-1, len(FACE_OUTLINE), 2)
+    far = 4 * (height + width)
+    polygons = np.trunc((points * (width, height)).clip(-far, far)).astype(np.int32)
+    mask = np.zeros((len(polygons), height, width), np.uint8)
+    for picture, polygon in zip(mask, polygons, strict=True):
+        cv2.fillPoly(picture, [np.ascontiguousarray(polygon)], 1)
+    return mask.astype(np.float32).reshape(*lead, height, width)
+
+
+def face_region(landmarks: NDArray, height: int, width: int) -> NDArray[np.float32]:
+    """Where the expression or the face is, for the cache: [..., 478, >= 2] -> [..., H, W] in {0, 1}."""
+    return np.maximum(expression_mask(landmarks, height, width), facial_mask(landmarks, height, width))
+
+
+def reduce_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Area-average masks to another grid: [..., H, W] -> [..., height, width], values in [0, 1]."""
+    flat = mask.reshape(-1, 1, *mask.shape[-2:])
+    return torch.nn.functional.interpolate(flat, size=(height, width), mode="area").reshape(
+        *mask.shape[:-2], height, width
+    )
+
+
+class Landmarks(Protocol):
+    """Landmarks of a sequence, by slices of frames. -> [n, 478, >= 2]."""
+
+    def __getitem__(self, frames: slice, /) -> NDArray[np.floating]: ...
+
+
+class LandmarkPictures:
+    """The landmark pictures of a sequence, drawn when they are asked for."""
+
+    def __init__(self, landmarks: Landmarks, size: int) -> None:
+        self._landmarks, self._size = landmarks, size
+
+    def __getitem__(self, frame: int) -> NDArray[np.uint8]:
+        """One frame's. -> uint8 [size, size, 3]."""
+        return draw_sequence(self._landmarks[frame : frame + 1], self._size)[0]
+
+
+class FaceRegions:
+    """The face regions of a sequence, worked out when they are asked for."""
+
+    def __init__(self, landmarks: Landmarks, size: int) -> None:
+        self._landmarks, self._size = landmarks, size
+
+    def __getitem__(self, frame: int) -> NDArray[np.float32]:
+        """One frame's. -> [size, size]."""
+        return face_region(self._landmarks[frame : frame + 1], self._size, self._size)[0]

@@ -12,8 +12,7 @@ from pathlib import Path
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, silent
 from fye_pipeline.storage.fetch import check_file, download
-from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import digest_of_file
+from fye_pipeline.storage.files import atomic_target, digest_of_file
 
 FILE_NAME = "face_landmarker.task"
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.alignment import align
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
+from fye_pipeline.landmarks.geometry import align
 from fye_pipeline.landmarks.sequence import LandmarkSequence, join
 from fye_pipeline.landmarks.topology import (
     INNER_LIP_BOTTOM_LEFT,

@@ -11,8 +11,15 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionOutput
 from torch import Tensor, nn
 
-from fye_pipeline.models.attention import Reference, SelfAttention, set_processors, spatial_blocks
-from fye_pipeline.models.conditioning import build_image_prompt, has_attention, take_skips
+from fye_pipeline.models.conditioning import (
+    Reference,
+    SelfAttention,
+    build_image_prompt,
+    has_attention,
+    set_processors,
+    spatial_blocks,
+    take_skips,
+)
 
 
 class FrameGroupNorm(nn.GroupNorm):

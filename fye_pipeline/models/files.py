@@ -11,8 +11,7 @@ from typing import Any
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.model_file import BYTES, FILE_NAME, SHA256, VARIABLE, cache_folder, find_face_landmarker
-from fye_pipeline.storage.files import is_pointer
-from fye_pipeline.storage.hashing import digest_of_file
+from fye_pipeline.storage.files import digest_of_file, is_pointer
 
 SHIPPED_MODEL = Path(__file__).parent.parent / "assets" / "tiny"
 WEIGHTS = (".safetensors", ".bin", ".pth")

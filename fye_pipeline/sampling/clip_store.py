@@ -17,8 +17,7 @@ from torch import Tensor
 from fye_pipeline.errors import UserError
 from fye_pipeline.sampling.clip_plan import PlannedClip
 from fye_pipeline.sampling.denoise import Components
-from fye_pipeline.storage.files import FolderLock, atomic_target
-from fye_pipeline.storage.hashing import digest_of, sampled_weights_hash
+from fye_pipeline.storage.files import FolderLock, atomic_target, digest_of, sampled_weights_hash
 
 FORMAT = 2  # of work folders; another one's clips are not used
 _NETWORKS = ("vae", "image_encoder", "appearance_net", "unet", "landmark_encoder")

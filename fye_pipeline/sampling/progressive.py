@@ -32,7 +32,7 @@ from fye_pipeline.sampling.denoise import (
     prepare_conditions,
 )
 from fye_pipeline.sampling.inputs import as_picture, check_landmarks
-from fye_pipeline.storage.hashing import digest_of
+from fye_pipeline.storage.files import digest_of
 
 CLIP_LENGTH = 16  # frames of the clips that the model is trained on
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, silent
-from fye_pipeline.storage.files import is_pointer
-from fye_pipeline.storage.hashing import digest_of_file
+from fye_pipeline.storage.files import digest_of_file, is_pointer
 
 TIMEOUT = 10  # seconds that a server has to answer
 _BLOCK = 1 << 18  # bytes read at once

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Indexed
 
-from fye_pipeline.landmarks.drawing import Style, draw_sequence
-from fye_pipeline.landmarks.masks import expression_mask, facial_mask, reduce_mask
+from fye_pipeline.landmarks.drawing import Style, draw_sequence, expression_mask, facial_mask, reduce_mask
 from fye_pipeline.training.config import PhaseConfig
 
 ENCODED_TOGETHER = 8  # pictures that the autoencoder sees at once

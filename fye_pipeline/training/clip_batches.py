@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import Style
-from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import digest_of_text, weights_hash
+from fye_pipeline.storage.files import atomic_target, digest_of_text, weights_hash
 from fye_pipeline.training.batches import ENCODED_TOGETHER, Batch, Conditions, to_tensor
 from fye_pipeline.training.dataset import Dataset
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fye_pipeline.batch.pool import run_parts
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import Style
-from fye_pipeline.storage.hashing import weights_hash
+from fye_pipeline.storage.files import weights_hash
 from fye_pipeline.training.batches import Batch, Conditions, to_tensor
 from fye_pipeline.world import WORLD_VERSION, World
 

@@ -18,8 +18,7 @@ from typing import Any
 from fye_pipeline.batch.pool import run_parts
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, logger, silent
-from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.hashing import digest_of_text
+from fye_pipeline.storage.files import atomic_target, digest_of_text
 from fye_pipeline.training.dataset import INDEX, KIND, SHARDS, VERSION, ClipEntry, ShardWriter, join_parts
 from fye_pipeline.training.extract import make_clips
 from fye_pipeline.training.segment import CutRules

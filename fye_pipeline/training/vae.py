@@ -18,7 +18,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 from torch.nn import functional as F
 
-from fye_pipeline.landmarks.masks import expression_mask
+from fye_pipeline.landmarks.drawing import expression_mask
 from fye_pipeline.training.batches import to_tensor
 from fye_pipeline.training.heads import HeadData
 

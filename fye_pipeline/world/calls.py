@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fye_pipeline.landmarks.drawing import draw_sequence
+from fye_pipeline.landmarks.drawing import draw_sequence, face_region
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.landmarks.masks import face_region
 from fye_pipeline.world import World
 
 CHECK_HEADS_FROM = 500  # held-out heads that no other figure of the project is measured on
