@@ -33,7 +33,7 @@ from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.source import open_source
 from fye_pipeline.progress import OnProgress, logger, silent
-from fye_pipeline.storage.files import atomic_target, digest_of_text, remembered_digest
+from fye_pipeline.storage.files import atomic_target, digest_of_folder, digest_of_text, remembered_digest
 from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 
 Frames = NDArray[np.uint8]
@@ -132,7 +132,7 @@ class PairEvaluator:
             "frames": settings.frames,
             "settings": settings.to_dict() if made else None,
             "schedule": presets.tuned_config(settings.cache or {}, settings.model) if made else None,
-            "model_state": presets.digest_of_model(settings.model)[:16] if made else None,
+            "model_state": digest_of_folder(settings.model, but=(presets.FILE,))[:16] if made else None,
             "weights": self.weights.to_dict(),
             "weights_hash": {
                 name: None if path is None else remembered_digest(Path(path))[:16]
