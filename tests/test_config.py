@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any
 
 import pytest
 import torch
 
+import ticache
 from ticache import CacheConfig
 
 CONFIGS = [
@@ -85,3 +88,12 @@ def test_json_refuses_what_it_cannot_hold() -> None:
         CacheConfig.from_json('{"M": 3}')
     with pytest.raises(ValueError, match="preset must be one of"):
         CacheConfig.from_preset("turbo")
+
+
+def test_the_signature_of_apply_shows_the_real_defaults() -> None:
+    shown = inspect.signature(ticache.apply).parameters
+    for field in dataclasses.fields(CacheConfig):
+        if field.name in shown:
+            assert shown[field.name].default == field.default, field.name
+    assert "_given" not in shown
+    assert {"N", "order", "cut", "schedule", "calibration"} <= set(shown)

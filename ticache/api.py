@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -26,35 +28,52 @@ logger = logging.getLogger("ticache")
 _COMPONENTS = ("unet", "denoising_unet", "image_unet", "decoder")
 _OTHER_DENOISERS = ("transformer", "prior")
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(CacheConfig))
-_LEFT_OUT: Any = object()
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
+def _telling_what_was_given(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function know, in `_given`, which options its caller named: a default must not win over a preset."""
+
+    @functools.wraps(function)
+    def told(*args: P.args, **options: P.kwargs) -> T:
+        return function(*args, **{**options, "_given": frozenset(options)})  # pyright: ignore[reportCallIssue]
+
+    signature = inspect.signature(function)
+    shown = [parameter for name, parameter in signature.parameters.items() if name != "_given"]
+    told.__signature__ = signature.replace(parameters=shown)  # pyright: ignore[reportAttributeAccessIssue]
+    return told
+
+
+@_telling_what_was_given
 def apply(
     target: Any,
     config: CacheConfig | None = None,
     *,
-    N: int = _LEFT_OUT,
-    order: int = _LEFT_OUT,
-    cut: str = _LEFT_OUT,
-    depth: int = _LEFT_OUT,
-    resnets: bool = _LEFT_OUT,
-    forecaster: str = _LEFT_OUT,
-    schedule: str | Sequence[int] | Callable[..., bool] = _LEFT_OUT,
-    axis: str = _LEFT_OUT,
-    boundary: float | int = _LEFT_OUT,
-    warmup: int = _LEFT_OUT,
-    dtype: torch.dtype | None = _LEFT_OUT,
-    offload: str | None = _LEFT_OUT,
-    keep: bool = _LEFT_OUT,
-    noise_order: int | None = _LEFT_OUT,
-    backend: str = _LEFT_OUT,
-    calibration: Calibration | str | None = _LEFT_OUT,
+    N: int = 3,
+    order: int = 2,
+    cut: str = "outer",
+    depth: int = 0,
+    resnets: bool = False,
+    forecaster: str = "newton",
+    schedule: str | Sequence[int] | Callable[..., bool] = "spread",
+    axis: str = "step",
+    boundary: float | int = 0,
+    warmup: int = 0,
+    dtype: torch.dtype | None = None,
+    offload: str | None = None,
+    keep: bool = False,
+    noise_order: int | None = 1,
+    backend: str = "auto",
+    calibration: Calibration | str | None = None,
     preset: str | None = None,
     region: Region = None,
     scheduler: Any = None,
     num_steps: int | None = None,
     compile: bool | Mapping[str, Any] = False,
     on_mismatch: str = "map",
+    _given: frozenset[str] = frozenset(),
 ) -> Session:
     """Cache the UNet of a diffusers pipeline, or a bare UNet, until `remove`.
 
@@ -81,9 +100,9 @@ def apply(
         raise TypeError(f"compile must be a bool or options of torch.compile, got {compile!r}")
     if isinstance(calibration, str):
         calibration = Calibration.from_json(calibration)
-    if isinstance(calibration, Calibration) and schedule is _LEFT_OUT and (config is None or config.schedule != "auto"):
-        schedule = "auto"
-    given = {name: value for name, value in locals().items() if name in _SETTINGS and value is not _LEFT_OUT}
+    given = {name: value for name, value in locals().items() if name in _SETTINGS & _given}
+    if calibration is not None and (config is None or config.schedule != "auto"):
+        given.setdefault("schedule", "auto")
     pipe, component, unet = find_unet(target)
     config = _settings(config, preset, given)
     pipeline = PipelineInfo(pipe, scheduler, num_steps, component)
