@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.common import conditions, print_table, write_json
-from ticache_kernels.launch import CONFIGS, OPTIONS
+from ticache_kernels.launch import OPTIONS
 from ticache_kernels.predict import arguments as predict_arguments
 from ticache_kernels.predict import predict_kernel
 from ticache_kernels.update_differences import arguments as update_arguments
@@ -123,25 +123,23 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, Any, dict[str, Any]]]:
 
 
 def compile_all(targets: Sequence[str], *, quick: bool = False) -> list[dict[str, Any]]:
-    """One row per kernel, site, dtype, tuning config and target; `quick`: float16 and the first config only."""
+    """One row per kernel, site, dtype and target; `quick`: float16 only."""
+    compile_options = {name: value for name, value in OPTIONS.items() if name != "TILE"}
     rows = []
     for dtype in (torch.float16,) if quick else (torch.float16, torch.float32):
         for site, kernel, arguments in calls(dtype):
-            for config in CONFIGS[:1] if quick else CONFIGS:
-                specialised = source(kernel.fn, {**arguments, **config.kwargs})
-                for target in targets:
-                    options = {"num_warps": config.num_warps, **OPTIONS}
-                    compiled = triton.compile(specialised, target=TARGETS[target], options=options)
-                    row = {"kernel": kernel.fn.__name__, "site": site, "dtype": str(dtype), "target": target}
-                    row |= {"tile": config.kwargs["TILE"], "warps": config.num_warps}
-                    rows.append(row | resources(compiled))
+            specialised = source(kernel, {**arguments, "TILE": OPTIONS["TILE"]})
+            for target in targets:
+                compiled = triton.compile(specialised, target=TARGETS[target], options=compile_options)
+                row = {"kernel": kernel.__name__, "site": site, "dtype": str(dtype), "target": target}
+                rows.append(row | resources(compiled))
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, nargs="+", default=list(TARGETS))
-    parser.add_argument("--quick", action="store_true", help="float16 and the first tuning config only")
+    parser.add_argument("--quick", action="store_true", help="float16 only")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     if knobs.runtime.interpret:

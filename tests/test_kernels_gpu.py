@@ -1,4 +1,4 @@
-"""What only a GPU can show: tuning in place, CUDA graphs, no synchronisation, real sizes. The others run there, too."""
+"""What only a GPU can show: CUDA graphs, no synchronisation, real sizes. The others run there, too."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_auto_is_triton() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "mask_shape"), SITES.values(), ids=SITES)
-def test_real_sizes_after_tuning(shape: tuple[int, ...], mask_shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """The tuner runs the update many times over; what is left must be one update."""
+def test_real_sizes(shape: tuple[int, ...], mask_shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Sizes that pipelines cache, in every layout."""
     feature, *kept = tensors(shape, dtype, 4)
     exact, eager = [each.double() for each in kept], [each.clone() for each in kept]
     reference.update_differences(feature.double(), exact)
@@ -70,7 +70,7 @@ def test_real_sizes_after_tuning(shape: tuple[int, ...], mask_shape: tuple[int, 
 def test_neither_op_synchronises() -> None:
     feature, *kept = (torch.ones(2, 32, 16, 16, device="cuda", dtype=torch.float16) for _ in range(4))
     mask, out = torch.ones(2, 1, 16, 16, device="cuda"), torch.empty_like(feature)
-    ops.update_differences(feature, kept)  # tuning waits
+    ops.update_differences(feature, kept)  # compiles
     ops.predict(kept, NEWTON, mask, out=out)
     with no_synchronisation():
         ops.update_differences(feature, kept)

@@ -1,4 +1,4 @@
-"""What both launchers need: operands laid out as rows and columns, the tile that walks them, the configs to tune."""
+"""What both launchers need: operands laid out as rows and columns, and the tile that walks them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,11 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-# A config is the elements of one tile and the warps that share it: 8 or 16 a thread, one or two 16-byte loads in fp16.
-_CONFIGS = [
-    triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in ((1024, 4), (2048, 4), (2048, 8), (4096, 8))
-]
-# Tuning in Triton's CPU interpreter fails, and would time nothing; a small tile there meets more edges.
-CONFIGS = [triton.Config({"TILE": 64})] if knobs.runtime.interpret else _CONFIGS
+# Elements of a program, shared by 4 warps: 8 a thread, one 16-byte load in fp16. In the interpreter a small tile meets
+# more edges.
+TILE = 64 if knobs.runtime.interpret else 1024
 # Products are rounded before they are added, as in the reference: fused, a mask of ones would change the last bit.
-OPTIONS = {"enable_fp_fusion": False}
-MAX_WIDTH = 4096
+OPTIONS: dict[str, Any] = {"TILE": TILE, "num_warps": 4, "enable_fp_fusion": False}
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,11 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """Columns of a tile: a power of two that divides them where it can, so that no lane idles."""
+        """Columns of a tile: all of it for one row, else a power of two that divides them where it can."""
         divisor = self.columns & -self.columns
         if divisor < 64:
             divisor = triton.next_power_of_2(self.columns)
-        return min(divisor, MAX_WIDTH)
+        return min(divisor, TILE) if self.row_shape else TILE
 
 
 def layout_of(operands: Sequence[Tensor]) -> Layout:
@@ -70,15 +66,9 @@ def _layout(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> Lay
     return Layout(tuple(size for size, _ in merged[:-1]), merged[-1][0], tuple(per_operand))
 
 
-def grid_of(layout: Layout):
-    """Programs for a tile of `meta["TILE"]` elements, as one axis: the other two end at 65535."""
-
-    def grid(meta: dict[str, Any]) -> tuple[int]:
-        columns = min(meta["TILE"], meta["WIDTH"])
-        rows = meta["TILE"] // columns
-        return (triton.cdiv(layout.rows, rows) * triton.cdiv(layout.columns, columns),)
-
-    return grid
+def grid_of(layout: Layout) -> tuple[int]:
+    """Programs, as one axis: the other two end at 65535."""
+    return (triton.cdiv(layout.rows, TILE // layout.width) * triton.cdiv(layout.columns, layout.width),)
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -88,13 +78,13 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 @triton.jit
 def tile_indices(rows, columns, TILE: tl.constexpr, WIDTH: tl.constexpr):
-    """This program's row [R, 1] and column [1, C] indices in int64, R * C = TILE, and which are inside [R, C]."""
-    C: tl.constexpr = TILE if TILE < WIDTH else WIDTH
-    R: tl.constexpr = TILE // C
-    blocks = (columns + C - 1) // C  # of columns; tl.cdiv is out of the interpreter's reach once Triton was imported
+    """This program's row [R, 1] and column [1, WIDTH] indices in int64, R = TILE / WIDTH, and which are inside."""
+    R: tl.constexpr = TILE // WIDTH
+    # Blocks of columns. tl.cdiv is out of the interpreter's reach once Triton was imported.
+    blocks = (columns + WIDTH - 1) // WIDTH
     program = tl.program_id(0).to(tl.int64)
     row = (program // blocks) * R + tl.arange(0, R)[:, None]
-    column = (program % blocks) * C + tl.arange(0, C)[None, :]
+    column = (program % blocks) * WIDTH + tl.arange(0, WIDTH)[None, :]
     return row, column, (row < rows) & (column < columns)
 
 

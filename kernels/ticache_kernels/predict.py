@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ticache_kernels.launch import (
-    CONFIGS,
     OPTIONS,
     Layout,
     grid_of,
@@ -22,7 +21,6 @@ from ticache_kernels.launch import (
 )
 
 
-@triton.autotune(CONFIGS, key=["rows", "columns", "KEY"])
 @triton.jit
 def predict_kernel(
     differences,  # k + 1 times [rows, columns]
@@ -37,7 +35,6 @@ def predict_kernel(
     out_strides,
     BY_VALUE: tl.constexpr,
     MASK_PER_ROW: tl.constexpr,
-    KEY: tl.constexpr,  # dtypes: the tuner cannot see into tuples
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -95,7 +92,6 @@ def arguments(
         "out_strides": layout.strides[0],
         "BY_VALUE": isinstance(coefficients, tuple),
         "MASK_PER_ROW": mask is not None and layout.strides[-1][-1] == 0,
-        "KEY": f"{differences[0].dtype} {out.dtype} {len(differences)} {None if mask is None else mask.dtype}",
         "WIDTH": layout.width,
     }
 

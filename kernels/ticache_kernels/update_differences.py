@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ticache_kernels.launch import (
-    CONFIGS,
     OPTIONS,
     Layout,
     grid_of,
@@ -22,24 +21,6 @@ from ticache_kernels.launch import (
 )
 
 
-class _Rewind:
-    """Tuning runs the kernel many times over, and it works in place: put back what it found after each."""
-
-    def __init__(self) -> None:
-        self.found: list[Tensor] = []
-
-    def save(self, arguments: dict[str, Any], reset_only: bool = False) -> None:
-        self.found = [] if reset_only else [difference.clone() for difference in arguments["differences"]]
-
-    def restore(self, arguments: dict[str, Any], exception: Exception | None) -> None:
-        for difference, found in zip(arguments["differences"], self.found, strict=True):
-            difference.copy_(found)
-
-
-_rewind = _Rewind()
-
-
-@triton.autotune(CONFIGS, key=["rows", "columns", "KEY"], pre_hook=_rewind.save, post_hook=_rewind.restore)
 @triton.jit
 def update_differences_kernel(
     feature,  # [rows, columns]
@@ -49,7 +30,6 @@ def update_differences_kernel(
     columns,
     feature_strides,
     difference_strides,
-    KEY: tl.constexpr,  # dtypes: the tuner cannot see into tuples
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -77,7 +57,6 @@ def arguments(feature: Tensor, differences: Sequence[Tensor]) -> tuple[Layout, d
         "columns": layout.columns,
         "feature_strides": layout.strides[-1],
         "difference_strides": layout.strides[:-1],
-        "KEY": f"{feature.dtype} {differences[0].dtype} {len(differences)}",
         "WIDTH": layout.width,
     }
 
