@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import ticache
 from ticache.provenance import TuningCheck, model_identity
+from ticache.schedule import late_steps
 from ticache.tuning.metrics import as_tensor, psnr
 from ticache.tuning.trials import digest_of
 
@@ -135,7 +136,7 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path, tuned: ticache.
     assert again.tune(full_steps=3, journal=journal).to_json() == tuned.to_json()
     done = Subject()
     assert done.tune(full_steps=3, journal=journal).to_json() == tuned.to_json()
-    assert done.runs == 1  # everything else is in the journal; T is read from one run
+    assert done.runs == 2  # the calibration calls, to record them; everything else is in the journal
     assert again.runs >= done.runs
 
 
@@ -159,6 +160,28 @@ def test_uncached_runs_are_made_once(subject: Subject) -> None:
     trials = config.provenance.trials
     assert trials == 3
     assert subject.runs <= 4 + 2 * trials + 2 * 2  # trials on two calls each, two checks of two
+
+
+def test_without_a_trial_the_recording_chooses(subject: Subject) -> None:
+    config = subject.tune(full_steps=3, trials=0)
+    assert subject.runs == 2  # the calibration calls, uncached
+    assert config.steps is not None
+    assert len(config.steps) == 3
+    assert config.provenance is None
+    with ticache.apply(subject.unet, N=3, schedule="auto", scheduler=subject.scheduler) as session:
+        subject.run(**call(0))
+        recorded = session.recorded.best(3, (2,), ("newton",))
+    assert recorded is not None
+    assert config.order == recorded.order == 2
+
+
+def test_the_search_tries_what_was_recorded_before_others(subject: Subject) -> None:
+    chosen = subject.tune(full_steps=3, trials=0)
+    tried: list[Any] = []
+    subject.tune(full_steps=3, trials=2, progress=lambda at: tried.append(at) if at.stage == "trial" else None)
+    best = subject.tune(full_steps=3, trials=2)
+    assert len(tried) == 2
+    assert best.steps in (chosen.steps, late_steps(STEPS, 3))
 
 
 def test_ctrl_c_returns_the_best_so_far(subject: Subject) -> None:
@@ -248,7 +271,8 @@ def test_noise_that_the_caller_gives_is_wound_back(subject: Subject) -> None:
         ({"full_steps": 3, "target_psnr": 40}, "pass one of target_psnr and full_steps"),
         ({"full_steps": 0}, "full_steps must be an int >= 1, got 0"),
         ({"full_steps": STEPS + 1}, "full_steps must be at most the run's 8 steps, got 9"),
-        ({"full_steps": 3, "trials": 0}, "trials must be an int >= 1, got 0"),
+        ({"full_steps": 3, "trials": -1}, "trials must be an int >= 0, got -1"),
+        ({"target_psnr": 40, "trials": 0}, "trials=0 goes with full_steps"),
         ({"full_steps": 3, "minutes": 0}, "minutes must be > 0, got 0"),
         ({"full_steps": 3, "calls": []}, "calls must be a list of mappings"),
         ({"full_steps": 3, "run": None}, "run= is needed for a bare UNet"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ticache.best_steps import Choice
@@ -39,6 +40,7 @@ class AutoSchedule:
     def __init__(self, config: CacheConfig, parts: int):
         self.calibration = Calibration() if config.calibration is None else config.calibration.copy()
         self.notes: list[str] = []
+        self.recorded: Run | None = None  # the last one
         self._config = config
         self._features = max(FEATURES // parts, 64)
         self._choices: dict[tuple[Run, int], Choice] = {}
@@ -77,8 +79,23 @@ class AutoSchedule:
             self._tell("the run's features could not be recorded: they are not finite, or not those of every step")
             return
         self.calibration.add(recording)
+        self.recorded = run
         self._choices = {}
         self._choice(self.calibration.recordings[run.kind], run)
+
+    def best(self, count: int, orders: Sequence[int], forecasters: Sequence[str]) -> Choice | None:
+        """The best with `count` full steps for the run recorded last, None without one."""
+        run = self.recorded
+        if run is None:
+            return None
+        return self.calibration.recordings[run.kind].choose(
+            count,
+            guidance=run.guidance,
+            coordinates=run.coordinates,
+            timesteps=run.timesteps,
+            orders=orders,
+            forecasters=forecasters,
+        )
 
     def _choice(self, recording: Recording, run: Run) -> Choice:
         count = math.ceil(run.kind.num_steps / self._config.N)
@@ -90,7 +107,7 @@ class AutoSchedule:
                 guidance=run.guidance,
                 coordinates=run.coordinates,
                 timesteps=run.timesteps,
-                max_order=run.max_order,
+                orders=tuple(order for order in (1, 2, 3) if order <= run.max_order) or (0,),
             )
         return self._choices[key]
 

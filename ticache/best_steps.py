@@ -30,20 +30,24 @@ class Choice:
     order: int
 
 
-def best_choice(gram: Array, count: int, coordinates: Array, max_order: int = 3) -> Choice:
-    """The full steps, forecaster and order (at most `max_order`) that leave the least error at the end of the run.
+def best_choice(
+    gram: Array,
+    count: int,
+    coordinates: Array,
+    orders: Sequence[int] = (1, 2, 3),
+    forecasters: Sequence[str] = ("newton", "taylor"),
+) -> Choice:
+    """The full steps, and of the orders and forecasters those, that leave the least error at the end of the run.
 
     gram: [T, T]. coordinates: of the steps, increasing, in which features are extrapolated, [T].
     """
+    weights = _sensitivity(len(gram)) ** 2
     started = []
-    for name in ("newton", "taylor"):
-        for order in range(1, min(max_order, 2) + 1):
-            steps = best_steps(gram, _sensitivity(len(gram)) ** 2, count, name, order, coordinates)[1]
-            for tried in (order, 3) if order == 2 < max_order else (order,):
-                started.append((end_error(gram, steps, name, tried, coordinates), steps, name, tried))
-    if not started:
-        steps = best_steps(gram, _sensitivity(len(gram)) ** 2, count, "reuse", 0, coordinates)[1]
-        started = [(0.0, steps, "reuse", 0)]
+    for name in forecasters if max(orders) else ("reuse",):
+        for order in orders:
+            # The steps that are best for order 2 are near enough where three steps behind would be too many states.
+            steps = best_steps(gram, weights, count, name, min(order, 2), coordinates)[1]
+            started.append((end_error(gram, steps, name, order, coordinates), steps, name, order))
     found = [
         (*_refined(gram, steps, name, order, coordinates), name, order)
         for _, steps, name, order in sorted(started)[:REFINED]

@@ -75,7 +75,8 @@ class Recording:
         guidance: float | None,
         coordinates: Sequence[float],
         timesteps: Sequence[float] | None = None,
-        max_order: int = 3,
+        orders: Sequence[int] = (1, 2, 3),
+        forecasters: Sequence[str] = ("newton", "taylor"),
     ) -> Choice:
         """The best choice with `count` full steps for a run whose steps are at `coordinates`.
 
@@ -85,7 +86,7 @@ class Recording:
         between = _interpolation(self, len(coordinates), timesteps)
         if between is not None:
             gram = between @ gram @ between.T
-        return best_choice(gram, count, np.asarray(coordinates, np.float64), max_order)
+        return best_choice(gram, count, np.asarray(coordinates, np.float64), orders, forecasters)
 
     def merged(self, other: Recording) -> Recording:
         """The mean of two recordings of one kind."""

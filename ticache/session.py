@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ticache import ops
+from ticache.auto_schedule import AutoSchedule
 from ticache.calibration import Calibration
 from ticache.config import CacheConfig
 from ticache.controller import Controller
@@ -50,6 +51,11 @@ class Session:
         `to_json()` writes it down; `apply(..., calibration=...)` goes on from it in another process.
         """
         return self._controller.calibration
+
+    @property
+    def recorded(self) -> AutoSchedule:
+        """What `schedule="auto"` goes by, for `ticache.tune`."""
+        return self._controller.auto
 
     def report(self, *, reference: bool = False) -> Report:
         """The last run in figures.

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ticache.api import apply
+from ticache.auto_schedule import AutoSchedule
+from ticache.best_steps import Choice
 from ticache.config import CacheConfig
 from ticache.tuning.metrics import Metric, as_tensor, mean
 
@@ -105,11 +107,17 @@ class CallRunner:
         parameter = next(unet.parameters(), None)
         self._device = torch.device("cpu") if parameter is None else parameter.device
         self.num_steps = 0
+        self.cut = base.cut  # at which the uncached runs are recorded
+        self._recorded: AutoSchedule | None = None
+
+    def best(self, count: int, orders: Sequence[int], forecasters: Sequence[str]) -> Choice | None:
+        """What the uncached runs made so far say is best with `count` full steps; None where they could not tell."""
+        return None if self._recorded is None else self._recorded.best(count, orders, forecasters)
 
     def __call__(self, index: int, candidate: Candidate | None) -> Outcome:
         call = self._calls[index]
-        # With every step full the hooks only count, and the result is the uncached one to the last bit.
-        config = CacheConfig(N=1, schedule="uniform")
+        # With every step full the hooks only count and record, and the result is the uncached one to the last bit.
+        config = CacheConfig(N=1, schedule="auto", cut=self.cut, axis=self._base.axis)
         if candidate is not None:
             config = settings_of(candidate, max(self.num_steps, len(candidate.steps)), self._base)
         with (
@@ -118,11 +126,21 @@ class CallRunner:
         ):
             result = as_tensor(self._run(**call))
             report = session.report().to_dict()
+            if candidate is None:
+                self._take(session.recorded)
         taken = [len(stream["full"]) + len(stream["predicted"]) for stream in report["streams"]]
         if not taken:
             raise ValueError("run made no call of the UNet that could be told to belong to a denoising loop")
         self.num_steps = max(taken)
         return Outcome(result, self.num_steps, report["flops_ratio"])
+
+    def _take(self, recorded: AutoSchedule) -> None:
+        """Average what was recorded of one more uncached run with what was before."""
+        if self._recorded is None:
+            self._recorded = recorded
+            return
+        for recording in recorded.calibration.recordings.values():
+            self._recorded.calibration.add(recording)
 
 
 @contextmanager

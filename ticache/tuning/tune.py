@@ -18,6 +18,7 @@ from ticache.tuning.trials import (
     CallArguments,
     CallRunner,
     CallSet,
+    Candidate,
     OnProgress,
     Progress,
     TrialLog,
@@ -76,7 +77,8 @@ def tune(
         argument. Pixels are in [0, 1]. PSNR against peak 1 by default.
     orders, cuts, forecasters: what may be chosen beside the steps; the search begins with the first of each.
     base: every other setting (axis, dtype, noise_order, ...).
-    trials, minutes: the bound, 40 trials if none is given; uncached runs and the check come on top.
+    trials, minutes: the bound, 40 trials if none is given; uncached runs and the check come on top. The uncached runs
+        are recorded, and what the recording says is best is tried first; trials=0 with full_steps returns it untried.
     journal: a file in which every trial is kept; the same search goes on from it.
     progress: a line on a terminal, or a callable that gets a `ticache.tuning.trials.Progress`.
 
@@ -156,8 +158,15 @@ class Tuning:
         given = self._given
         remove(self._target)
         with shown_to(self._progress) as on_progress, quiet(self._pipe):
+            self._run.cut = choices.cuts[0]
             self._uncached.on_run = lambda done: on_progress(Progress("uncached", done, len(given.calls)))
             first = self._uncached[given.calibration[0]]  # the first uncached run tells T
+            recorded = None if full_steps is None else self._recorded(full_steps, choices)
+            if trials == 0:
+                if recorded is None:
+                    raise ValueError("the uncached runs could not be recorded: allow at least one trial")
+                return settings_of(recorded, self._run.num_steps, self._base)
+            hints = [*hints, *([] if recorded is None else [recorded.steps])]
             seen = Trials(
                 run=self._run,
                 uncached=self._uncached,
@@ -189,6 +198,17 @@ class Tuning:
             logger.warning("tune: %s", note)
         return settings_of(search.best, search.num_steps, self._base).replaced(provenance=provenance)
 
+    def _recorded(self, full_steps: int, choices: Choices) -> Candidate | None:
+        """What recordings of the uncached calibration calls say is best; None where they tell nothing."""
+        for index in self._given.calibration:
+            self._uncached[index]
+        orders = [order for order in choices.orders if 1 <= order <= 3]
+        forecasters = [name for name in choices.forecasters if name in ("newton", "taylor")]
+        choice = self._run.best(full_steps, orders, forecasters) if orders and forecasters else None
+        if choice is None or len(choice.steps) != full_steps:
+            return None
+        return Candidate(choice.steps, choice.order, choices.cuts[0], choice.forecaster)
+
     def _problem(self) -> str:
         """A name for everything that a measured figure depends on."""
         given = self._given
@@ -213,8 +233,10 @@ def check_bounds(target: float | None, full_steps: int | None, trials: int | Non
         raise ValueError(f"full_steps must be an int >= 1, got {full_steps!r}")
     if target is not None and not math.isfinite(target):
         raise ValueError(f"target_psnr must be finite, got {target}")
-    if trials is not None and (isinstance(trials, bool) or not isinstance(trials, int) or trials < 1):
-        raise ValueError(f"trials must be an int >= 1, got {trials!r}")
+    if trials is not None and (isinstance(trials, bool) or not isinstance(trials, int) or trials < 0):
+        raise ValueError(f"trials must be an int >= 0, got {trials!r}")
+    if trials == 0 and full_steps is None:
+        raise ValueError("trials=0 goes with full_steps: without a trial no fidelity is known")
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes must be > 0, got {minutes}")
 
