@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The files that take longest, longest first: two workers that begin with them end together.
 LONGEST_FIRST = (
-    "test_ticache_pipelines.py",
+    "test_pipelines.py",
     "test_animate_long_video.py",
-    "test_ticache_compile.py",
+    "test_compile.py",
     "test_cli.py",
     "test_parity.py",
     "test_training_loop.py",
@@ -39,7 +39,6 @@ LONGEST_FIRST = (
     "test_training_steps.py",
     "test_batch_workers.py",
     "test_find_unet.py",
-    "test_ticache_sites.py",
     "test_kernels_compile.py",
     "test_landmarks_detector.py",
 )

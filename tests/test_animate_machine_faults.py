@@ -25,6 +25,7 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.media.video import read_frames
 from fye_pipeline.media.writer import VideoWriter
 from fye_pipeline.models.denoising_unet import DenoisingUNet
+from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.storage.files import atomic_target
 
 FAST = ("--steps", 2, "--frames", 2, "--quiet")
@@ -120,9 +121,9 @@ def scarce(monkeypatch: pytest.MonkeyPatch, kind: type, method: str, failures: i
 
 @pytest.mark.parametrize(("kind", "method"), [(DenoisingUNet, "forward"), (AutoencoderKL, "decode")])
 def test_row_32_out_of_memory_is_tried_once_more_and_then_names_the_flag(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_model: Path, kind: type, method: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, method: str
 ) -> None:
-    settings = demo(random_model, frames=1, cache=None)
+    settings = demo(SHIPPED_MODEL, frames=1, cache=None)
     with monkeypatch.context() as patch:
         scarce(patch, kind, method, failures=2)
         with pytest.raises(UserError, match=r"Out of GPU memory.* --offload \w+, a smaller --size"):
