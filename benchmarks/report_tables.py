@@ -47,7 +47,7 @@ def acceleration(data: Data, pictures: Pictures) -> str:
     parts = [ACCELERATION, conditions(told)]
     for (model, base), rows in groups(data["rows"]).items():
         more = told.get("models", {}).get(model, {})
-        words = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in more.items())
+        words = facts_in_words(more)
         parts.append(f"### {model}, {base}")
         parts += [f"{words[0].upper()}{words[1:]}."] if words else []
         parts += pictures.show(slug(model, base), f"Face PSNR against speed-up, {model}, {base}")
@@ -59,6 +59,11 @@ def acceleration(data: Data, pictures: Pictures) -> str:
         cells = [[c["model"], c["claim"], c["figures"], _verdict(c["met"])] for c in claims]
         parts.append(table(("model", "wanted", "found", ""), cells))
     return "\n\n".join(parts)
+
+
+def facts_in_words(facts: dict[str, Any]) -> str:
+    """What decided a model's figures, in one line."""
+    return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
 
 
 def acceleration_table(rows: Sequence[Row]) -> str:
@@ -165,6 +170,34 @@ def evaluation(data: Data, _pictures: Pictures) -> str:
 
 def _verdict(met: bool | None) -> str:
     return "not measured" if met is None else "met" if met else "**missed**"
+
+
+SCHEDULE_COLUMNS = ("auto", "default", "late", "late 1.3", "even", "uniform")
+FORECASTERS = ("", " taylor")
+SCHEDULES = (
+    "`ticache` with as many full steps as `N=3`, PSNR in dB against the uncached run: `auto` recorded on other inputs, "
+    "the default (`spread`), and fixed schedules with Newton's weights (`late` with its exponent of 1.5 and with 1.3, "
+    "`even` with 1; `uniform`: every third step). Best by hand: the best of these four with Newton's or Taylor's "
+    "weights. Equal FLOPs: the best of DDIM, DPM-Solver++ 2M and UniPC with as many steps, rounded up, as `auto` costs."
+)
+
+
+def schedules(data: Data, _pictures: Pictures) -> str:
+    """One line a model, sampler and guidance scale."""
+    cells: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in data["rows"]:
+        place = row["model"], f"{row['sampler']} {row['steps']}", f"{row['guidance']:g}"
+        cells.setdefault(place, {})[row["name"]] = row["psnr"]
+    lines = []
+    for place, psnr in cells.items():
+        by_hand = [name + more for name in SCHEDULE_COLUMNS[2:] for more in FORECASTERS]
+        best = max(psnr[name] for name in by_hand)
+        solver = max(value for name, value in psnr.items() if name.startswith("equal FLOPs"))
+        lines.append([*place, *(decibels(value) for value in (*map(psnr.get, SCHEDULE_COLUMNS), best, solver))])
+    head = ["model", "sampler", "guidance", *SCHEDULE_COLUMNS, "best by hand", "equal FLOPs"]
+    told = data["conditions"]
+    words = [f"{model}: {facts_in_words(facts)}" for model, facts in told["models"].items()]
+    return "\n\n".join([SCHEDULES, conditions(told, *words), table(head, lines)])
 
 
 def latency(data: Data, _pictures: Pictures) -> str:

@@ -44,6 +44,12 @@ SECTIONS = (
         report_tables.acceleration,
     ),
     Section(
+        "schedules",
+        "Which full steps, by sampler and guidance",
+        "python -m benchmarks.schedules --json benchmarks/results/schedules.json",
+        report_tables.schedules,
+    ),
+    Section(
         "ablation",
         "What each setting does",
         "python -m benchmarks.ablation --json benchmarks/results/ablation.json",

@@ -132,3 +132,14 @@ def evaluation() -> dict[str, Any]:
     still = {"l1": 0.0444, "psnr": 20.4, "ssim": 0.706, "landmark_error": None, "frames_without_face": 1}
     asked = [{"what": "L1 over that of the still portrait", "value": 0.7, "relation": "<=", "limit": 0.5, "met": False}]
     return {"ours": ours, "repeat_reference": still, "thresholds": asked, "conditions": {"seed": 0, **CONDITIONS}}
+
+
+def schedules() -> dict[str, Any]:
+    """One cell of the grid."""
+    place = {"model": "sd-like", "sampler": "ddim", "steps": 30, "guidance": 7.5}
+    fixed = {"late": 40.1, "late 1.3": 40.1, "even": 42.7, "uniform": 46.0}
+    taylor = {f"{name} taylor": psnr - 1 for name, psnr in fixed.items()} | {"even taylor": 47.0}
+    solvers = {"equal FLOPs DDIM": 39.3, "equal FLOPs UniPC": 40.5}
+    figures = {"auto": 46.5, "default": 43.2} | fixed | taylor | solvers
+    rows = [{**place, "name": name, "calls": 10, "psnr": psnr, "psnr_min": psnr - 3} for name, psnr in figures.items()]
+    return {"conditions": {"device": "a processor", "models": {"sd-like": {"pictures": 6}}}, "rows": rows}
