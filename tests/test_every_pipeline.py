@@ -12,9 +12,8 @@ from every_pipeline_parts import Builder, pipeline_classes, run
 from torch import Tensor
 
 import ticache
-from ticache import hooks
+from ticache import forward_context
 from ticache.api import find_unet
-from ticache.forward_context import placeholder as ghost
 
 pytestmark = [
     # Most of these pipelines are old, and their own warnings about that are none of ours.
@@ -223,7 +222,8 @@ def test_a_pipeline_does_what_the_table_says(name: str, monkeypatch: pytest.Monk
     assert torch.equal(run(pipe, builder), plain)
     # Whoever reads what a skipped module should have put out reads NaN; and, as with any class that is not diffusers',
     # the first full call is made again as a predicted one with its own feature, and compared.
-    monkeypatch.setattr(hooks, "ghost", lambda spec, writable, _poison: ghost(spec, writable, True))
+    filled = functools.partial(forward_context.placeholder, nan_filled=True)
+    monkeypatch.setattr(forward_context, "placeholder", lambda spec, writable=False, _=False: filled(spec, writable))
     monkeypatch.setattr(type(find_unet(pipe)[2]), "__module__", __name__)
     session = ticache.apply(pipe, N=3)
     cached, reasons = with_reasons(pipe, builder, session)

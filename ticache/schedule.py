@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 LATE_EXPONENT = 1.5
-SPREAD_EXPONENT = 1.05  # least worst loss on two models, three samplers, guidance 1 to 7.5 (docs/schedules.md)
+SPREAD_EXPONENT = 1.05  # over samplers and guidance: docs/schedules.md
 Schedule = str | Callable[..., bool]
 
 
