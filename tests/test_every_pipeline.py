@@ -118,7 +118,7 @@ OUTCOMES: dict[str, str] = {
     "StableDiffusionControlNetXSPipeline": f"refused: UNetControlNetXSModel {_NO_LAYOUT}",
     "StableDiffusionDepth2ImgPipeline": "cached",
     "StableDiffusionDiffEditPipeline": "cached",
-    "StableDiffusionGLIGENPipeline": "cached",
+    "StableDiffusionGLIGENPipeline": "cached; an adapter or its scale changed",
     "StableDiffusionGLIGENTextImagePipeline": "cached",
     "StableDiffusionImageVariationPipeline": "cached",
     "StableDiffusionImg2ImgPipeline": "cached",
