@@ -61,9 +61,9 @@ def acceleration(data: Data, pictures: Pictures) -> str:
     return "\n\n".join(parts)
 
 
-def facts_in_words(facts: dict[str, Any]) -> str:
+def facts_in_words(facts: dict[str, Any], separator: str = "; ") -> str:
     """What decided a model's figures, in one line."""
-    return "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+    return separator.join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
 
 
 def acceleration_table(rows: Sequence[Row]) -> str:

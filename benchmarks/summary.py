@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.grouping import family, flops_ratio, groups, ours, slug, uncached
 from benchmarks.markdown import conditions, decibels, number, table, without_empty
-from benchmarks.report_tables import Pictures, count
+from benchmarks.report_tables import Pictures, count, facts_in_words
 
 Row = dict[str, Any]
 DEFAULT = "ticache N=3"
@@ -30,7 +30,7 @@ def tell(data: dict[str, Any], pictures: Pictures) -> str:
     for model, base in shown:
         rows = found[model, base]
         more = told.get("models", {}).get(model, {})
-        words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in more.items())
+        words = facts_in_words(more, ", ")
         parts.append(f"**{model}, {base}**" + (f" ({words})" if words else ""))
         parts.append(_table(chosen(rows), uncached(rows)))
     for model, base in shown[:1]:
