@@ -250,7 +250,7 @@ def kernels(data: Data, _pictures: Pictures) -> str:
 
 
 def compiled_kernels(data: Data, _pictures: Pictures) -> str:
-    """What the compiler made of each kernel, over all sites, types and tuning configs of a target."""
+    """What the compiler made of each kernel, over all sites and types of a target."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in data["rows"]:
         found.setdefault((row["kernel"], row["target"]), []).append(row)
@@ -267,7 +267,7 @@ def compiled_kernels(data: Data, _pictures: Pictures) -> str:
         ]
         for (kernel, target), rows in found.items()
     ]
-    words = "Compiled ahead of time, no GPU needed: variants are sites, types and tuning configs."
+    words = "Compiled ahead of time, no GPU needed: variants are sites and types."
     return "\n\n".join([words, conditions(data["conditions"]), table(head, cells)])
 
 
