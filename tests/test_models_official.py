@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from official_files import NAMES, official_names
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -39,33 +40,6 @@ CONFIG: dict[str, Any] = {
     "guider": {"conditioning_embedding_channels": 8, "block_out_channels": [4, 8]},
     "image_dim": {"appearance_net": 6, "unet": 6},
 }
-NAMES = {"landmark_encoder": "lmk_guider", "appearance_net": "referencenet", "unet": "unet"}
-BACK = (
-    ("pos_embed.pe", "attention_blocks.0.pos_encoder.pe"),
-    ("attn1", "attention_blocks.0"),
-    ("attn2", "attention_blocks.1"),
-    ("norm3", "ff_norm"),
-    ("norm1", "norms.0"),
-    ("norm2", "norms.1"),
-)
-
-
-def official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `rename`, written independently of it."""
-    named = {}
-    for key, value in state.items():
-        if ".motion_modules." in key:
-            module, index, rest = (
-                key.partition(".motion_modules.")[0],
-                *key.partition(".motion_modules.")[2].split(".", 1),
-            )
-            for ours, official in BACK:
-                rest = rest.replace(ours, official)
-            key = f"{module}.motion_modules.{index}.temporal_transformer.{rest}"
-            if key.endswith("attention_blocks.0.pos_encoder.pe"):
-                named[key.replace("attention_blocks.0", "attention_blocks.1")] = value.clone()
-        named[key] = value
-    return named
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace
 from fye_pipeline.media.image import BACKGROUND, MAX_PIXELS, check_background
 from fye_pipeline.media.video import read_comment
 from fye_pipeline.models.files import SHIPPED_MODEL
+from fye_pipeline.models.published import PUBLISHED, model_folder, published_name
 from fye_pipeline.storage.files import existing_file
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -66,6 +67,15 @@ def _saved_path(path: Path) -> str:
     return f"{SHIPPED}{path.relative_to(ASSETS).as_posix()}" if inside else str(path)
 
 
+def _model(value: Any) -> Any:
+    path = _path(value)
+    return model_folder(Path(path)) if str(path) in PUBLISHED else path
+
+
+def _saved_model(path: Path) -> str:
+    return (path.name in PUBLISHED and published_name(path)) or _saved_path(path)
+
+
 def _items(value: Any) -> Any:
     return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
 
@@ -74,6 +84,7 @@ Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number)]
 Rate = Annotated[Fraction, BeforeValidator(_fraction), PlainSerializer(str)]
 File = Annotated[Path, BeforeValidator(_path), PlainSerializer(_saved_path)]
+ModelFolder = Annotated[Path, BeforeValidator(_model), PlainSerializer(_saved_model)]
 
 
 class _WrongKind(UserError):
@@ -84,7 +95,8 @@ class AnimationSettings(BaseModel):
     """Everything that decides the result; checked once, written into the video's metadata as JSON.
 
     reference: a picture, or a video of which one frame is used. driving: a video, an animated picture, a folder of
-    pictures, a landmark sequence (.npz) or an official template (.npy). model: a pipeline folder. fps None: the
+    pictures, a landmark sequence (.npz) or an official template (.npy). model: a pipeline folder, or the name of a
+    published model that was fetched (`fye models get`). fps None: the
     driver's; another rate resamples it, its length stays. size None: the model's own; pixels a side. frames None: all.
     long: how more frames than one clip are made: `progressive` (keyframes, then the gaps; a UNet of 9 input channels),
     `tiles` or `uniform` (`sampling/clip_plan.py`); `auto`: progressive where the model can, else tiles.
@@ -110,7 +122,7 @@ class AnimationSettings(BaseModel):
 
     reference: File = DEMO_PORTRAIT
     driving: File = DEMO_DRIVING
-    model: File = SHIPPED_MODEL
+    model: ModelFolder = SHIPPED_MODEL
     steps: Whole = Field(30, ge=1)
     guidance: Real | None = Field(None, ge=0)
     seed: Whole = Field(0, ge=0, lt=2**63)

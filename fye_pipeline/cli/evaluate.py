@@ -12,6 +12,7 @@ import typer.core
 from fye_pipeline.animate.config import SHIPPED_MODEL
 from fye_pipeline.cli.options import Debug, Device, Guidance, Jobs, Model, Overwrite, Quiet, TaskFile
 from fye_pipeline.errors import UserError
+from fye_pipeline.models.published import model_folder
 from fye_pipeline.progress import Reporter, hush_libraries
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
@@ -70,7 +71,7 @@ def rendered(
     from fye_pipeline.evaluation.summary import describe
 
     target = _target(json_file, overwrite=overwrite, resume=resume)
-    folder = model or SHIPPED_MODEL
+    folder = model_folder(model or SHIPPED_MODEL)
     plan = reenactment.Plan(
         split=split,
         clips=clips,
@@ -157,7 +158,7 @@ def manifest(
     evaluator = PairEvaluator(
         pairs=tuple(read_pairs(source, portraits=portraits, drivers=drivers)),
         settings=AnimationSettings(
-            model=model or SHIPPED_MODEL,
+            model=model_folder(model or SHIPPED_MODEL),
             steps=steps,
             guidance=guidance,
             seed=seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,27 +11,63 @@ import typer
 
 from fye_pipeline.cli.options import Debug, Json, Quiet
 from fye_pipeline.errors import UserError
-from fye_pipeline.progress import Reporter, hush_libraries
+from fye_pipeline.models.published import PublishedModel, published
+from fye_pipeline.progress import Reporter, hush_libraries, logger
 
 app = typer.Typer(help="Model files: list, fetch, check.", no_args_is_help=True)
 
 
+class StoredAs(StrEnum):
+    """The numbers that a published model's weights are kept in."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
 @app.command("get")
 def models_get(
-    name: Annotated[str, typer.Argument(help="face-landmarker")],
+    name: Annotated[str, typer.Argument(help="face-landmarker, or a published model: follow-your-emoji.")],
+    stored_as: Annotated[
+        StoredAs, typer.Option("--dtype", help="A published model's numbers: float16 is what its authors compute in.")
+    ] = StoredAs.FLOAT16,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large download.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch a model file into the user's cache folder; a download that was cut goes on."""
+    """Fetch a model into the user's cache folder; a download that was cut goes on."""
     from fye_pipeline.landmarks.model_file import fetch_face_landmarker
 
-    if name != "face-landmarker":
-        raise UserError(f"There is no model {name!r} to fetch; `fye models list` names them.")
     reporter = Reporter(quiet=quiet, as_json=as_json)
+    if name != "face-landmarker":
+        _get_published(published(name), stored_as, reporter, ask=not yes, debug=debug)
+        return
     with reporter.progress() as on_progress:
         path = fetch_face_landmarker(on_progress=on_progress)
     reporter.result(str(path), {"path": str(path)})
+
+
+def _get_published(model: PublishedModel, stored_as: StoredAs, reporter: Reporter, *, ask: bool, debug: bool) -> None:
+    """Tell what is to be fetched, ask where somebody is there to answer, and fetch it."""
+    use = f"use it with `fye animate --model {model.name}`"
+    if model.is_there:
+        reporter.result(f"{model.folder} is there; {use}", {"path": str(model.folder), "fetched": False})
+        return
+    import huggingface_hub.utils.logging
+
+    from fye_pipeline.animate.published import fetch_model, plan_fetch
+
+    if not debug:
+        huggingface_hub.utils.logging.set_verbosity_error()
+        hush_libraries()
+    plan = plan_fetch(model, stored_as.value)
+    logger.info(str(plan))
+    plan.check_room()
+    if ask and sys.stdin.isatty() and not typer.confirm("Fetch it?", default=True, err=True):
+        raise typer.Exit(1)
+    with reporter.progress() as on_progress:
+        path = fetch_model(plan, on_progress)
+    reporter.result(f"{path}: {use}", {"path": str(path), "fetched": True})
 
 
 @app.command("list")
@@ -57,7 +95,7 @@ def models_check(
         "\n".join(row.details() for row in rows), {"models": [row.to_dict() for row in rows]}
     )
     for row in rows:
-        if row.state != "ok":
+        if row.state != "ok" and not row.optional:
             raise UserError(f"{row.name} ({row.path}): {row.state}")
     if folder is not None:
         import torch

@@ -28,7 +28,12 @@ UnneededTaskFile = Annotated[
 ]
 NoFaceRule = Annotated[NoFace, typer.Option("--no-face", help="What to do with frames that show no face.")]
 MaxGap = Annotated[float, typer.Option("--max-gap", help="Longest gap without a face, in seconds.")]
-Model = Annotated[Path | None, typer.Option(help="A pipeline folder. Default: the model that ships.")]
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        help="A pipeline folder or a published model's name (follow-your-emoji). Default: the one that ships."
+    ),
+]
 Guidance = Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]

@@ -20,7 +20,9 @@ def train(
     dataset: Annotated[
         Path | None, typer.Option(help="A folder made by `fye prepare`. Default: rendered faces.")
     ] = None,
-    init: Annotated[str | None, typer.Option(help="A pipeline folder to go on from, or `shipped`.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="A pipeline folder to go on from, a published name, or `shipped`.")
+    ] = None,
     motion_init: Annotated[str | None, typer.Option(help="An AnimateDiff checkpoint for the motion modules.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     face_landmarker: UnneededTaskFile = None,

@@ -68,13 +68,14 @@ def tune(
         raise UserError(f"--full-steps must be at most the {steps} denoising steps, got {full_steps}.")
     from fye_pipeline.animate.session import choose_device, choose_dtype, load_model, recommended_guidance
     from fye_pipeline.models.files import SHIPPED_MODEL
+    from fye_pipeline.models.published import model_folder
     from fye_pipeline.storage.files import atomic_target, writable_target
     from fye_pipeline.world.calls import tuning_calls
 
     if not debug:
         hush_libraries()
     target = None if output is None else writable_target(output, overwrite=overwrite)
-    folder = model or SHIPPED_MODEL
+    folder = model_folder(model or SHIPPED_MODEL)
     if as_preset is not None:
         _check_preset(folder, as_preset, overwrite=overwrite)
     if output is None and as_preset is None:

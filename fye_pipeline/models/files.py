@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.model_file import BYTES, FILE_NAME, SHA256, VARIABLE, cache_folder, find_face_landmarker
+from fye_pipeline.models.published import PUBLISHED, PublishedModel
 from fye_pipeline.storage.files import digest_of_file, is_pointer
 
 SHIPPED_MODEL = Path(__file__).parent.parent / "assets" / "tiny"
@@ -20,7 +20,7 @@ WEIGHTS = (".safetensors", ".bin", ".pth")
 @dataclass(frozen=True)
 class ModelFile:
     """A model: `files` maps names within `path` to their size in bytes and SHA-256, as they should be where that is
-    known, else as they are. state: ok, missing, or what is wrong.
+    known, else as they are. state: ok, missing, or what is wrong. optional: nothing needs it unless it is named.
     """
 
     name: str
@@ -28,6 +28,7 @@ class ModelFile:
     path: Path
     files: dict[str, dict[str, Any]]
     state: str
+    optional: bool = False
 
     @property
     def bytes(self) -> int:
@@ -40,7 +41,7 @@ class ModelFile:
         return described | {"bytes": self.bytes, "files": self.files, "state": self.state}
 
     def __str__(self) -> str:
-        return f"{self.name:<16} {self.bytes / 1e6:>8.1f} MB  {self.licence:<37} {self.path}: {self.state}"
+        return f"{self.name:<17} {self.bytes / 1e6:>8.1f} MB  {self.licence:<37} {self.path}: {self.state}"
 
     def details(self) -> str:
         """The model and, a line each, its files."""
@@ -51,13 +52,22 @@ class ModelFile:
 
 
 def known_files() -> list[ModelFile]:
-    """The detector's file and the model that ships."""
+    """The detector's file, the model that ships, and the published ones."""
     landmarker = Path(os.environ.get(VARIABLE) or cache_folder() / FILE_NAME)
     task = {FILE_NAME: {"bytes": BYTES, "sha256": SHA256}}
     return [
         ModelFile("face-landmarker", "Apache-2.0 (Google)", landmarker, task, _landmarker_state(landmarker)),
         describe_folder(SHIPPED_MODEL, "tiny", "Apache-2.0 (ships with this package)"),
+        *map(_describe_published, PUBLISHED.values()),
     ]
+
+
+def _describe_published(model: PublishedModel) -> ModelFile:
+    licence = f"see {model.sources[0].repository}"
+    if model.is_there:
+        return describe_folder(model.folder, model.name, licence)
+    state = f"not fetched (`fye models get {model.name}`, about {model.bytes / 1e9:.0f} GB)"
+    return ModelFile(model.name, licence, model.folder, {}, state, optional=True)
 
 
 def describe_folder(folder: Path, name: str | None = None, licence: str = "see its publisher") -> ModelFile:
@@ -71,9 +81,8 @@ def describe_folder(folder: Path, name: str | None = None, licence: str = "see i
     expected = _recorded(folder)
     files = dict(expected)
     faults = []
-    for path in _weights(folder):
-        place = path.relative_to(folder).as_posix()
-        found = {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
+    for place, found in weight_digests(folder).items():
+        path = folder / place
         wanted = files.setdefault(place, found)
         if is_pointer(path):
             faults.append(f"{place} is a Git-LFS pointer file, not the weights: run `git lfs pull`")
@@ -88,8 +97,13 @@ def describe_folder(folder: Path, name: str | None = None, licence: str = "see i
     return ModelFile(name or folder.name, licence, folder, files, "; ".join(faults) or "ok")
 
 
-def _weights(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS and path.is_file())
+def weight_digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name within the folder -> size in bytes and SHA-256, of every file with weights."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS and path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of_file(path)}
+        for path in paths
+    }
 
 
 def _recorded(folder: Path) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ names what differs and says what the file looks like.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, not read: the published files are larger than many machines' memory. Old files are no archives.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         raise UserError(f"{path} cannot be read as weights: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -17,6 +17,7 @@ from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.models.layouts import read_weights
 from fye_pipeline.models.official import rename, widen_conv_in
+from fye_pipeline.models.published import model_folder
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.training.batches import BatchSource
@@ -123,7 +124,7 @@ def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[
             reference_hint=config.reference_hint,
         )
     else:
-        folder = SHIPPED_MODEL if config.init == SHIPPED else Path(config.init)
+        folder = SHIPPED_MODEL if config.init == SHIPPED else model_folder(Path(config.init))
         parts = dict(FollowYourEmojiPipeline.from_pretrained(folder).components)
         parts["unet"] = widened(parts["unet"], config.in_channels, reference_hint=config.reference_hint)
     if config.motion_init is not None:
