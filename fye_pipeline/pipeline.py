@@ -25,6 +25,7 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.media.image import letterbox
 from fye_pipeline.models.conditioning import AppearanceNet, LandmarkEncoder
 from fye_pipeline.models.denoising_unet import DenoisingUNet
+from fye_pipeline.models.dilation import DILATIONS, Dilation
 from fye_pipeline.models.official import SCHEDULER, load_networks
 from fye_pipeline.sampling import progressive
 from fye_pipeline.sampling.clip_plan import MODES, Window, plan_windows
@@ -217,6 +218,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         long: str = "uniform",
         window: int | None = None,
         overlap: int = 4,
+        dilation: Dilation = "auto",
         region: np.ndarray | Tensor | None = None,
         generator: Generator | list[Generator] | None = None,
         latents: Tensor | None = None,
@@ -238,6 +240,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             "tiles" (Gaussian tiles that share `overlap` frames) or "progressive" (keyframes first, then the gaps, for a
             UNet of 9 input channels; `sampling.progressive.generate` does the same to disk, in flat memory).
         window: frames that the UNet sees together; 24 for "uniform" and 16 for the others by default.
+        dilation: "auto": where the picture is larger than the trained one, the deepest convolutions see as much of it
+            in the early steps as they have learned to (`models.dilation`); "none": they stay as they are.
         region: [F, H, W] in [0, 1], the landmark region of every frame, for an enabled cache.
         latents: initial noise [1, 4, F, h, w], which progressive clips draw for themselves.
         image_tokens: vision tokens [1, L, D] in place of the image encoder's.
@@ -249,6 +253,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             raise UserError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
         if long not in LONG:
             raise UserError(f"long must be one of {LONG}, got {long!r}")
+        if dilation not in DILATIONS:
+            raise UserError(f"dilation must be one of {DILATIONS}, got {dilation!r}")
         pictures = check_landmarks(landmarks, self.vae_scale_factor)
         region = check_region(region, len(pictures))
         frames, height, width = pictures.shape[:3]
@@ -273,6 +279,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
                 seed=progressive.draw_seed(generator),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
+                dilation=dilation,
             )
             with self._bar(frames, "frames") as bar:
                 latents = progressive.denoise_video(self, video, after_step, bar.update)
@@ -282,7 +289,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             noise = self._prepare_latents(frames, height, width, generator, latents)
             features = encode_landmarks(self, pictures).to(self.unet.dtype)
             clips = [cut_clip(each, features, region) for each in windows]
-            conditions = prepare_conditions(self, portrait, image_tokens, clips, guided=guidance_scale > 1)
+            options: Any = {"guided": guidance_scale > 1, "dilation": dilation}
+            conditions = prepare_conditions(self, portrait, image_tokens, clips, **options)
             with self._bar(len(self.scheduler.timesteps), "denoising") as bar:
 
                 def with_bar(step: int, timestep: Tensor, latents: Tensor) -> Tensor:

@@ -412,7 +412,8 @@ class Controller:
         if self.attachment.controlnet is not None and self.control.scale != cache.control_scale:
             return "ControlNet's scale changed"
         if in_force != before:
-            return "an adapter or its scale changed"
+            adapter = before is None or in_force[:-1] != before[:-1]
+            return "an adapter or its scale changed" if adapter else "the dilation of its convolutions changed"
         return "the latents are not those of the scheduler's last step" if replaced else None
 
     def _will_predict(self, stream: Stream) -> bool:

@@ -117,7 +117,7 @@ class FeatureCache:
         self.span = (0.0, 1.0)
         self.point: int | None = None
         self.control_scale: object = None
-        self.adapters: object = None
+        self.adapters: tuple[Any, ...] | None = None
         self.latents_known = False
         self.reference_steps: frozenset[int] | None = None
         self.recording: Any = None  # with schedule="auto": what records a run in full, and what it is of

@@ -187,7 +187,10 @@ class Arguments:
 
 
 class Adapters:
-    """The modules of one UNet that carry adapters; they are looked for once, and again where others were loaded."""
+    """The modules of one UNet that carry adapters, and its convolutions, which may be spread out in mid-run.
+
+    They are looked for once, and again where others were loaded.
+    """
 
     def __init__(self, unet: nn.Module):
         self._unet = unet
@@ -195,6 +198,7 @@ class Adapters:
         self._attentions: list[Any] = []
         self._lora: list[Any] = []
         self._grounding: list[Any] = []
+        self._convolutions: list[Any] = []
 
     def in_force(self, bound: dict[str, Any]) -> tuple[Any, ...]:
         """What acts in a call with these arguments, and how strongly; equal where nothing has changed."""
@@ -210,6 +214,7 @@ class Adapters:
             [(each.processor, _copied(getattr(each.processor, "scale", None))) for each in self._attentions],
             [_lora_strength(layer) for layer in self._lora],
             [gate.enabled for gate in self._grounding],
+            [each.dilation for each in self._convolutions],
         )
 
     def _look(self) -> None:
@@ -217,6 +222,7 @@ class Adapters:
         self._attentions = [module for module in modules if hasattr(module, "processor")]
         self._lora = [module for module in modules if hasattr(module, "merged_adapters") and hasattr(module, "scaling")]
         self._grounding = [module for module in modules if type(module).__name__ == "GatedSelfAttentionDense"]
+        self._convolutions = [each for each in modules if isinstance(each, nn.Conv2d) and each.kernel_size != (1, 1)]
 
 
 def _copied(scale: Any) -> Any:

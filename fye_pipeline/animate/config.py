@@ -26,6 +26,7 @@ from fye_pipeline.landmarks.retargeting import Pose as HeadPose
 from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace
 from fye_pipeline.media.image import BACKGROUND, MAX_PIXELS, check_background
 from fye_pipeline.media.video import read_comment
+from fye_pipeline.models.dilation import Dilation
 from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.models.published import PUBLISHED, model_folder, published_name
 from fye_pipeline.storage.files import existing_file
@@ -111,6 +112,7 @@ class AnimationSettings(BaseModel):
     vae_tiling: large pictures pass through the VAE in overlapping tiles, which needs less memory.
     neutral_frame: the driver's frame without expression; None: the one with the least.
     guidance: classifier-free guidance; None: what the model's recipe recommends, else 3.5.
+    dilation: `auto`: at a larger size than the model's own its deepest convolutions reach further in the early steps.
     chunk: frames that tiles and windows are laid over at once; longer videos are made in such parts, which fade into
     each other.
 
@@ -129,6 +131,7 @@ class AnimationSettings(BaseModel):
     frames: Whole | None = Field(None, ge=1)
     fps: Rate | None = Field(None, ge=1, le=240)
     size: Whole | None = Field(None, ge=64)
+    dilation: Dilation = "auto"
     long: Literal["auto", "progressive", "tiles", "uniform"] = "auto"
     cache: dict[str, Any] | None = Field(default_factory=lambda: {"N": 3, "order": 2, "cut": "outer"})
     compare: bool = False

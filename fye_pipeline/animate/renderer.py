@@ -269,6 +269,7 @@ class Renderer:
             seed=draw_seed(torch.Generator("cpu").manual_seed(settings.seed)),
             num_inference_steps=settings.steps,
             guidance_scale=context.guidance,
+            dilation=settings.dilation,
         )
         store, progress = self._store(plan), self._progress(plan)
         make = ClipMaker(context.pipe, video, store, progress.step_done)
@@ -337,6 +338,7 @@ class Renderer:
             num_inference_steps=settings.steps,
             guidance_scale=self.context.guidance,
             long=self.context.long,
+            dilation=settings.dilation,
             region=region,
             generator=torch.Generator("cpu").manual_seed(settings.seed),
             output_type="latent",
@@ -374,6 +376,7 @@ class Renderer:
             guidance_scale=context.guidance,
             seed=settings.seed,
             cache=context.cache_identity if self.cached else None,
+            dilation=settings.dilation,
             dtype=str(context.dtype),
         )
         store = WorkFolder(self.folder, plan, identity)

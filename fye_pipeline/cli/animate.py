@@ -39,7 +39,7 @@ _SAME = (
     *("reference", "driving", "model", "steps", "guidance", "seed", "frames", "fps", "size", "long", "crop_scale"),
     *("crop_shift", "face", "min_face", "reference_frame", "background", "max_pixels", "regions", "intensity", "pose"),
     *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
-    *("chunk", "alpha", "vae_tiling"),
+    *("chunk", "alpha", "vae_tiling", "dilation"),
 )
 
 
@@ -50,6 +50,13 @@ class Long(StrEnum):
     PROGRESSIVE = "progressive"
     TILES = "tiles"
     UNIFORM = "uniform"
+
+
+class Dilation(StrEnum):
+    """What the model's deepest convolutions do at a larger size than its own."""
+
+    AUTO = "auto"
+    NONE = "none"
 
 
 class Cut(StrEnum):
@@ -124,6 +131,9 @@ def animate(
         Fraction | None, typer.Option(parser=_fraction, help="Resample the driver to this rate; its length stays.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Pixels a side that the model makes. Default: the model's.")] = None,
+    dilation: Annotated[
+        Dilation, typer.Option(help="Larger than the model's size: its deepest convolutions reach further, early on.")
+    ] = Dilation.AUTO,
     long: Annotated[
         Long, typer.Option(help="More frames than a clip: keyframes, then the gaps; or overlapping tiles, or windows.")
     ] = Long.AUTO,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from fye_pipeline.models.dilation import Dilation, dilated_step
 from fye_pipeline.sampling.clip_plan import Window
 
 AfterStep = Callable[[int, Tensor, Tensor], Tensor]
@@ -87,6 +89,7 @@ class Conditions:
     reference_tokens: list[Tensor]  # per spatial block [1, T, C]
     clips: list[Clip]
     hint: Tensor | None = None  # [1, 4, h, w]: what a UNet with `reference_hint` is shown of frames not given
+    dilation: Dilation = "auto"  # of the early steps, where the picture is larger than the trained one
 
 
 def cut_clip(window: Window, features: Tensor, region: Tensor | None) -> Clip:
@@ -135,7 +138,13 @@ def decode_frames(pipe: Components, latents: Tensor, chunk: int = 1) -> Iterator
 
 
 def prepare_conditions(
-    pipe: Components, portrait: Image.Image, image_tokens: Tensor | None, clips: list[Clip], *, guided: bool
+    pipe: Components,
+    portrait: Image.Image,
+    image_tokens: Tensor | None,
+    clips: list[Clip],
+    *,
+    guided: bool,
+    dilation: Dilation = "auto",
 ) -> Conditions:
     """Encode the reference, once per run and on the conditional row only."""
     tokens = encode_image(pipe, portrait) if image_tokens is None else image_tokens
@@ -148,6 +157,7 @@ def prepare_conditions(
         reference_tokens=[each.to(pipe.unet.dtype) for each in reference_tokens],
         clips=clips,
         hint=reference.to(pipe.unet.dtype) if pipe.unet.config["reference_hint"] else None,
+        dilation=dilation,
     )
 
 
@@ -164,11 +174,14 @@ def denoise(
     extra = {"generator": generator} if takes_generator else {}
     pipe.guidance_scale = guidance_scale  # where diffusers' own pipelines tell it
     timesteps = pipe.scheduler.timesteps
+    trained = pipe.unet.config["sample_size"]
+    larger = conditions.dilation == "auto" and latents.shape[-2:].numel() > trained**2
     for step, timestep in enumerate(timesteps):
         if pipe._interrupt:
             continue
         scaled = pipe.scheduler.scale_model_input(latents, timestep)
-        prediction = predict(pipe, scaled, timestep, conditions)
+        with dilated_step(pipe.unet, latents.shape, step, len(timesteps)) if larger else nullcontext():
+            prediction = predict(pipe, scaled, timestep, conditions)
         if len(prediction) == 2:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance_scale * (conditional - unconditional)

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.image import letterbox
+from fye_pipeline.models.dilation import Dilation
 from fye_pipeline.sampling.clip_plan import PlannedClip, ReadyFrames, plan_clips
 from fye_pipeline.sampling.clip_store import ClipStore, WorkFolder, describe
 from fye_pipeline.sampling.denoise import (
@@ -59,6 +60,7 @@ class Video:
     seed: int
     num_inference_steps: int
     guidance_scale: float
+    dilation: Dilation = "auto"
 
     @property
     def frames(self) -> int:
@@ -121,7 +123,8 @@ class ClipMaker:
         video, dtype = self._video, self._pipe.unet.dtype
         if self._conditions is None or self._dtype != dtype:
             guided = video.guidance_scale > 1
-            self._conditions = prepare_conditions(self._pipe, video.portrait, video.image_tokens, [], guided=guided)
+            options: Any = {"guided": guided, "dilation": video.dilation}
+            self._conditions = prepare_conditions(self._pipe, video.portrait, video.image_tokens, [], **options)
             self._dtype = dtype
         return self._conditions
 
@@ -138,6 +141,7 @@ def generate(
     guidance_scale: float = 3.5,
     window: int | None = None,
     seams: bool = True,
+    dilation: Dilation = "auto",
     region: Sequence[Any] | np.ndarray | Tensor | Callable[[int], np.ndarray | Tensor] | None = None,
     image_tokens: Tensor | None = None,
     start: int = 0,
@@ -154,7 +158,7 @@ def generate(
     landmarks, region: what `FollowYourEmojiPipeline` takes, or a function from a frame's index to its picture or mask,
         called for one clip at a time, and then with `frames`, the length of the video. They must give the same again.
     window: the most frames that the UNet sees together, 16 by default. seams: see `plan_clips`.
-    start: frames that the caller already has; they are not decoded again.
+    dilation: as for the pipeline. start: frames that the caller already has; they are not decoded again.
     on_progress(done, total): frames whose latents are finished, after every clip.
     Raises UserError on inputs that do not fit, before anything is generated; Interrupted when `pipe._interrupt` is set.
     """
@@ -172,6 +176,7 @@ def generate(
         seed=draw_seed(Generator().manual_seed(seed)),
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        dilation=dilation,
     )
     store = WorkFolder(
         work_folder,
@@ -186,6 +191,7 @@ def generate(
             seed=seed,
             window=window,
             seams=seams,
+            dilation=dilation,
         ),
     )
     pipe._interrupt = False
