@@ -1,4 +1,4 @@
-"""Pictures larger than the trained size: how far the deepest convolutions see, when, and that nothing is left behind."""
+"""Pictures larger than the trained size: how far deep convolutions see, when, and that nothing is left behind."""
 
 from __future__ import annotations
 
