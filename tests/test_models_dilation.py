@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.errors import UserError
+from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.dilation import deepest_convolutions, dilated, dilation_factor, is_early
 
 STEPS = 5  # three of them early
@@ -66,26 +68,78 @@ def test_the_first_three_fifths_of_the_steps_are_early() -> None:
     assert is_early(0, 1)
 
 
-def test_only_the_lowest_resolution_is_spread(pipe: FollowYourEmojiPipeline) -> None:
-    names = {module: name for name, module in pipe.unet.named_modules()}
-    found = {names[each] for each in deepest_convolutions(pipe.unet)}
-    assert {name.split(".resnets")[0].split(".upsamplers")[0] for name in found} == {
-        "down_blocks.1",
-        "mid_block",
-        "up_blocks.0",
+def test_what_is_spread_in_the_published_layout_is_what_scalecrafter_spreads() -> None:
+    blocks = [("down_blocks.3", 2), ("mid_block", 2), ("up_blocks.0", 3)]  # residual blocks of each
+    expected = {
+        f"{block}.resnets.{index}.conv{half}" for block, count in blocks for index in range(count) for half in (1, 2)
     }
-    assert "up_blocks.0.upsamplers.0.conv" in found
-    assert len(found) == 2 + 4 + 4 + 1  # two convolutions a residual block
+    unet = unet_of(sample_size=64, levels=4, layers=2)
+    assert names_of(deepest_convolutions(unet), unet) == expected | {"up_blocks.0.upsamplers.0.conv"}
 
 
-@pytest.mark.parametrize(("factor", "cells"), [(1.0, {3}), (2.0, {5}), (3.0, {7}), (1.5, {4, 5, 6})])
+@pytest.mark.parametrize(("sample_size", "count"), [(16, 2), (64, 1), (24, 1), (8, 3)])
+def test_maps_of_at_most_eight_cells_are_spread_and_always_the_smallest(sample_size: int, count: int) -> None:
+    unet = unet_of(sample_size=sample_size, levels=3, layers=1)
+    blocks = {".".join(name.split(".")[:2]) for name in names_of(deepest_convolutions(unet), unet)}
+    down, up = {f"down_blocks.{2 - level}" for level in range(count)}, {f"up_blocks.{level}" for level in range(count)}
+    assert {name for name in blocks if "mid_block" not in name} == down | up
+
+
+def unet_of(*, sample_size: int, levels: int, layers: int) -> DenoisingUNet:
+    """A narrow UNet without attention that matters; only its lowest level is of another kind, as published."""
+    return DenoisingUNet(
+        sample_size=sample_size,
+        block_out_channels=(4,) * levels,
+        layers_per_block=layers,
+        num_attention_heads=1,
+        motion_num_attention_heads=1,
+        cross_attention_dim=4,
+        image_dim=4,
+        norm_num_groups=2,
+        down_block_types=("CrossAttnDownBlockMotion",) * (levels - 1) + ("DownBlockMotion",),
+        up_block_types=("UpBlockMotion",) + ("CrossAttnUpBlockMotion",) * (levels - 1),
+    )
+
+
+def names_of(convolutions: list[nn.Conv2d], unet: nn.Module) -> set[str]:
+    names = {module: name for name, module in unet.named_modules()}
+    return {names[each] for each in convolutions}
+
+
+@pytest.mark.parametrize(("factor", "cells"), [(1.0, 3), (2.0, 5), (3.0, 7)])
 def test_a_deep_convolution_reaches_as_far_as_the_factor_says(
-    pipe: FollowYourEmojiPipeline, factor: float, cells: set[int]
+    pipe: FollowYourEmojiPipeline, factor: float, cells: int
 ) -> None:
     for convolution in deepest_convolutions(pipe.unet):
         with dilated(pipe.unet, factor):
-            assert support(convolution, 24) in cells
+            assert support(convolution, 24) == cells
         assert support(convolution, 24) == 3
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.25, 1.5, 1.75, 2.0, 2.5])
+def test_equal_taps_lie_as_far_apart_as_the_factor_says(factor: float) -> None:
+    holder, convolution = averaging()
+    side = 40
+    features = torch.randn(1, 1, side, side, requires_grad=True)
+    with dilated(holder, factor):
+        result = convolution(features)
+    squares = []
+    for place in range(14, 22):  # over the phases of the resampling
+        (gradient,) = torch.autograd.grad(result[0, 0, place, place], features, retain_graph=True)
+        share, places = gradient[0, 0].sum(0), torch.arange(side) - float(place)
+        assert share.sum() == pytest.approx(1, abs=1e-3)
+        squares.append(float((share * places**2).sum() - (share * places).sum() ** 2))
+    assert sum(squares) / len(squares) == pytest.approx(factor**2 * 2 / 3, rel=0.05)  # taps at -1, 0 and 1
+
+
+def averaging() -> tuple[Any, nn.Conv2d]:
+    """A stand-in for a UNet of one convolution, which takes the mean of its nine taps."""
+    convolution = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    nn.init.constant_(convolution.weight, 1 / 9)
+    blocks = nn.ModuleList([convolution])
+    config = {"sample_size": 8}
+    ups = nn.ModuleList([nn.Module()])
+    return SimpleNamespace(config=config, down_blocks=blocks, mid_block=nn.Module(), up_blocks=ups), convolution
 
 
 def deep_reach(unet: Any, side: int) -> int:
@@ -111,11 +165,7 @@ def test_the_receptive_field_at_twice_the_size_is_the_trained_one() -> None:
 
 
 def test_a_fraction_keeps_a_constant_map_as_it_is() -> None:
-    convolution = nn.Conv2d(1, 1, 3, padding=1, bias=False)
-    nn.init.constant_(convolution.weight, 1 / 9)
-    holder = nn.Module()
-    holder.down_blocks, holder.mid_block, holder.up_blocks = nn.ModuleList([convolution]), nn.Module(), nn.ModuleList()
-    holder.up_blocks.append(nn.Module())
+    holder, convolution = averaging()
     with dilated(holder, 1.5):
         result = convolution(torch.ones(1, 1, 20, 31))
     assert result.shape == (1, 1, 20, 31)

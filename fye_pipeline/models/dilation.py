@@ -18,6 +18,7 @@ from torch import Tensor, nn
 Dilation = Literal["auto", "none"]
 DILATIONS: tuple[Dilation, ...] = get_args(Dilation)
 EARLY = 0.6  # share of the steps: ScaleCrafter's 30 of 50 at 1024 pixels
+DEEP = 8  # cells a side: the middle of Stable Diffusion's UNet at 512 pixels
 LEAST = 1.25  # a smaller factor is left alone: resampling the features would cost more than it mends
 
 
@@ -32,10 +33,14 @@ def is_early(step: int, num_steps: int) -> bool:
     return step < math.ceil(EARLY * num_steps)
 
 
-def deepest_convolutions(unet: nn.Module) -> list[nn.Conv2d]:
-    """The 3x3 convolutions of the lowest resolution: last down block, middle, first up block with its upsampler."""
-    blocks: Any = unet
-    deepest = (blocks.down_blocks[-1], blocks.mid_block, blocks.up_blocks[0])
+def deepest_convolutions(unet: Any) -> list[nn.Conv2d]:
+    """The 3x3 convolutions on maps of at most `DEEP` cells a side at the trained size, and always the lowest ones.
+
+    Down blocks, middle, and up blocks with their upsamplers; for Stable Diffusion's UNet what ScaleCrafter spreads.
+    """
+    levels = len(unet.down_blocks)
+    count = max(sum(unet.config["sample_size"] / 2**level <= DEEP for level in range(levels)), 1)
+    deepest = (*unet.down_blocks[-count:], unet.mid_block, *unet.up_blocks[:count])
     convolutions = (module for block in deepest for module in block.modules() if isinstance(module, nn.Conv2d))
     return [each for each in convolutions if each.kernel_size == (3, 3) and each.stride == (1, 1)]
 
@@ -46,11 +51,12 @@ def dilated_step(unet: Any, size: Sequence[int], step: int, num_steps: int) -> A
 
 
 @contextmanager
-def dilated(unet: nn.Module, factor: float) -> Iterator[None]:
+def dilated(unet: Any, factor: float) -> Iterator[None]:
     """Within the block the deepest convolutions see `factor` times as far; after it, also after an error, as before.
 
     A whole factor spreads the taps. Any other spreads them by the next whole one, over features that are resized so
-    that they reach as far as the factor says, and back (ScaleCrafter's re-dilation). 1 changes nothing.
+    that they reach as far as the factor says, and back (ScaleCrafter's re-dilation; bicubic, which blurs less than its
+    bilinear). 1 changes nothing.
     """
     with ExitStack() as undo:
         if factor != 1:
@@ -81,7 +87,7 @@ class _Resize:
         (features,) = inputs
         self._size = height, width = features.shape[-2], features.shape[-1]
         larger = (round(height * self._factor), round(width * self._factor))
-        return F.interpolate(features, size=larger, mode="bilinear")
+        return F.interpolate(features, size=larger, mode="bicubic")
 
     def after(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return F.interpolate(output, size=self._size, mode="bilinear")
+        return F.interpolate(output, size=self._size, mode="bicubic")
