@@ -38,8 +38,18 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 # Top to bottom: each module, or room of modules, may import itself and what stands below it.
 LAYERS = {
     "ticache": (
-        *("__init__", "tuning", "api", "session", "report", "controller", "auto_schedule", "prediction_error"),
-        *("records", "flops", "controlnet", "hooks", "processors", "streams", "inputs", "timesteps"),
+        *("__init__", "deepcache", "tuning", "api", "session", "report", "controller", "auto_schedule"),
+        *(
+            "prediction_error",
+            "records",
+            "flops",
+            "controlnet",
+            "hooks",
+            "processors",
+            "streams",
+            "inputs",
+            "timesteps",
+        ),
         *("forward_context", "cut_plan", "feature_cache", "config", "calibration", "best_steps", "provenance"),
         *("schedule", "forecast", "region", "ops", "reference"),
     ),
