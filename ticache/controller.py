@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import warnings
@@ -14,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from ticache import controlnet
-from ticache.auto_schedule import AutoSchedule, Run
-from ticache.calibration import Calibration, Kind
+from ticache.cache_maker import CacheMaker
+from ticache.calibration import Calibration
 from ticache.config import CacheConfig
 from ticache.cut_plan import CutPlan
 from ticache.feature_cache import FeatureCache
 from ticache.flops import ShapeWatch
 from ticache.forward_context import POINT, CurrentForward, ForwardContext, Key
 from ticache.hooks import Attachment, ControlNetHook
-from ticache.inputs import Adapters, Arguments, CallInputs, KnownLatents, PipelineInfo, latents_of, tensors_in
+from ticache.inputs import Adapters, Arguments, CallInputs, KnownLatents, PipelineInfo, latents_of, training_call
 from ticache.prediction_error import PredictionErrors
-from ticache.provenance import TuningCheck, model_identity, scheduler_identity
+from ticache.probe import probe
+from ticache.provenance import TuningCheck, model_identity
 from ticache.records import CallRecord, Records
 from ticache.region import RegionMask
 from ticache.streams import Stream, Streams
@@ -46,7 +46,7 @@ class Controller:
         self.region = RegionMask()
         self.disabled: str | None = None
         self.session: Any = None
-        self.auto = AutoSchedule(config, sum(cut.role != "skipped" for cut in plan.modules))
+        self.maker = CacheMaker(plan, config, pipeline, check)
         self.current = CurrentForward()
         self.latents = KnownLatents()
         self._start()
@@ -73,8 +73,8 @@ class Controller:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a deep copy or a pickle takes along: the settings, never a run."""
-        kept = ("unet", "plan", "config", "pipeline", "check", "arguments", "attachment", "session", "region")
-        return {name: getattr(self, name) for name in (*kept, "disabled", "auto", "current", "latents")}
+        kept = ("unet", "plan", "config", "pipeline", "check", "maker", "arguments", "attachment", "session", "region")
+        return {name: getattr(self, name) for name in (*kept, "disabled", "current", "latents")}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
@@ -91,7 +91,7 @@ class Controller:
     def calibration(self) -> Calibration | None:
         """What the runs made in full tell about later ones; None before the first has ended."""
         with self._lock:
-            found = self.auto.calibration
+            found = self.maker.auto.calibration
             if not found.recordings:
                 return None
             if found.model is None:
@@ -169,7 +169,7 @@ class Controller:
                 self.records.run.calls.append(call)
                 self.streams.complete(stream)
                 if stream.cache.recording is not None and stream.done:
-                    self.auto.end(*stream.cache.recording)
+                    self.maker.auto.end(*stream.cache.recording)
             self.attachment.listen(more=bool(self.streams.groups))
             if context.full and not self._is_probed:
                 self._probe(context, output)  # last, so that neither its time nor its operations count as the call's
@@ -234,33 +234,12 @@ class Controller:
             self._watch.close()
         self.attachment.detach()
 
-    def _disable(self, why: str) -> None:
-        self.disabled = f"cut={self.config.cut!r} does not fit {type(self.unet).__name__}: {why}; not cached"
-        warnings.warn(f"ticache: {self.disabled}", UserWarning, stacklevel=4)
-
     def _probe(self, context: ForwardContext, output: Any) -> None:
-        """For a class that is not diffusers': do executed modules really read nothing of what is skipped?
-
-        The first full call is made once more as a predicted one, with its own feature and placeholders of NaN.
-        """
-        feature = context.features.get(POINT)
-        has_point = any(cut.role == "point" for cut in self.plan.modules)
-        if context.store is not None and context.point is None and has_point:
-            self._disable("the module whose output is predicted never ran")
-        known = type(self.unet).__module__.startswith("diffusers.")
-        if known or self.current.compiled or feature is None or context.store is None:
-            self._is_probed = known and (context.point is not None or not has_point)
-            return
-        self._is_probed = True
-        again = ForwardContext(
-            full=False, shapes=context.shapes, writable=context.writable, point=context.point, nan_filled=True
-        )
-        again.predictions[POINT] = feature.clone()
-        again.predict = controlnet.read_residuals(context.inputs.bound, self.plan).get
-        bound = controlnet.predicted(context.inputs.bound, self.plan, again)
-        outputs, wanted = tensors_in(self.run(again, bound, context.inputs)), tensors_in(output)
-        if not all(torch.allclose(a, b, rtol=1e-2, atol=1e-3) for a, b in zip(outputs, wanted, strict=True)):
-            self._disable("it reads features taken for dead")
+        """Does the cut fit this UNet? Asked at the first full call that can tell; where not, nothing is cached."""
+        self._is_probed, misfit = probe(self.unet, self.plan, context, output, self.run, self.current.compiled)
+        if misfit is not None:
+            self.disabled = f"cut={self.config.cut!r} does not fit {type(self.unet).__name__}: {misfit}; not cached"
+            warnings.warn(f"ticache: {self.disabled}", UserWarning, stacklevel=3)
 
     def _recover(self) -> None:
         """Clear up after a call that never came to its end (Ctrl-C within it)."""
@@ -281,9 +260,10 @@ class Controller:
         if self.attachment.conflict is not None:
             return self._unattributed(self.attachment.conflict)
         if self.unet.training or torch.is_grad_enabled():
-            training = self._training(inputs)
+            training = training_call(self.unet, inputs)
             if training is not None:
-                return self._unattributed(training)
+                self._tell_training(*training)
+                return self._unattributed(f"{training[0]} ({training[1]})")
         if self.region.given is not None:
             self.region.check(inputs.batch, inputs.frames)
         place = self.timesteps.locate(inputs.timestep, self.pipeline.scheduler)
@@ -302,43 +282,16 @@ class Controller:
         if found.note is not None:
             self.records.unattributed(found.note)
         if stream.cache is None:
-            # A run that did not begin here tells nothing of a whole one.
-            self._begin_cache(stream, inputs, first=found.new_run, whole=found.note is None)
+            try:
+                # A run that did not begin here tells nothing of a whole one.
+                cache = self.maker.make(stream, inputs, self.adds_noise, first=found.new_run, whole=found.note is None)
+            except ValueError:
+                self.streams.drop(stream.group)
+                raise
+            stream.cache = cache
+            if self.config.keep:
+                self.kept[stream.number] = cache
         return stream, self._why_full(stream, inputs)
-
-    def _begin_cache(self, stream: Stream, inputs: CallInputs, *, first: bool, whole: bool) -> None:
-        """The cache of a stream that begins; with `schedule="auto"` it may be one that records."""
-        config, recording = self._config_for(stream), None
-        if self.config.schedule == "auto" and stream.num_steps is not None:
-            run = self._auto_run(stream, stream.num_steps, inputs)
-            config, recorder = self.auto.begin(run, first=first, whole=whole)
-            recording = None if recorder is None else (recorder, run)
-        cache = stream.cache = FeatureCache(config, stream.num_steps, temporal=self.plan.temporal)
-        cache.recording = recording
-        cache.refusal = cache.refusal or self.pipeline.few_step_model(stream.num_steps)
-        if config.forecaster == "chebyshev" and cache.refusal is None:
-            cache.span = stream.span(self.config.axis)
-        if self.config.keep:
-            self.kept[stream.number] = cache
-
-    def _auto_run(self, stream: Stream, num_steps: int, inputs: CallInputs) -> Run:
-        guidance = self.pipeline.guidance() if inputs.batch % 2 == 0 else None
-        cap, config = self.config.noise_order, self.config
-        kind = Kind(
-            scheduler=json.dumps(scheduler_identity(self.pipeline.scheduler), sort_keys=True),
-            num_steps=num_steps,
-            guided=guidance is not None,
-            features=f"{config.cut} {config.depth} {config.resnets}",
-        )
-        noisy = cap is not None and self.pipeline.adds_noise(self.attachment.noise_asked)
-        return Run(
-            kind=kind,
-            rows=inputs.batch,
-            guidance=guidance,
-            coordinates=stream.coordinates(config.axis),
-            timesteps=stream.listed_timesteps(),
-            max_order=cap if noisy and cap is not None else 3,
-        )
 
     def _retire_interrupted(self, timesteps: Timesteps | None) -> None:
         """A pipeline that has set its scheduler for a new run does not go on with an earlier one."""
@@ -350,32 +303,10 @@ class Controller:
             )
         )
 
-    def _training(self, inputs: CallInputs) -> str | None:
-        """Why a call is one to learn from, whose gradients a skipped module would not get; None if it is not."""
-        if self.unet.training:
-            why, what = "the UNet is in training mode", "call unet.eval()"
-        elif any(tensor.requires_grad for tensor in (inputs.sample, *inputs.tokens) if tensor is not None):
-            why, what = "gradients of its inputs are recorded", "wrap the loop in torch.no_grad()"
-        elif any(parameter.requires_grad for parameter in self.unet.parameters()):
-            why, what = "gradients of the UNet are recorded", "wrap the loop in torch.no_grad()"
-        else:
-            return None
+    def _tell_training(self, why: str, what: str) -> None:
         if not self._told_training:
             self._told_training = True
             logger.warning("calls run in full, because %s; to have them cached, %s", why, what)
-        return f"{why} ({what})"
-
-    def _config_for(self, stream: Stream) -> CacheConfig:
-        """The settings, tuned full steps mapped onto the stream's length; ValueError where that was not wanted."""
-        if self.check.provenance is None:
-            return self.config
-        try:
-            self.check.check_scheduler(self.pipeline.scheduler)
-            steps = self.check.steps(self.config.steps or (), stream.num_steps)
-        except ValueError:
-            self.streams.drop(stream.group)
-            raise
-        return self.config if steps is None else self.config.replaced(steps=steps)
 
     def _unattributed(self, note: str) -> tuple[None, str]:
         self.records.unattributed(note)
@@ -471,10 +402,14 @@ class Controller:
             self.errors.note(stream, inputs, full=False, axis=self.config.axis)
         return context
 
+    def adds_noise(self) -> bool:
+        """Does the sampler add noise, as set up or as it was last asked to?"""
+        return self.pipeline.adds_noise(self.attachment.noise_asked)
+
     def _order(self, wanted: int) -> int:
         """The order in force: a sampler that adds noise has its own cap."""
         cap = self.config.noise_order
-        if cap is not None and cap < wanted and self.pipeline.adds_noise(self.attachment.noise_asked):
+        if cap is not None and cap < wanted and self.adds_noise():
             self.records.run.order_capped = True
             return cap
         return wanted

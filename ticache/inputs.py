@@ -307,3 +307,14 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, list | tuple):
         return [tensor for item in value for tensor in tensors_in(item)]
     return []
+
+
+def training_call(unet: nn.Module, inputs: CallInputs) -> tuple[str, str] | None:
+    """Why a call is one to learn from, whose gradients a skipped module would not get, and what to do; None if not."""
+    if unet.training:
+        return "the UNet is in training mode", "call unet.eval()"
+    if any(tensor.requires_grad for tensor in (inputs.sample, *inputs.tokens) if tensor is not None):
+        return "gradients of its inputs are recorded", "wrap the loop in torch.no_grad()"
+    if any(parameter.requires_grad for parameter in unet.parameters()):
+        return "gradients of the UNet are recorded", "wrap the loop in torch.no_grad()"
+    return None

@@ -55,7 +55,7 @@ class Session:
     @property
     def recorded(self) -> AutoSchedule:
         """What `schedule="auto"` goes by, for `ticache.tune`."""
-        return self._controller.auto
+        return self._controller.maker.auto
 
     def report(self, *, reference: bool = False) -> Report:
         """The last run in figures.
@@ -153,7 +153,7 @@ class Session:
             notes.append("the region serves the report only: with boundary=0 every token is predicted at every step")
         if self.region is not None and self.config.boundary != 0:
             notes.append(f"before boundary={self.config.boundary} only the region is predicted")
-        notes += controller.auto.notes
+        notes += controller.maker.auto.notes
         notes += controller.check.notes
         if controller.records.run.order_capped:
             notes.append(f"the sampler adds noise, so order is capped at {self.config.noise_order}")
