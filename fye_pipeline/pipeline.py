@@ -33,12 +33,13 @@ from fye_pipeline.sampling.denoise import (
     cut_clip,
     decode_frames,
     denoise,
+    encode_bent,
     encode_image,
     encode_landmarks,
     encode_reference,
     prepare_conditions,
 )
-from fye_pipeline.sampling.inputs import as_picture, check_landmarks, check_region
+from fye_pipeline.sampling.inputs import as_picture, check_bent, check_landmarks, check_region
 
 if TYPE_CHECKING:
     from ticache import CacheConfig, Session
@@ -220,6 +221,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         overlap: int = 4,
         dilation: Dilation = "auto",
         region: np.ndarray | Tensor | None = None,
+        bent: Sequence[np.ndarray] | np.ndarray | None = None,
         generator: Generator | list[Generator] | None = None,
         latents: Tensor | None = None,
         image_tokens: Tensor | None = None,
@@ -243,6 +245,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         dilation: "auto": where the picture is larger than the trained one, the deepest convolutions see as much of it
             in the early steps as they have learned to (`models.dilation`); "none": they stay as they are.
         region: [F, H, W] in [0, 1], the landmark region of every frame, for an enabled cache.
+        bent: the portrait bent to every frame's landmarks (`landmarks.bend`), uint8 RGBA [F, H, W, 4] whose alpha says
+            where it can be trusted, for a UNet with `bent_hint`; without it such a UNet paints everything itself.
         latents: initial noise [1, 4, F, h, w], which progressive clips draw for themselves.
         image_tokens: vision tokens [1, L, D] in place of the image encoder's.
         output_type: "pil", "np", "pt" or "latent"; `FollowYourEmojiOutput` has the shapes.
@@ -257,6 +261,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             raise UserError(f"dilation must be one of {DILATIONS}, got {dilation!r}")
         pictures = check_landmarks(landmarks, self.vae_scale_factor)
         region = check_region(region, len(pictures))
+        bent = check_bent(bent, pictures)
         frames, height, width = pictures.shape[:3]
         portrait = letterbox(as_picture(image), width, height)
         self._interrupt = False
@@ -275,6 +280,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
                 image_tokens=image_tokens,
                 landmarks=pictures,
                 region=region,
+                bent=bent,
                 plan=progressive.plan_video(self, frames, window),
                 seed=progressive.draw_seed(generator),
                 num_inference_steps=num_inference_steps,
@@ -288,7 +294,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
             noise = self._prepare_latents(frames, height, width, generator, latents)
             features = encode_landmarks(self, pictures).to(self.unet.dtype)
-            clips = [cut_clip(each, features, region) for each in windows]
+            hints = encode_bent(self, bent)
+            clips = [cut_clip(each, features, region, hints) for each in windows]
             options: Any = {"guided": guidance_scale > 1, "dilation": dilation}
             conditions = prepare_conditions(self, portrait, image_tokens, clips, **options)
             with self._bar(len(self.scheduler.timesteps), "denoising") as bar:

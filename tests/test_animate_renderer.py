@@ -46,6 +46,11 @@ class Parts:
         self._frames = frames
         self._asked = (0, 0)
 
+    bent = None
+
+    def finish(self, frame: int, made: np.ndarray) -> np.ndarray:
+        return made
+
     def __len__(self) -> int:
         return self._frames
 
@@ -161,7 +166,7 @@ def test_row_41_the_disk_has_room_for_the_side_by_side_video_too(
     ):
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         with nullcontext() if fits else pytest.raises(UserError, match="free space"):
-            preflight.check_disk(tmp_path / "a.mp4", settings, portrait, driver, 512)
+            preflight.check_disk(tmp_path / "a.mp4", settings, portrait, driver, 512, 512)
 
 
 def test_row_41_a_run_that_is_gone_on_with_is_estimated_too(monkeypatch: pytest.MonkeyPatch) -> None:

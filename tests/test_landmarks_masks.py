@@ -100,6 +100,8 @@ def test_evaluation_and_animation_give_the_cache_the_same_region() -> None:
     class Model:
         """Stands for a pipeline that is told where the cache's region is."""
 
+        unet = SimpleNamespace(config={"bent_hint": False})
+
         def enable_cache(self) -> Any:
             return nullcontext()
 
@@ -108,8 +110,8 @@ def test_evaluation_and_animation_give_the_cache_the_same_region() -> None:
             return SimpleNamespace(frames=[None])
 
     bench = ClipEvaluator(load=None, plan=Plan(), identity=None, face_landmarker=None)  # pyright: ignore[reportArgumentType]
-    pictures = np.zeros((2, size, size, 3), np.uint8)
-    bench._generate(Model(), pictures[0], pictures, 0, sequence.landmarks)  # pyright: ignore[reportArgumentType]
+    case: Any = SimpleNamespace(portrait=np.zeros((size, size, 3), np.uint8), portrait_face=sequence)
+    bench._generate(Model(), case, sequence.landmarks, 0, cached=True)  # pyright: ignore[reportArgumentType]
     parts: Any = {"pipe": None, "settings": None, "square": None, "dtype": None, "on_progress": None}
     animated = RenderContext(landmarks=sequence.landmarks, size=size, **parts)  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(given[0], animated.region(0, 2))

@@ -122,13 +122,26 @@ def test_more_inputs_change_nothing_until_they_are_trained() -> None:
     assert widened(wide, 4, reference_hint=False) is wide
 
 
+def test_a_model_without_the_bent_portrait_learns_it_from_nothing(tmp_path: Path) -> None:
+    """The new columns begin at zero, also where the model comes from a folder that does not name the hint."""
+    nine = small_parts(in_channels=9)["unet"]
+    nine.save_pretrained(tmp_path)
+    read = type(nine).from_pretrained(tmp_path)
+    wide = widened(read, 14, reference_hint=True, bent_hint=True)
+    assert wide.config["bent_hint"]
+    sample, tokens = torch.randn(1, 14, 2, 8, 8), torch.randn(1, 5, 16)
+    with torch.no_grad():
+        assert torch.allclose(wide(sample, 3, tokens).sample, nine(sample[:, :9], 3, tokens).sample, atol=1e-6)
+
+
 def test_a_run_starts_from_a_folder_and_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_small(tmp_path / "model", in_channels=4, reference_hint=False)
     save_file(original(adapter()), tmp_path / "mm.safetensors")
     options = {"reference_hint": False, "motion_init": str(tmp_path / "mm.safetensors")}
     said: list[str] = []
     parts = load_parts(build_config({"init": str(folder), **options}), said.append)
-    assert parts["unet"].config["in_channels"] == 9
+    assert parts["unet"].config["in_channels"] == 14
+    assert parts["unet"].config["bent_hint"]
     assert all(torch.equal(motion_of(parts["unet"])[key], value) for key, value in adapter().items())
     assert said == [f"motion modules: 7 of 7 from {tmp_path / 'mm.safetensors'}"]
     read: list[Path] = []

@@ -33,7 +33,9 @@ UNET: dict[str, Any] = {
 }
 
 
-def small_parts(seed: int = 0, *, in_channels: int = 9, reference_hint: bool = True) -> dict[str, Any]:
+def small_parts(
+    seed: int = 0, *, in_channels: int = 9, reference_hint: bool = True, bent_hint: bool = False
+) -> dict[str, Any]:
     """Every part, two levels deep and sixteen channels wide; the motion modules are not zero as new ones are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -41,6 +43,7 @@ def small_parts(seed: int = 0, *, in_channels: int = 9, reference_hint: bool = T
             **UNET,
             in_channels=in_channels,
             reference_hint=reference_hint,
+            bent_hint=bent_hint,
             motion_num_attention_heads=2,
             down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
             up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),

@@ -43,6 +43,7 @@ DEFAULT_SHIFT = (0.0, -0.08)  # shares of the side; upwards, where the hair is
 CACHE = ("N", "order", "cut", "preset")  # columns that are no settings but options of the cache
 
 Framing = Literal["paste", "crop", "whole"]
+Detail = Literal["full", "none"]
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -109,6 +110,8 @@ class AnimationSettings(BaseModel):
     face: which face of the portrait: largest, a number from 1 (left to right), or x,y in pixels.
     reference_frame: which frame of a portrait that is a video; None: the calmest one that looks ahead.
     background: laid under transparent pictures. alpha: the portrait's transparency comes back in the result.
+    detail: `full`: the portrait bent at its full resolution, and over it what the model changed; `none`: the model's
+    own pixels. None: `full` where the model takes the bent portrait as a hint.
     vae_tiling: large pictures pass through the VAE in overlapping tiles, which needs less memory.
     neutral_frame: the driver's frame without expression; None: the one with the least.
     guidance: classifier-free guidance; None: what the model's recipe recommends, else 3.5.
@@ -158,6 +161,7 @@ class AnimationSettings(BaseModel):
     dtype: DType = "auto"
     chunk: Whole = Field(240, ge=24)
     vae_tiling: bool = False
+    detail: Detail | None = None
 
     def __init__(self, **values: Any) -> None:
         try:

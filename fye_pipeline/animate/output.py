@@ -42,17 +42,17 @@ class VideoOutput:
     @property
     def transform(self) -> dict[str, Any] | None:
         crop = self.portrait.crop
-        return None if crop is None else crop.to_dict(self.context.size)
+        return None if crop is None else crop.to_dict(self.context.side)
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the frames."""
-        return frame_size(self.settings, self.portrait, self.context.size)
+        return frame_size(self.settings, self.portrait, self.context.side)
 
     def write(self, output: Path, comparison: Path | None, run: Renderer, plain: Renderer | None) -> float:
         """Make the frames and write them. -> mean squared error against the plain run."""
         mark = watermark if self.settings.watermark else np.ascontiguousarray
-        matte = self.portrait.matte(self.settings, self.context.size)
+        matte = self.portrait.matte(self.settings, self.context.side)
         others = None if plain is None else plain.frames()
         error = 0.0
         with ExitStack() as stack:
@@ -66,7 +66,7 @@ class VideoOutput:
                     error += float(np.mean((square.astype(np.float64) - other) ** 2)) / len(self.context)
                     (landmarks,) = self.context.pictures(index, index + 1)
                     panels = (self.portrait.square, landmarks, to_uint8(square), to_uint8(other))
-                    pairs.write(mark(side_by_side(*panels)))
+                    pairs.write(mark(side_by_side(*panels, side=max(PANEL, self.context.size))))
         return error
 
     def place(self, square: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -115,9 +115,8 @@ def decibels(error: float) -> float:
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
-def side_by_side(*pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Square pictures in one row, every panel as large as the largest after the first, at least 256 pixels a side."""
-    side = max(PANEL, *(picture.shape[0] for picture in pictures[1:]))
+def side_by_side(*pictures: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Square pictures in one row of panels of `side` pixels."""
     return np.concatenate(list(_panels(pictures, side)), axis=1)
 
 

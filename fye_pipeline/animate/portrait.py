@@ -28,6 +28,7 @@ from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import existing_file
 
 SEAM = 0.12  # width of the soft seam, as a share of the side
+LARGEST = 2048  # pixels a side of a square that is animated at its full resolution
 SEARCHED = 60  # frames of a portrait that is a video, spread over its length
 _TURN = 15.0  # degrees away from the camera that weigh as much as one blendshape at its full
 
@@ -168,6 +169,19 @@ class Portrait:
     crop: Crop | None
     face: LandmarkSequence | None
     cover: NDArray[np.uint8] | None = None
+
+    def at_full_size(self, settings: AnimationSettings, size: int) -> NDArray[np.uint8]:
+        """The square as large as the picture shows it, or as `settings.size` asks where it is the result itself.
+
+        Never larger than 2048 pixels a side, and where it is not pasted back never smaller than the model's `size`.
+        -> uint8 [S, S, 3].
+        """
+        paste = settings.resolved_framing == "paste"
+        full = max(self.picture.shape[:2]) if self.crop is None else self.crop.side
+        side = min(full, LARGEST) if paste else settings.size or min(max(full, size), LARGEST)
+        if self.crop is not None:
+            return self.crop.cut(self.picture, side)
+        return np.asarray(letterbox(Image.fromarray(self.picture), side, side))
 
     def matte(self, settings: AnimationSettings, size: int) -> Matte | None:
         """The matte of the result, whose squares have `size` pixels a side; None where none was asked for."""

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fye_pipeline.animate.config import AnimationSettings
+from fye_pipeline.animate.detail import BentPortraits, with_detail
 from fye_pipeline.animate.session import recommended_guidance, tile_vae
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import FaceRegions, LandmarkPictures, draw_sequence, face_region
@@ -41,7 +42,9 @@ class RenderContext:
     """A loaded model with everything a run needs: cached and uncached runs differ in nothing but the cache.
 
     square: what the model sees of the portrait, uint8 [S', S', 3]. landmarks: those of every frame in it. size: pixels
-    a side of the result. dtype: the numbers that the networks were loaded in.
+    a side that the model works at. dtype: the numbers that the networks were loaded in. bent: the portrait bent to each
+    frame, for a model that takes it. sharp: the square at the resolution of the result, uint8 [S, S, 3], where detail
+    is laid over the model's frames.
     """
 
     pipe: FollowYourEmojiPipeline
@@ -51,9 +54,22 @@ class RenderContext:
     size: int
     dtype: torch.dtype
     on_progress: OnProgress
+    bent: BentPortraits | None = None
+    sharp: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.landmarks)
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the frames."""
+        return self.size if self.sharp is None else len(self.sharp)
+
+    def finish(self, frame: int, made: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A model's frame with the portrait's detail, where it was asked for. [size, size, 3] -> [side, side, 3]."""
+        if self.bent is None or self.sharp is None:
+            return made
+        return with_detail(self.pipe, made, self.bent, frame, self.sharp)
 
     @property
     def guidance(self) -> float:
@@ -254,7 +270,7 @@ class Renderer:
         made = self._progressive() if self.context.long == "progressive" else self._in_parts()
         for done, frame in enumerate(made, 1):
             self.context.on_progress("decoding", done, len(self.context))
-            yield frame
+            yield self.context.finish(done - 1, frame)
 
     def _progressive(self) -> Iterator[NDArray[np.float32]]:
         """Clip by clip, each given frames of those before it."""
@@ -265,6 +281,7 @@ class Renderer:
             image_tokens=None,
             landmarks=LandmarkPictures(context.landmarks, context.size),
             region=FaceRegions(context.landmarks, context.size) if self.cached else None,
+            bent=context.bent,
             plan=plan,
             seed=draw_seed(torch.Generator("cpu").manual_seed(settings.seed)),
             num_inference_steps=settings.steps,
@@ -306,10 +323,11 @@ class Renderer:
                 start, stop = clip.frames[0], clip.frames[-1] + 1
                 pictures = context.pictures(start, stop)
                 region = context.region(start, stop) if self.cached else None
-                digest = digest_of(pictures, region)
+                bent = None if context.bent is None else context.bent.stack(start, stop)
+                digest = digest_of(pictures, region) if bent is None else digest_of(pictures, region, bent)
                 if not store.holds(clip, digest):
                     progress.begin(len(clip.frames))
-                    attempt = partial(self._denoise_part, pictures, region, progress.step_done)
+                    attempt = partial(self._denoise_part, pictures, region, bent, progress.step_done)
                     latents, record = self._run(attempt, store)
                     store.write(clip, latents[0].transpose(0, 1), digest, record)
                 progress.end(len(clip.frames))
@@ -326,7 +344,7 @@ class Renderer:
         finally:
             store.close()
 
-    def _denoise_part(self, pictures: NDArray[np.uint8], region: Any, step_done: AfterStep) -> Tensor:
+    def _denoise_part(self, pictures: NDArray[np.uint8], region: Any, bent: Any, step_done: AfterStep) -> Tensor:
         settings = self.context.settings
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -340,6 +358,7 @@ class Renderer:
             long=self.context.long,
             dilation=settings.dilation,
             region=region,
+            bent=bent,
             generator=torch.Generator("cpu").manual_seed(settings.seed),
             output_type="latent",
             callback_on_step_end=after_step,

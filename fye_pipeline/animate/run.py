@@ -13,6 +13,7 @@ from typing import Any
 
 from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings
+from fye_pipeline.animate.detail import BentPortraits
 from fye_pipeline.animate.driver import OpenDriver, open_driver
 from fye_pipeline.animate.output import AnimationResult, VideoOutput, comparison_size, decibels, frame_size
 from fye_pipeline.animate.portrait import Portrait, read_portrait
@@ -22,6 +23,7 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.video import read_comment
 from fye_pipeline.media.writer import check_container
+from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import WORTH_SAYING, OnProgress, collected_notes, logger, silent
 from fye_pipeline.sampling.clip_store import CLIPS, SETTINGS, difference
 from fye_pipeline.storage.files import FolderLock, atomic_target, digest_of_folder, digest_of_path, writable_target
@@ -89,7 +91,9 @@ def animate(
         )
         pipe = session.model(settings)  # loaded now: a bad one is told before the long detection
         size = settings.size or native_size(pipe)
-        check_disk(output, settings, portrait, opened, size)
+        hinted = takes_hint(settings, portrait, pipe)
+        sharp = portrait.at_full_size(settings, size) if hinted and settings.detail != "none" else None
+        check_disk(output, settings, portrait, opened, size, size if sharp is None else len(sharp))
         driver = opened.read(
             session.detector,
             no_face=settings.no_face,
@@ -105,7 +109,12 @@ def animate(
             pose=settings.pose,
             neutral_frame=settings.neutral_frame,
         )
-        context = RenderContext(pipe, settings, portrait.square, landmarks, size, pipe.unet.dtype, on_progress)
+        bent = None
+        if hinted and portrait.face is not None:
+            bent = BentPortraits(portrait.square, portrait.face.landmarks[0], landmarks, size)
+        context = RenderContext(
+            pipe, settings, portrait.square, landmarks, size, pipe.unet.dtype, on_progress, bent, sharp
+        )
         run = Renderer(context, cached=settings.cache is not None, folder=work / "denoising")
         plain = None if comparison is None else Renderer(context, False, "uncached", work / "uncached")
         video = VideoOutput(settings, portrait, driver, context, overwrite or resume, inputs)
@@ -131,6 +140,17 @@ def animate(
         )
 
 
+def takes_hint(settings: AnimationSettings, portrait: Portrait, pipe: FollowYourEmojiPipeline) -> bool:
+    """Whether the model is shown the bent portrait. Raises `UserError` where detail is asked for and it is not."""
+    hinted = bool(pipe.unet.config["bent_hint"]) and portrait.face is not None
+    if settings.detail == "full" and not hinted:
+        why = (
+            "the portrait's face is not used (--unaligned)" if portrait.face is None else f"{settings.model} takes none"
+        )
+        raise UserError(f"--detail full needs a model that is shown the bent portrait, and {why}: use --detail none.")
+    return hinted
+
+
 def is_finished(output: Path, settings: AnimationSettings) -> bool:
     """Whether `output` is there and was made with these settings from these very files, as its metadata tell.
 
@@ -152,18 +172,23 @@ def is_finished(output: Path, settings: AnimationSettings) -> bool:
     return True
 
 
-def check_disk(output: Path, settings: AnimationSettings, portrait: Portrait, driver: OpenDriver, side: int) -> None:
-    """Look at the disk before the long work, and tell of what takes much of it. Raises `UserError` where it is full."""
+def check_disk(
+    output: Path, settings: AnimationSettings, portrait: Portrait, driver: OpenDriver, size: int, side: int
+) -> None:
+    """Look at the disk before the long work, and tell of what takes much of it. Raises `UserError` where it is full.
+
+    size, side: pixels a side that the model works at, and of the squares of the result.
+    """
     frames = driver.frames
     if frames is None:
         return
-    size = frame_size(settings, portrait, side)
-    needed, work = video_bytes(frames, size), work_bytes(frames, side, detected=driver.is_detected)
+    shown = frame_size(settings, portrait, side)
+    needed, work = video_bytes(frames, shown), work_bytes(frames, size, detected=driver.is_detected)
     if settings.compare:
-        needed += video_bytes(frames, comparison_size(side))
-        work += work_bytes(frames, side, detected=False)
+        needed += video_bytes(frames, comparison_size(size))
+        work += work_bytes(frames, size, detected=False)
     check_room(output, needed, work)
-    if note := size_note(output, frames, driver.fps, size, needed, work):
+    if note := size_note(output, frames, driver.fps, shown, needed, work):
         logger.info(note)
 
 

@@ -39,7 +39,7 @@ _SAME = (
     *("reference", "driving", "model", "steps", "guidance", "seed", "frames", "fps", "size", "long", "crop_scale"),
     *("crop_shift", "face", "min_face", "reference_frame", "background", "max_pixels", "regions", "intensity", "pose"),
     *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
-    *("chunk", "alpha", "vae_tiling", "dilation"),
+    *("chunk", "alpha", "vae_tiling", "dilation", "detail"),
 )
 
 
@@ -56,6 +56,13 @@ class Dilation(StrEnum):
     """What the model's deepest convolutions do at a larger size than its own."""
 
     AUTO = "auto"
+    NONE = "none"
+
+
+class Detail(StrEnum):
+    """How much of the portrait's own resolution the result has."""
+
+    FULL = "full"
     NONE = "none"
 
 
@@ -206,6 +213,13 @@ def animate(
     save_config: Annotated[Path | None, typer.Option(help="Write the settings as JSON.")] = None,
     device: Device = "auto",
     dtype: Annotated[DType, typer.Option(help="Numbers of the networks; auto is float16 on CUDA.")] = DType.AUTO,
+    detail: Annotated[
+        Detail | None,
+        typer.Option(
+            help="full: the portrait bent at its full resolution, with what the model changed laid over it (default, "
+            "where the model can); none: the model's own pixels."
+        ),
+    ] = None,
     offload: Annotated[
         Offload, typer.Option(help="GPU memory: hold one network (model) or one layer (sequential) at a time.")
     ] = Offload.NONE,

@@ -47,6 +47,8 @@ def rendered(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, help="Which heads and which noise.")] = 0,
+    world: Annotated[int, typer.Option(min=1, max=2, help="Version of the rendered world.")] = 1,
+    detail: Annotated[bool, typer.Option("--detail/--plain", help="With the portrait's detail, as `animate`.")] = True,
     cross: Annotated[bool, typer.Option("--cross/--no-cross", help="Also portraits with other heads' clips.")] = True,
     interval: Annotated[int | None, typer.Option("--N", min=1, help="Also with the cache: one full step in N.")] = None,
     order: Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")] = 2,
@@ -81,6 +83,8 @@ def rendered(
         guidance=recommended_guidance(folder) if guidance is None else guidance,
         cache=None if interval is None else _cache(interval, order, cut),
         cross=cross,
+        detail=detail,
+        world=world,
     )
     with reporter.progress() as on_progress:
         result = reenactment.evaluate_rendered(

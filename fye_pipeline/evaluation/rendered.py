@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fye_pipeline.animate.detail import BentPortraits, with_detail
 from fye_pipeline.animate.session import choose_device, load_model
 from fye_pipeline.evaluation import metrics, summary
 from fye_pipeline.evaluation.expression import landmark_jitter
@@ -51,7 +52,8 @@ class Plan:
     """What is measured: everything that decides the figures, beside the model.
 
     cache: options of `ticache.apply`, None to leave the cached rows out. cross: also the portrait of one head with the
-    driving clip of another. identity_people: heads that the identity measure is fitted to.
+    driving clip of another. identity_people: heads that the identity measure is fitted to. detail: as `fye animate
+    --detail full`. world: the version of the rendered world.
     """
 
     split: str = "held"
@@ -63,6 +65,8 @@ class Plan:
     cache: dict[str, Any] | None = None
     cross: bool = True
     identity_people: int = FITTED_PEOPLE
+    detail: bool = True
+    world: int = WORLD_VERSION
 
     def __post_init__(self) -> None:
         if self.clips < 2:
@@ -71,14 +75,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """One clip: its truth in [0, 1], the drawn landmarks, its portrait, and the face that the detector finds in both.
+    """One clip: its truth in [0, 1], its portrait, and the face that the detector finds in both.
 
     portrait_face: the portrait's exact landmarks.
     """
 
     clip: RenderedClip
     truth: Video
-    pictures: NDArray[np.uint8]
     track: LandmarkSequence
     portrait: NDArray[np.uint8]
     portrait_face: LandmarkSequence
@@ -93,7 +96,6 @@ def make_case(world: World, plan: Plan, k: int, find: FindFace) -> Case:
     return Case(
         clip=clip,
         truth=clip.frames / 255.0,
-        pictures=draw_sequence(clip.sequence.landmarks, world.size),
         track=track_face(clip.frames, find),
         portrait=portrait.frames[0],
         portrait_face=portrait.sequence,
@@ -138,7 +140,7 @@ def evaluate_rendered(
     conditions = asdict(plan) | {
         "size": size,
         "model_hash": model_hash(model),
-        "world_version": WORLD_VERSION,
+        "world_version": plan.world,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "device": str(model.device),
     }
@@ -149,7 +151,7 @@ def evaluate_rendered(
     if notes.entries:
         logger.info(f"{len(notes.entries)} of {plan.clips} clips were measured before")
     with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
-        world = World(detector.canonical, size=size)
+        world = World(detector.canonical, size=size, version=plan.world)
         identity = fit_identity(
             world,
             detector.detect,
@@ -185,7 +187,7 @@ class ClipEvaluator:
         model = self.model or self.load()
         model.set_progress_bar_config(disable=True)
         with FaceLandmarkDetector(self.face_landmarker, max_faces=1) as detector:
-            world = World(detector.canonical, size=picture_size(model))
+            world = World(detector.canonical, size=picture_size(model), version=self.plan.world)
 
             def measure(name: str) -> Entry:
                 k = int(name)
@@ -202,17 +204,17 @@ class ClipEvaluator:
     def _self(self, model: FollowYourEmojiPipeline, own: Case, other: Case, k: int, find: FindFace) -> dict[str, Entry]:
         """A head's own clip from its portrait, beside the baselines."""
         seed = head_of(self.plan, k)
-        ours, seconds = self._generate(model, own.portrait, own.pictures, seed)
+        landmarks, others = own.clip.sequence.landmarks, other.clip.sequence.landmarks
+        ours, seconds = self._generate(model, own, landmarks, seed)
         videos = {
             "ours": ours,
             "repeat_reference": np.broadcast_to(own.portrait / 255.0, own.truth.shape),
-            "wrong_reference": self._generate(model, other.portrait, own.pictures, seed)[0],
-            "shuffled_landmarks": self._generate(model, own.portrait, other.pictures, seed)[0],
+            "wrong_reference": self._generate(model, other, landmarks, seed)[0],
+            "shuffled_landmarks": self._generate(model, own, others, seed)[0],
         }
-        landmarks = own.clip.sequence.landmarks
         faster = {}
         if self.plan.cache:
-            cached, shorter = self._generate(model, own.portrait, own.pictures, seed, landmarks)
+            cached, shorter = self._generate(model, own, landmarks, seed, cached=True)
             videos["cached"] = cached
             faster = {"psnr_uncached": metrics.psnr(cached, ours), "time_ratio": seconds / shorter}
         face = facial_mask(landmarks, *own.truth.shape[1:3])
@@ -239,8 +241,7 @@ class ClipEvaluator:
         """A portrait with another head's clip: its face must make the driver's expressions and stay itself."""
         seed, size = head_of(self.plan, k), own.truth.shape[1]
         asked = align(own.portrait_face, driver.clip.sequence, size, size)
-        pictures = draw_sequence(asked, size)
-        ours, seconds = self._generate(model, own.portrait, pictures, seed)
+        ours, seconds = self._generate(model, own, asked, seed)
         videos = {
             "ours": ours,
             "repeat_reference": np.broadcast_to(own.portrait / 255.0, own.truth.shape),
@@ -248,7 +249,7 @@ class ClipEvaluator:
         }
         faster = {}
         if self.plan.cache:
-            videos["cached"], shorter = self._generate(model, own.portrait, pictures, seed, asked)
+            videos["cached"], shorter = self._generate(model, own, asked, seed, cached=True)
             faster = {"psnr_uncached": metrics.psnr(videos["cached"], ours), "time_ratio": seconds / shorter}
         wanted = replace(driver.clip.sequence, landmarks=asked)
         rows = {}
@@ -273,44 +274,58 @@ class ClipEvaluator:
     def _generate(
         self,
         model: FollowYourEmojiPipeline,
-        portrait: NDArray[np.uint8],
-        pictures: NDArray[np.uint8],
+        portrait: Case,
+        landmarks: NDArray[np.floating],
         seed: int,
-        cached_landmarks: NDArray | None = None,
+        *,
+        cached: bool = False,
     ) -> tuple[Video, float]:
-        """A video and the seconds it took; with the cache where the landmarks of its region are given."""
+        """A portrait's video with landmarks [F, 478, 3] and the seconds it took, as `fye animate` makes it."""
         run = {"steps": self.plan.steps, "guidance": self.plan.guidance, "seed": seed}
+        face = portrait.portrait_face.landmarks[0]
         began = time.perf_counter()
-        if cached_landmarks is None:
-            return generate(model, portrait, pictures, **run), time.perf_counter() - began
-        region = face_region(cached_landmarks, *pictures.shape[1:3])
+        if not cached:
+            video = generate(model, portrait.portrait, face, landmarks, detail=self.plan.detail, **run)
+            return video, time.perf_counter() - began
         with model.enable_cache(**(self.plan.cache or {})):
-            video = generate(model, portrait, pictures, region=region, **run)
+            video = generate(model, portrait.portrait, face, landmarks, detail=self.plan.detail, region=True, **run)
         return video, time.perf_counter() - began
 
 
 def generate(
     model: FollowYourEmojiPipeline,
     portrait: NDArray[np.uint8],
-    pictures: NDArray[np.uint8],
+    face: NDArray[np.floating],
+    landmarks: NDArray[np.floating],
     *,
     steps: int,
     guidance: float,
     seed: int,
-    region: NDArray[np.float32] | None = None,
+    detail: bool = True,
+    region: bool = False,
 ) -> Video:
-    """One video from a portrait and drawn landmarks. -> [F, H, W, 3] in [0, 1]."""
+    """One video from a portrait [S, S, 3] with its landmarks [478, 3] and those asked for [F, 478, 3].
+
+    detail: lay the portrait's own detail over it, where the model takes the bent portrait. region: tell a cache where
+    the face is. -> [F, S, S, 3] in [0, 1].
+    """
+    size = len(portrait)
+    bent = BentPortraits(portrait, face, landmarks, size) if model.unet.config["bent_hint"] else None
     result = model(
         portrait,
-        pictures,
+        draw_sequence(landmarks, size),
         num_inference_steps=steps,
         guidance_scale=guidance,
-        region=region,
+        region=face_region(landmarks, size, size) if region else None,
+        bent=None if bent is None else bent.stack(0, len(landmarks)),
         generator=torch.Generator().manual_seed(seed),
         output_type="np",
     )
     assert not isinstance(result, tuple)
-    return result.frames[0]
+    made = result.frames[0]
+    if bent is None or not detail:
+        return made
+    return np.stack([with_detail(model, frame, bent, number, portrait) for number, frame in enumerate(made)])
 
 
 def model_hash(model: FollowYourEmojiPipeline) -> str:

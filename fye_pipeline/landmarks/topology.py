@@ -32,6 +32,17 @@ FACE_OUTLINE = (
 )
 CONTOUR = (*FACE_OUTLINE, 251)
 
+# The whole outline of the mesh, in order around the face.
+FACE_OVAL = (
+    *(356, 389, 251, 284, 332, 297, 338, 10, 109, 67, 103, 54, 21, 162, 127, 234, 93, 132),
+    *(58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454),
+)
+# The rim of the mouth's opening, in order around it.
+INNER_LIPS = (
+    *(78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308),
+    *(415, 310, 311, 312, 13, 82, 81, 80, 191),
+)
+
 RIGHT_PUPIL, LEFT_PUPIL = 468, 473
 RIGHT_IRIS = (468, 469, 470, 471, 472)
 LEFT_IRIS = (473, 474, 475, 476, 477)

@@ -33,10 +33,13 @@ class FrameGroupNorm(nn.GroupNorm):
 class DenoisingUNet(UNetMotionModel):
     """`UNetMotionModel` with the same module tree, plus an image prompt, reference tokens and landmark features.
 
-    in_channels: 4 (noisy latents), or 9 (noisy latents, clean latents of the frames that are given, their mask).
+    in_channels: 4 (noisy latents), or 9 (noisy latents, clean latents of the frames that are given, their mask), or 14
+    (with `bent_hint`).
     image_dim: width of the vision tokens. image_prompt: "linear" or "resampler" (see `build_image_prompt`).
     reference_hint: with 9 channels, the reference's latents stand in the clean-latent channels of frames that are not
     given, instead of zeros: small models learn what stays where it is much sooner.
+    bent_hint: five more channels: the latents of the portrait bent to each frame's landmarks, and where it can be
+    trusted; zeros where there is no bent portrait.
     """
 
     __module__ = "fye_pipeline"  # the library that model_index.json names
@@ -73,9 +76,11 @@ class DenoisingUNet(UNetMotionModel):
         prompt_layers: int = 4,
         prompt_heads: int = 12,
         reference_hint: bool = False,
+        bent_hint: bool = False,
     ) -> None:
-        if reference_hint and in_channels < 9:
-            raise ValueError(f"reference_hint needs 9 input channels, got {in_channels}")
+        for name, needed in (("reference_hint", reference_hint * 9), ("bent_hint", bent_hint * 14)):
+            if in_channels < needed:
+                raise ValueError(f"{name} needs {needed} input channels, got {in_channels}")
         layers: Any = layers_per_block  # the parent's annotation knows tuples of one value only
         motion_layers: Any = temporal_transformer_layers_per_block
         super().__init__(

@@ -53,12 +53,13 @@ def build_tiny(
     in_channels: int = 4,
     image_prompt: str = "linear",
     reference_hint: bool = False,
+    bent_hint: bool = False,
     vae: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build every part of the tiny model with random weights; `FollowYourEmojiPipeline(**parts)` takes them.
 
     in_channels: 4, or 9 for a UNet that is also given the clean latents of some frames and their mask.
-    reference_hint: see `DenoisingUNet`; needs 9 channels. image_prompt: "linear" or "resampler".
+    reference_hint, bent_hint: see `DenoisingUNet`; need 9 and 14 channels. image_prompt: "linear" or "resampler".
     vae: arguments of AutoencoderKL that differ from `VAE`.
     The same seed gives the same weights; torch's global generator is left as it was.
     """
@@ -82,6 +83,7 @@ def build_tiny(
                 **prompt,
                 in_channels=in_channels,
                 reference_hint=reference_hint,
+                bent_hint=bent_hint,
                 motion_num_attention_heads=4,
                 down_block_types=("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion", "DownBlockMotion"),
                 up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),

@@ -79,6 +79,7 @@ class Clip:
     landmark_features: Tensor  # [1, C, f, h, w]
     region: Tensor | None  # [f, H, W]
     given: Given | None = None
+    bent: Tensor | None = None  # [1, 5, f, h, w]: latents of the bent portrait, and where it can be trusted
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,17 @@ class Conditions:
     dilation: Dilation = "auto"  # of the early steps, where the picture is larger than the trained one
 
 
-def cut_clip(window: Window, features: Tensor, region: Tensor | None) -> Clip:
-    """Cut one window's share out of the video's landmark features [1, C, F, h, w] and region [F, H, W]."""
+def cut_clip(window: Window, features: Tensor, region: Tensor | None, bent: Tensor | None = None) -> Clip:
+    """Cut one window's share out of the video's landmark features [1, C, F, h, w], region [F, H, W] and bent portraits
+    [1, 5, F, h, w].
+    """
     index = torch.tensor(window.frames, device=features.device)
     return Clip(
         index=index,
         weights=torch.tensor(window.weights, device=features.device),
         landmark_features=features[:, :, index],
         region=None if region is None else region.to(index.device)[index],
+        bent=None if bent is None else bent[:, :, index],
     )
 
 
@@ -126,6 +130,23 @@ def encode_landmarks(pipe: Components, pictures: np.ndarray, chunk: int = 32) ->
         part = torch.tensor(pictures[start : start + chunk]).to(pipe._execution_device, encoder.dtype) / 255
         features.append(encoder(part.permute(3, 0, 1, 2)[None]))
     return torch.cat(features, dim=2)
+
+
+def encode_bent(pipe: Components, pictures: np.ndarray | None, chunk: int = 8) -> Tensor | None:
+    """Encode bent portraits, uint8 RGBA [F, H, W, 4], whose alpha says where they can be trusted. -> [1, 5, F, h, w].
+
+    None where there are none, or where the UNet has no channels for them.
+    """
+    if pictures is None or not pipe.unet.config["bent_hint"]:
+        return None
+    vae = pipe.vae
+    hints = []
+    for start in range(0, len(pictures), chunk):
+        part = torch.tensor(pictures[start : start + chunk]).permute(0, 3, 1, 2).to(pipe._execution_device, vae.dtype)
+        latents = vae.encode(part[:, :3] / 127.5 - 1, return_dict=False)[0].mean * vae.config["scaling_factor"]
+        trust = torch.nn.functional.interpolate(part[:, 3:] / 255, size=latents.shape[-2:], mode="area")
+        hints.append(torch.cat([latents, trust], dim=1))
+    return torch.cat(hints).transpose(0, 1)[None].to(pipe.unet.dtype)
 
 
 def decode_frames(pipe: Components, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
@@ -208,7 +229,9 @@ def predict(pipe: Components, latents: Tensor, timestep: Tensor, conditions: Con
     for clip in conditions.clips:
         pipe.tell_region(clip.region)
         prediction = unet(
-            with_given_frames(batch[:, :, clip.index], unet.config["in_channels"], conditions.hint, clip.given),
+            with_given_frames(
+                batch[:, :, clip.index], unet.config["in_channels"], conditions.hint, clip.given, clip.bent
+            ),
             timestep,
             encoder_hidden_states=conditions.image_tokens,
             reference_tokens=conditions.reference_tokens,
@@ -220,19 +243,29 @@ def predict(pipe: Components, latents: Tensor, timestep: Tensor, conditions: Con
     return (total / weight[:, None, None]).to(latents.dtype)
 
 
-def with_given_frames(latents: Tensor, channels: int, hint: Tensor | None = None, given: Given | None = None) -> Tensor:
+def with_given_frames(
+    latents: Tensor,
+    channels: int,
+    hint: Tensor | None = None,
+    given: Given | None = None,
+    bent: Tensor | None = None,
+) -> Tensor:
     """Fill up to the UNet's input channels, as in training. [B, 4, F, h, w] -> [B, channels, F, h, w].
 
-    The clean latents of frames that are not given are `hint` [1 or B, 4, h, w], or zeros; their mask is zero.
+    The clean latents of frames that are not given are `hint` [1 or B, 4, h, w], or zeros; their mask is zero. bent
+    [1, 5, F, h, w]: the bent portraits behind them, or zeros.
     """
-    missing = channels - latents.shape[1]
+    own = latents.shape[1]
+    missing = channels - own
     if not missing:
         return latents
     known = latents.new_zeros(len(latents), missing, *latents.shape[2:])
     if hint is not None:
-        known[:, : hint.shape[1]] = hint[:, :, None]
+        known[:, :own] = hint[:, :, None]
     if given is not None:
         mask = given.mask[:, None, None]
-        known[:, :-1] = torch.where(mask, given.latents, known[:, :-1])
-        known[:, -1] = mask.to(known.dtype)
+        known[:, :own] = torch.where(mask, given.latents, known[:, :own])
+        known[:, own] = mask.to(known.dtype)
+    if bent is not None:
+        known[:, own + 1 :] = bent
     return torch.cat([latents, known], dim=1)

@@ -33,6 +33,17 @@ def check_landmarks(landmarks: Sequence[np.ndarray] | np.ndarray, cell: int) -> 
     return pictures
 
 
+def check_bent(bent: Sequence[np.ndarray] | np.ndarray | None, landmarks: np.ndarray) -> np.ndarray | None:
+    """Check bent portraits, RGBA of the landmark pictures' count and size. -> uint8 [F, H, W, 4]; UserError."""
+    if bent is None:
+        return None
+    pictures = np.ascontiguousarray(bent)
+    expected = (*landmarks.shape[:3], 4)
+    if pictures.dtype != np.uint8 or pictures.shape != expected:
+        raise UserError(f"bent must be uint8 {list(expected)}, got {pictures.dtype} {list(pictures.shape)}")
+    return pictures
+
+
 def check_region(region: np.ndarray | Tensor | None, frames: int) -> Tensor | None:
     """Check a region, [F, H, W] with one mask per frame. Raises UserError with the shape that came."""
     if region is None:

@@ -29,6 +29,7 @@ from fye_pipeline.sampling.denoise import (
     Given,
     decode_frames,
     denoise,
+    encode_bent,
     encode_landmarks,
     prepare_conditions,
 )
@@ -50,12 +51,14 @@ class ByFrame(Protocol):
 
 @dataclass(frozen=True)
 class Video:
-    """What is generated. `landmarks` and `region` give one frame's picture [H, W, 3] and mask [H', W'] by its index."""
+    """What is generated. `landmarks`, `region` and `bent` give one frame's picture [H, W, 3], mask [H', W'] and
+    bent portrait [H, W, 4] by its index."""
 
     portrait: Image.Image  # as large as the landmark pictures
     image_tokens: Tensor | None
     landmarks: ByFrame
     region: ByFrame | None
+    bent: ByFrame | None
     plan: list[PlannedClip]
     seed: int
     num_inference_steps: int
@@ -72,12 +75,13 @@ class Video:
 class ClipInputs:
     """A clip of the plan with what it is made from, and whether the store holds it already.
 
-    pictures: landmarks, uint8 [f, H, W, 3]. region: [f, H', W']. digest: of both.
+    pictures: landmarks, uint8 [f, H, W, 3]. region: [f, H', W']. bent: uint8 [f, H, W, 4]. digest: of all.
     """
 
     clip: PlannedClip
     pictures: np.ndarray
     region: Tensor | None
+    bent: np.ndarray | None
     digest: str
     finished: bool
 
@@ -112,6 +116,7 @@ class ClipMaker:
             landmark_features=encode_landmarks(pipe, inputs.pictures).to(dtype),
             region=None if inputs.region is None else inputs.region.to(device),
             given=given,
+            bent=encode_bent(pipe, inputs.bent),
         )
         # Given frames are noised as in training, whatever the samples begin from.
         latents = given.hold(noise * pipe.noise_scale * scheduler.init_noise_sigma, scheduler, scheduler.timesteps[0])
@@ -143,6 +148,7 @@ def generate(
     seams: bool = True,
     dilation: Dilation = "auto",
     region: Sequence[Any] | np.ndarray | Tensor | Callable[[int], np.ndarray | Tensor] | None = None,
+    bent: Sequence[np.ndarray] | np.ndarray | Callable[[int], np.ndarray] | None = None,
     image_tokens: Tensor | None = None,
     start: int = 0,
     decode_chunk_size: int = 1,
@@ -155,7 +161,7 @@ def generate(
     the same time. The folder may be deleted when the video is complete. Noise depends on the seed and the clip's place
     alone.
 
-    landmarks, region: what `FollowYourEmojiPipeline` takes, or a function from a frame's index to its picture or mask,
+    landmarks, region, bent: what `FollowYourEmojiPipeline` takes, or a function from a frame's index to its picture,
         called for one clip at a time, and then with `frames`, the length of the video. They must give the same again.
     window: the most frames that the UNet sees together, 16 by default. seams: see `plan_clips`.
     dilation: as for the pipeline. start: frames that the caller already has; they are not decoded again.
@@ -165,6 +171,8 @@ def generate(
     count, window = _count_frames(landmarks, frames), window or clip_length(pipe)
     if region is not None and not callable(region) and len(region) < count:
         raise UserError(f"region must have one mask for each of the {count} frames, got {len(region)}")
+    if bent is not None and not callable(bent) and len(bent) < count:
+        raise UserError(f"bent must have one picture for each of the {count} frames, got {len(bent)}")
     by_frame = _by_frame(landmarks)
     first = check_landmarks(np.asarray(by_frame[0])[None], pipe.vae_scale_factor)
     video = Video(
@@ -172,6 +180,7 @@ def generate(
         image_tokens=image_tokens,
         landmarks=by_frame,
         region=None if region is None else _by_frame(region),
+        bent=None if bent is None else _by_frame(bent),
         plan=plan_video(pipe, count, window, seams=seams),
         seed=draw_seed(Generator().manual_seed(seed)),
         num_inference_steps=num_inference_steps,
@@ -255,8 +264,9 @@ def _inputs_of(clip: PlannedClip, video: Video, store: ClipStore) -> ClipInputs:
     pictures = np.stack([_landmark_picture(video, frame) for frame in clip.frames])
     masks = [] if video.region is None else [torch.as_tensor(video.region[frame]) for frame in clip.frames]
     region = torch.stack([mask.to("cpu", torch.float32) for mask in masks]) if masks else None
-    digest = digest_of(pictures, region)
-    return ClipInputs(clip, pictures, region, digest, store.holds(clip, digest))
+    bent = None if video.bent is None else np.stack([_bent_picture(video, frame) for frame in clip.frames])
+    digest = digest_of(pictures, region) if bent is None else digest_of(pictures, region, bent)
+    return ClipInputs(clip, pictures, region, bent, digest, store.holds(clip, digest))
 
 
 def _landmark_picture(video: Video, frame: int) -> np.ndarray:
@@ -266,6 +276,17 @@ def _landmark_picture(video: Video, frame: int) -> np.ndarray:
         raise UserError(
             f"the landmark picture of frame {frame} must be uint8 {list(size)} like the first, "
             f"got {picture.dtype} {list(picture.shape)}"
+        )
+    return picture
+
+
+def _bent_picture(video: Video, frame: int) -> np.ndarray:
+    assert video.bent is not None
+    picture = np.asarray(video.bent[frame])
+    size = (video.portrait.height, video.portrait.width, 4)
+    if picture.shape != size or picture.dtype != np.uint8:
+        raise UserError(
+            f"the bent portrait of frame {frame} must be uint8 {list(size)}, got {picture.dtype} {list(picture.shape)}"
         )
     return picture
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -16,10 +16,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Indexed
 
+from fye_pipeline.landmarks.bend import Bender
 from fye_pipeline.landmarks.drawing import Style, draw_sequence, expression_mask, facial_mask, reduce_mask
+from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.training.config import PhaseConfig
 
 ENCODED_TOGETHER = 8  # pictures that the autoencoder sees at once
+NOT_BENT = 0.08  # share of the samples without a bent portrait
+EMPTY = np.array([128, 128, 128, 0], np.uint8)  # what stands in its place: grey that is not to be trusted
+TREMBLE = 0.003  # of landmarks, in picture widths
 AHEAD = 2  # batches that each worker holds ready
 
 
@@ -29,7 +34,9 @@ class Batch:
 
     clean [B, 4, F, h, w], reference [B, 4, h, w]: scaled latents, or None and pixels [B, 1 + F, 3, H, W] in [-1, 1],
     the reference first, from which the step encodes them; prompt_pixels [B, 3, p, p] for the image encoder;
-    landmarks [B, 3, F, H, W] in [0, 1]; expression, face [B, F, h, w]: masks reduced to the latent grid.
+    landmarks [B, 3, F, H, W] in [0, 1]; expression, face [B, F, h, w]: masks reduced to the latent grid; bent
+    [B, 5, F, h, w]: latents of the bent portraits and where they can be trusted, or None, and bent_pixels
+    [B, F, 4, H, W], their pictures in [-1, 1] and trust in [0, 1], from which the step encodes them.
     """
 
     clean: Tensor | None
@@ -39,6 +46,8 @@ class Batch:
     expression: Tensor
     face: Tensor
     pixels: Tensor | None = None
+    bent: Tensor | None = None
+    bent_pixels: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -49,12 +58,16 @@ class Batch:
     @torch.no_grad()
     def encoded(self, vae: Any) -> Batch:
         """The batch with latents: as it is where it brings them, else encoded from its pictures, on their device."""
-        if self.pixels is None:
-            return self
-        flat = self.pixels.flatten(0, 1)
-        mean = torch.cat([vae.encode(part).latent_dist.mean for part in flat.split(ENCODED_TOGETHER)])
-        latents = (mean * vae.config["scaling_factor"]).unflatten(0, self.pixels.shape[:2])
-        return replace(self, reference=latents[:, 0], clean=latents[:, 1:].transpose(1, 2), pixels=None)
+        batch = self
+        if self.pixels is not None:
+            latents = _encode(vae, self.pixels)
+            batch = replace(batch, reference=latents[:, 0], clean=latents[:, 1:].transpose(1, 2), pixels=None)
+        if self.bent_pixels is not None:
+            latents = _encode(vae, self.bent_pixels[:, :, :3]).transpose(1, 2)
+            trust = reduce_mask(self.bent_pixels[:, :, 3], *latents.shape[-2:])[:, None]
+            latents = latents * (trust.amax((1, 2, 3, 4), keepdim=True) > 0)  # without a bent portrait: zeros
+            batch = replace(batch, bent=torch.cat([latents, trust], dim=1), bent_pixels=None)
+        return batch
 
 
 class BatchSource(Protocol):
@@ -80,6 +93,13 @@ class BatchSource(Protocol):
         ...
 
 
+def _encode(vae: Any, pixels: Tensor) -> Tensor:
+    """Scaled posterior means. [B, F, 3, H, W] in [-1, 1] -> [B, F, 4, h, w]."""
+    parts = pixels.flatten(0, 1).split(ENCODED_TOGETHER)
+    mean = torch.cat([vae.encode(part).latent_dist.mean for part in parts])
+    return (mean * vae.config["scaling_factor"]).unflatten(0, pixels.shape[:2])
+
+
 def to_tensor(frames: NDArray[np.uint8]) -> Tensor:
     """uint8 [..., H, W, 3] -> float [..., 3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3))).float() / 127.5 - 1
@@ -89,11 +109,15 @@ class Conditions:
     """How landmarks and references become what the model is fed.
 
     size, cell: pixels and latents on a side. style: what the landmark pictures show (Table 4's ablations).
+    bent: whether references are also bent to the targets' landmarks.
     """
 
-    def __init__(self, feature_extractor: Any, size: int, cell: int, style: Style = "expression") -> None:
-        self.size, self.cell = size, cell
+    def __init__(
+        self, feature_extractor: Any, size: int, cell: int, style: Style = "expression", *, bent: bool = False
+    ) -> None:
+        self.size, self.cell, self.bent = size, cell, bent
         self.style: Style = style
+        self.canonical = CanonicalFace.load()
         self.prompt_size = int(feature_extractor.crop_size["height"])
         self.mean = torch.tensor(feature_extractor.image_mean).reshape(1, 3, 1, 1)
         self.std = torch.tensor(feature_extractor.image_std).reshape(1, 3, 1, 1)
@@ -106,11 +130,36 @@ class Conditions:
             clean=latents.get("clean"),
             reference=latents.get("reference"),
             pixels=latents.get("pixels"),
+            bent_pixels=latents.get("bent_pixels"),
             prompt_pixels=self.prompt(to_tensor(references)),
             landmarks=torch.from_numpy(pictures).permute(0, 4, 1, 2, 3).float() / 255,
             expression=reduce_mask(torch.from_numpy(expression_mask(marks, size, size)), cell, cell),
             face=reduce_mask(torch.from_numpy(facial_mask(marks, size, size)), cell, cell),
         )
+
+    def bend(
+        self, references: NDArray[np.uint8], own: NDArray, marks: NDArray, seeds: Sequence[Sequence[int]]
+    ) -> Tensor | None:
+        """References [B, H, W, 3] with landmarks [B, 478, 3], bent to landmarks [B, F, 478, 3]. -> [B, F, 4, H, W].
+
+        A sample's seed decides how its landmarks tremble, as a detector's do, so that the model does not take the bent
+        portrait for the truth to the pixel, and whether it has none at all.
+        """
+        if not self.bent:
+            return None
+        rows = []
+        for picture, points, targets, seed in zip(references, own, marks, seeds, strict=True):
+            rng = np.random.default_rng([8, *seed])
+            if rng.random() < NOT_BENT:
+                rows.append(np.zeros((len(targets), *picture.shape[:2], 4), np.uint8) + EMPTY)
+                continue
+            bender = Bender(points, self.canonical)
+            tremble = np.zeros((len(targets), *points.shape))
+            tremble[..., :2] += rng.normal(0, TREMBLE, 2) + rng.normal(0, TREMBLE / 3, (len(targets), 1, 2))
+            rows.append(np.stack([bender.to(target, self.size).rgba(picture) for target in targets + tremble]))
+        bent = to_tensor(np.stack(rows))
+        bent[:, :, 3] = bent[:, :, 3] / 2 + 0.5
+        return bent
 
     def draw(self, marks: NDArray) -> NDArray[np.uint8]:
         """Landmarks [F, 478, 3] -> landmark pictures, uint8 [F, H, W, 3]."""

@@ -127,11 +127,12 @@ class ClipBatches:
         style: Style = "expression",
         max_stride: int = 4,
         window: int = 16,
+        bent: bool = False,
     ) -> None:
         self.dataset, self.latents, self.seed = dataset, latents, seed
         self.size, self.cell, self.processes = dataset.size, cell, processes
         self.max_stride, self.window = max_stride, window
-        self.conditions = Conditions(feature_extractor, self.size, cell, style)
+        self.conditions = Conditions(feature_extractor, self.size, cell, style, bent=bent)
         self._orders: dict[tuple[int, bool], tuple[list[int], Order]] = {}
 
     def draw(
@@ -143,7 +144,7 @@ class ClipBatches:
         Raises `UserError` where no clip is long enough.
         """
         usable, order = self._order(frames, clips)
-        chosen, references, targets = [], [], []
+        chosen, references, targets, seeds = [], [], [], []
         for row in range(batch)[part]:
             place = (step * self.processes + rank) * batch + row
             clip = usable[order[place]]
@@ -152,7 +153,8 @@ class ClipBatches:
             chosen.append(clip)
             references.append(reference)
             targets.append(numbers)
-        return self._collect(chosen, references, targets)
+            seeds.append((self.seed, int(clips), step, rank, row))
+        return self._collect(chosen, references, targets, seeds)
 
     def examples(self, count: int, shown: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
         """Clips spread over the dataset: first frame, true frames spread over the clip, landmark pictures."""
@@ -188,14 +190,18 @@ class ClipBatches:
         start = int(rng.integers(length - gaps * stride))
         return reference, start + stride * np.arange(frames)
 
-    def _collect(self, clips: list[int], references: list[int], targets: list[NDArray[np.int64]]) -> Batch:
+    def _collect(
+        self, clips: list[int], references: list[int], targets: list[NDArray[np.int64]], seeds: list[tuple[int, ...]]
+    ) -> Batch:
         pairs = list(zip(clips, targets, strict=True))
         marks = np.stack([self.dataset.landmarks(clip, numbers.tolist()) for clip, numbers in pairs])
         pictures = np.stack([self.dataset.frame(c, r) for c, r in zip(clips, references, strict=True)])
+        own = np.stack([self.dataset.landmarks(c, [r])[0] for c, r in zip(clips, references, strict=True)])
+        bent = self.conditions.bend(pictures, own, marks, seeds)
         if self.latents is None:
             frames = np.stack([self.dataset.frames(clip, numbers.tolist()) for clip, numbers in pairs])
             pixels = to_tensor(np.concatenate([pictures[:, None], frames], axis=1))
-            return self.conditions.batch(marks, pictures, pixels=pixels)
+            return self.conditions.batch(marks, pictures, pixels=pixels, bent_pixels=bent)
         clean = np.stack([self.latents.rows(clip, numbers) for clip, numbers in pairs])
         first = [self.latents.rows(c, np.array([r]))[0] for c, r in zip(clips, references, strict=True)]
         return self.conditions.batch(
@@ -203,4 +209,5 @@ class ClipBatches:
             pictures,
             clean=torch.from_numpy(clean).transpose(1, 2),
             reference=torch.from_numpy(np.stack(first)),
+            bent_pixels=bent,
         )

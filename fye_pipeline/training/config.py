@@ -56,11 +56,13 @@ class TrainConfig:
     clip_stride: int = 4  # of a dataset: frames of a training clip are 1 to this many apart
     shuffle_shards: int = 16  # of a dataset: clips are shuffled within this many shards
     heads: int = 3000
+    world: int = 2  # version of the rendered world
     workers: int = 0  # processes that render heads and make batches ahead; 0: the training process itself
     landmark_style: Style = "expression"  # Table 4's ablations: with-contour, without-pupils, plain
-    in_channels: int = 9
+    in_channels: int = 14
     image_prompt: str = "linear"
     reference_hint: bool = True  # the reference's latents in the clean-latent channels of frames that are not given
+    bent_hint: bool = True  # the portrait bent to each frame's landmarks, in five more channels
     train_image_encoder: bool = True  # phase I; False where it comes trained
     train_conv_in: bool = True  # phase II, where frames can be given; False: the motion modules alone
     vae_seconds: float = 1150.0
@@ -229,6 +231,8 @@ PAPER: dict[str, Any] = {
     "name": "paper",
     "needs": ("init", "dataset"),
     "reference_hint": False,
+    "in_channels": 9,
+    "bent_hint": False,
     "train_image_encoder": False,
     "mixed_precision": "bf16",
     "gradient_checkpointing": True,

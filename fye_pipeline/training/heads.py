@@ -21,7 +21,7 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import Style
 from fye_pipeline.storage.files import weights_hash
 from fye_pipeline.training.batches import Batch, Conditions, to_tensor
-from fye_pipeline.world import WORLD_VERSION, World
+from fye_pipeline.world import World
 
 PORTRAITS = 2
 CLIP = 16
@@ -57,7 +57,7 @@ class HeadData:
 
 def render_heads(world: World, folder: Path, identities: int, *, split: str = "train", jobs: int = 1) -> HeadData:
     """Render `identities` heads of a split into a folder, by `jobs` processes, or reuse what is there already."""
-    meta = Meta(WORLD_VERSION, world.seed, split, world.size, identities)
+    meta = Meta(world.version, world.seed, split, world.size, identities)
     path = folder / META
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) == asdict(meta):
         return HeadData(folder)
@@ -124,10 +124,12 @@ class HeadBatches:
         feature_extractor: Any,
         seed: int,
         style: Style = "expression",
+        *,
+        bent: bool = False,
     ) -> None:
         self.data, self.latents, self.seed = data, latents, seed
         self.size, self.cell = data.meta.size, latents.shape[-1]
-        self.conditions = Conditions(feature_extractor, self.size, self.cell, style)
+        self.conditions = Conditions(feature_extractor, self.size, self.cell, style, bent=bent)
 
     def draw(
         self, batch: int, frames: int, step: int, rank: int = 0, *, clips: bool, part: slice = slice(None)
@@ -148,7 +150,8 @@ class HeadBatches:
             references.append(reference)
             chosen = range(PORTRAITS, PORTRAITS + frames) if clips else rng.choice(others, frames, replace=False)
             targets.append(list(chosen))
-        return self._collect(heads[part], np.array(references)[part], np.array(targets)[part])
+        seeds = [(self.seed, int(clips), step, rank, row) for row in range(batch)]
+        return self._collect(heads[part], np.array(references)[part], np.array(targets)[part], seeds[part])
 
     def examples(self, count: int, shown: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
         """The first heads: portrait, true frames, landmark pictures."""
@@ -157,14 +160,22 @@ class HeadBatches:
             portrait = np.ascontiguousarray(self.data.frames[head, 0])
             yield portrait, self.data.frames[head, part], self.conditions.draw(self.data.landmarks[head, part])
 
-    def _collect(self, heads: NDArray[np.int64], references: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
+    def _collect(
+        self,
+        heads: NDArray[np.int64],
+        references: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        seeds: list[tuple[int, ...]],
+    ) -> Batch:
         pairs = list(zip(heads, targets, strict=True))
         marks = np.stack([self.data.landmarks[head, takes] for head, takes in pairs])  # [B, F, 478, 3]
         clean = np.stack([self.latents[head, takes] for head, takes in pairs]).astype(np.float32)
         pictures = np.stack([self.data.frames[h, r] for h, r in zip(heads, references, strict=True)])
+        own = np.stack([self.data.landmarks[h, r] for h, r in zip(heads, references, strict=True)])
         return self.conditions.batch(
             marks,
             pictures,
             clean=torch.from_numpy(clean).transpose(1, 2),
             reference=torch.from_numpy(self.latents[heads, references].astype(np.float32)),
+            bent_pixels=self.conditions.bend(pictures, own, marks, seeds),
         )

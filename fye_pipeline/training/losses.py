@@ -79,13 +79,17 @@ def draw_given_frames(
     return given
 
 
-def with_given_frames(noisy: Tensor, clean: Tensor, given: Tensor, hint: Tensor | None = None) -> Tensor:
-    """Append masked clean latents and their mask. [B, 4, F, h, w] x2, [B, F] -> [B, 9, F, h, w].
+def with_given_frames(
+    noisy: Tensor, clean: Tensor, given: Tensor, hint: Tensor | None = None, bent: Tensor | None = None
+) -> Tensor:
+    """Append masked clean latents and their mask. [B, 4, F, h, w] x2, [B, F] -> [B, 9, F, h, w], or 14 with `bent`.
 
     hint [B, 4, h, w]: what stands in place of the clean latents of frames that are not given (default: zeros).
+    bent [B, 5, F, h, w]: latents of the bent portraits, and where they can be trusted.
     """
     mask = given[:, None, :, None, None].to(clean)
     known = clean * mask
     if hint is not None:
         known = known + hint[:, :, None] * (1 - mask)
-    return torch.cat([noisy, known, mask.expand(-1, 1, -1, *clean.shape[-2:])], dim=1)
+    more = [] if bent is None else [bent]
+    return torch.cat([noisy, known, mask.expand(-1, 1, -1, *clean.shape[-2:]), *more], dim=1)

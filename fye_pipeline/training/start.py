@@ -47,7 +47,7 @@ def open_run(
         dataset = Dataset(config.dataset)
         report(f"dataset: {len(dataset)} clips of {dataset.size} pixels in {config.dataset}")
         return _clip_batches(config, dataset, parts, folder, accelerator, seed, report), parts
-    world = World(CanonicalFace.load(), seed=config.seed)
+    world = World(CanonicalFace.load(), seed=config.seed, version=config.world)
     with accelerator.main_process_first():
         report(f"heads: {config.heads} in {folder}")
         data = render_heads(world, folder, config.heads, jobs=config.workers)
@@ -56,7 +56,8 @@ def open_run(
     parts["vae"].to(accelerator.device)
     with accelerator.main_process_first():
         latents = encode_heads(parts["vae"], data, folder)
-    return HeadBatches(data, latents, parts["feature_extractor"], seed, config.landmark_style), parts
+    bent = parts["unet"].config["bent_hint"]
+    return HeadBatches(data, latents, parts["feature_extractor"], seed, config.landmark_style, bent=bent), parts
 
 
 def _clip_batches(
@@ -91,6 +92,7 @@ def _clip_batches(
         style=config.landmark_style,
         max_stride=config.clip_stride,
         window=config.shuffle_shards,
+        bent=parts["unet"].config["bent_hint"],
     )
 
 
@@ -122,21 +124,26 @@ def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[
             in_channels=config.in_channels,
             image_prompt=config.image_prompt,
             reference_hint=config.reference_hint,
+            bent_hint=config.bent_hint,
         )
     else:
         folder = SHIPPED_MODEL if config.init == SHIPPED else model_folder(Path(config.init))
         parts = dict(FollowYourEmojiPipeline.from_pretrained(folder).components)
-        parts["unet"] = widened(parts["unet"], config.in_channels, reference_hint=config.reference_hint)
+        hints = {"reference_hint": config.reference_hint, "bent_hint": config.bent_hint}
+        parts["unet"] = widened(parts["unet"], config.in_channels, **hints)
     if config.motion_init is not None:
         report(load_motion(parts["unet"], Path(config.motion_init)))
     return parts
 
 
-def widened(unet: DenoisingUNet, in_channels: int, *, reference_hint: bool) -> DenoisingUNet:
+def widened(
+    unet: DenoisingUNet, in_channels: int, *, reference_hint: bool = False, bent_hint: bool = False
+) -> DenoisingUNet:
     """The UNet with at least `in_channels` inputs: itself, or one with new columns of zeros in `conv_in`."""
     if unet.config["in_channels"] >= in_channels:
         return unet
-    config = {**unet.config, "in_channels": in_channels, "reference_hint": reference_hint}
+    config = {**unet.config, "in_channels": in_channels, "reference_hint": reference_hint, "bent_hint": bent_hint}
+    config.pop("_use_default_values", None)  # diffusers would put back what an older folder did not name
     wide = DenoisingUNet.from_config(config)
     assert isinstance(wide, DenoisingUNet)
     state = unet.state_dict()

@@ -29,7 +29,7 @@ class PortraitModel(nn.Module):
         self.unet = parts["unet"]
 
     def forward(self, sample: Tensor, timesteps: Tensor, batch: Batch, keep: Tensor) -> Tensor:
-        """Predict v. sample [B, 4 or 9, F, h, w], timesteps [B], keep [B] (False: no reference) -> [B, 4, F, h, w].
+        """Predict v. sample [B, 4, 9 or 14, F, h, w], timesteps [B], keep [B] (False: no reference) -> [B, 4, F, h, w].
 
         The F frames of a sample share its reference and timestep.
         """
@@ -150,7 +150,7 @@ class Stepper:
         sample = self.noises.add_noise(batch.clean, noise, timesteps)
         if self.given:
             # Like the landmarks, the hint is never dropped: guidance strengthens the reference's tokens and the prompt.
-            sample = with_given_frames(sample, batch.clean, given, batch.reference if self.hint else None)
+            sample = with_given_frames(sample, batch.clean, given, batch.reference if self.hint else None, batch.bent)
         with self.accelerator.autocast():
             predicted = self.model(sample, timesteps, batch, keep)
         return training_loss(

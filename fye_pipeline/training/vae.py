@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -15,12 +16,15 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from fye_pipeline.landmarks.drawing import expression_mask
 from fye_pipeline.training.batches import to_tensor
 from fye_pipeline.training.heads import HeadData
+from fye_pipeline.world.textures import PATTERNS, camera, natural_picture, to_bytes
 
 CARRIED = 8  # channels that carry the picture through the network at first
 
@@ -40,6 +44,10 @@ class VaeConfig:
     expression_weight: float = 3.0
     ema: float = 0.998
     decoder_only: bool = False  # latents stay what they are: for a decoder that goes on learning after the UNet
+    picture_share: float = 0.0  # share of the batch that are natural pictures in place of rendered heads
+    textured_share: float = 0.0  # share of the rendered heads that are laid over with a texture
+    ssim_weight: float = 0.0  # of 1 - SSIM
+    keep_weight: float = 0.0  # of the squared change of rendered heads' latents, for a UNet that knows them
     latent_noise: float = 0.0  # added to the latents before decoding, in standard deviations
     seed: int = 0
 
@@ -63,12 +71,35 @@ def reconstruction_loss(output: Tensor, target: Tensor, weight: Tensor, gradient
     return loss
 
 
-def draw_batch(data: HeadData, config: VaeConfig, rng: np.random.Generator, crop: int) -> tuple[Tensor, Tensor]:
-    """Random crops, three in four around the expression. -> pictures [B, 3, crop, crop], weights [B, 1, crop, crop]."""
+def natural_pictures(count: int, size: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Pictures with the statistics of photographs, some of less contrast. -> [count, size, size, 3]."""
+    pictures = np.empty((count, size, size, 3), np.uint8)
+    for number in range(count):
+        rng = np.random.default_rng([10, seed, number])
+        drawn = natural_picture(size, rng).astype(np.float32)
+        mean = drawn.mean((0, 1))
+        pictures[number] = (mean + (drawn - mean) * rng.uniform(0.35, 1.0) + 0.5).astype(np.uint8)
+    return pictures
+
+
+def draw_batch(
+    data: HeadData, config: VaeConfig, rng: np.random.Generator, crop: int, natural: NDArray[np.uint8] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random crops, of heads three in four around the expression, some of natural pictures [M, H, W, 3].
+
+    -> pictures [B, 3, crop, crop], weights [B, 1, crop, crop], and which are untouched heads [B].
+    """
     size = data.meta.size
     count = config.batch if crop < size else max(config.batch * crop * crop // (size * size) // 4, 4)
-    pictures, weights = [], []
+    pictures, weights, heads = [], [], []
     for _ in range(count):
+        if natural is not None and rng.random() < config.picture_share:
+            y, x = rng.integers(0, size - crop + 1, 2)
+            picture = natural[rng.integers(len(natural)), y : y + crop, x : x + crop]
+            pictures.append(picture[:, ::-1] if rng.random() < 0.5 else picture)
+            weights.append(np.ones((crop, crop)))
+            heads.append(False)
+            continue
         head, take = rng.integers(len(data)), rng.integers(data.frames.shape[1])
         landmarks = data.landmarks[head, take]
         corner = rng.integers(0, size - crop + 1, 2)
@@ -77,9 +108,20 @@ def draw_batch(data: HeadData, config: VaeConfig, rng: np.random.Generator, crop
             corner = np.clip(np.round(focus - crop / 2 + rng.uniform(-crop / 4, crop / 4, 2)), 0, size - crop)
         x, y = int(corner[0]), int(corner[1])
         mask = expression_mask(landmarks, size, size, radius=1 / 40)[y : y + crop, x : x + crop]
-        pictures.append(data.frames[head, take, y : y + crop, x : x + crop])
+        picture = data.frames[head, take, y : y + crop, x : x + crop]
+        textured = rng.random() < config.textured_share
+        pictures.append(_lay_over(picture, rng) if textured else picture)
+        heads.append(not textured)
         weights.append(1 + config.expression_weight * mask)
-    return to_tensor(np.stack(pictures)), torch.from_numpy(np.stack(weights)).float()[:, None]
+    weight = torch.from_numpy(np.stack(weights)).float()[:, None]
+    return to_tensor(np.stack(pictures)), weight, torch.tensor(heads)
+
+
+def _lay_over(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A texture over the whole picture, then what a camera adds."""
+    pattern = PATTERNS[rng.integers(len(PATTERNS))](len(picture), rng)[..., None] - 0.5
+    tint = rng.uniform(0.3, 1, 3) * rng.uniform(0.1, 0.9)
+    return camera(to_bytes(picture / 255 * (1 + pattern * tint)), rng)
 
 
 def train_vae(
@@ -90,6 +132,7 @@ def train_vae(
     *,
     on_progress: Callable[[str], None] = print,
     resume: bool = False,
+    natural: NDArray[np.uint8] | None = None,
 ) -> Any:
     """Train for `config.seconds` of wall time; writes `last.pt` every minute and returns the averaged weights."""
     output.mkdir(parents=True, exist_ok=True)
@@ -101,6 +144,7 @@ def train_vae(
     for parameter in trained or []:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained or vae.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    former = copy.deepcopy(vae.encoder), copy.deepcopy(vae.quant_conv)
     average = {name: value.clone() for name, value in vae.state_dict().items()}
     spent, step, saved, running = 0.0, 0, 0.0, 0.0
     checkpoint = output / "last.pt"
@@ -117,12 +161,21 @@ def train_vae(
         for group in optimizer.param_groups:
             group["lr"] = warm * (config.lr_end + (config.lr - config.lr_end) * (1 + math.cos(math.pi * share)) / 2)
         crop = config.crop if share < config.whole_from else data.meta.size
-        pictures, weight = (drawn.to(vae.device) for drawn in draw_batch(data, config, rng, crop))
+        drawn = draw_batch(data, config, rng, crop, natural)
+        pictures, weight, heads = (each.to(vae.device) for each in drawn)
         posterior = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
         latents = posterior.mean if config.decoder_only else posterior.sample()
         decoded = vae.decode(latents + config.latent_noise * torch.randn_like(latents)).sample
         kl = -0.5 * (1 + posterior.logvar - posterior.mean**2 - posterior.var).mean()
         loss = reconstruction_loss(decoded, pictures, weight, config.gradient_weight) + config.kl_weight * kl
+        if config.ssim_weight:
+            similar = structural_similarity_index_measure(decoded, pictures, data_range=2.0)
+            assert isinstance(similar, Tensor)
+            loss = loss + config.ssim_weight * (1 - similar)
+        if config.keep_weight and heads.any():
+            with torch.no_grad():
+                before = former[1](former[0](pictures[heads]))[:, : latents.shape[1]]
+            loss = loss + config.keep_weight * ((posterior.mean[heads] - before) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -16,9 +16,11 @@ from fye_pipeline.landmarks.geometry import CanonicalFace, weighted_similarity
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.world.anatomy import EXPRESSIONS, Array, Head, Identity, sample_identity
 from fye_pipeline.world.motion import Motion, demonstration_motion, sample_motion, sample_portrait_motion
+from fye_pipeline.world.overlay import overlay_of
 from fye_pipeline.world.render import Painter, Picture
 
-WORLD_VERSION = 1
+WORLD_VERSION = 1  # what is measured on, and drawn unless another is asked for
+WORLD_VERSIONS = (1, 2)
 SPLITS = {"train": 0, "held": 1, "demo": 2}
 
 # Where each of EXPRESSIONS stands among the face landmarker's 52 scores.
@@ -39,17 +41,22 @@ class World:
     """Heads by split and index. `canonical` is the skeleton of them all.
 
     Splits ("train", "held", "demo") draw from separate streams of seeds, so no identity is in two of them.
+    version: 1, or 2 for heads with far more that must be copied (`overlay.py`); their identities differ too.
     """
 
-    def __init__(self, canonical: CanonicalFace, *, size: int = 128, seed: int = 0) -> None:
+    def __init__(
+        self, canonical: CanonicalFace, *, size: int = 128, seed: int = 0, version: int = WORLD_VERSION
+    ) -> None:
         if size < 16:
             raise ValueError(f"size must be >= 16 pixels, got {size}")
-        self.canonical, self.size, self.seed = canonical, size, seed
+        if version not in WORLD_VERSIONS:
+            raise ValueError(f"version must be one of {WORLD_VERSIONS}, got {version}")
+        self.canonical, self.size, self.seed, self.version = canonical, size, seed, version
 
     def _key(self, split: str, index: int) -> tuple[int, int, int, int]:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        return WORLD_VERSION, self.seed, SPLITS[split], index
+        return self.version, self.seed, SPLITS[split], index
 
     def head(self, split: str, index: int, *, style: str | None = None) -> Head:
         """The head number `index` of a split."""
@@ -78,7 +85,8 @@ class World:
 
     def render(self, head: Head, motion: Motion, *, fps: Fraction | None) -> RenderedClip:
         """Paint a motion and write down its landmarks, metric mesh and pose as the detector would."""
-        painter = Painter(head, self.canonical.triangles, self.size)
+        overlay = overlay_of(head, self.size) if self.version == 2 else None
+        painter = Painter(head, self.canonical.triangles, self.size, overlay)
         rotations = Rotation.from_euler("xyz", motion.rotation * np.array([-1, 1, 1]), degrees=True).as_matrix()
         images, landmarks, meshes, transforms = [], [], [], []
         for k in range(len(motion)):

@@ -21,6 +21,7 @@ from fye_pipeline.world.anatomy import (
     Array,
     Head,
 )
+from fye_pipeline.world.overlay import Overlay
 from fye_pipeline.world.shapes import (
     CIRCLE,
     SUBPIXEL,
@@ -61,12 +62,16 @@ OVAL = [
 class Painter:
     """Draws one identity's frames of size x size pixels; what does not move is prepared once."""
 
-    def __init__(self, head: Head, triangles: NDArray[np.int64], size: int) -> None:
+    def __init__(self, head: Head, triangles: NDArray[np.int64], size: int, overlay: Overlay | None = None) -> None:
         self.head, self.triangles, self.size = head, triangles, size
         self.wide = size * OVERSAMPLE
         identity = head.identity
         self.cartoon = identity.style == "cartoon"
         self.background = background_gradient(identity.background, identity.style, self.wide)
+        self.overlay = overlay
+        if overlay is not None and (behind := overlay.background()) is not None:
+            wide = cv2.resize(behind, (self.wide, self.wide), interpolation=cv2.INTER_CUBIC)
+            self.background = np.asarray(wide, np.uint8)
         light = np.asarray(identity.light)
         self.light = light / np.linalg.norm(light)
         self.blush = blush(head.neutral) * identity.blush
@@ -112,8 +117,8 @@ class Painter:
             self._fringe(image, xy)
         if identity.glasses is not None:
             self._glasses(image, points)
-        small = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
-        return np.asarray(small, np.uint8), landmarks
+        small = np.asarray(cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA), np.uint8)
+        return small if self.overlay is None else self.overlay.lay(small, landmarks), landmarks
 
     def _flat(self, points: Array) -> Array:
         """Head coordinates [P, 3] -> pixels [P, 2] of the oversampled canvas."""

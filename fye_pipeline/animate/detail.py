@@ -1,0 +1,92 @@
+"""Detail that no model has to make: the bent portrait at its full resolution, and over it what the model changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fye_pipeline.landmarks.bend import Bend, Bender
+from fye_pipeline.landmarks.drawing import Landmarks
+from fye_pipeline.sampling.denoise import encode_reference
+
+Picture = NDArray[np.uint8]
+Frame = NDArray[np.float32]
+
+HINT_SCALE = 2  # the hint is bent at this many times the model's size and reduced, which keeps it sharp
+
+
+@dataclass(frozen=True)
+class BentPortraits:
+    """The bent portraits of a sequence, worked out when they are asked for.
+
+    portrait: the square that the model sees, at any size. landmarks: of every frame. size: pixels a side that the model
+    works at.
+    """
+
+    portrait: Picture
+    face: NDArray[np.floating]  # the portrait's own landmarks [478, >= 3] in the square
+    landmarks: Landmarks
+    size: int
+    _bender: Bender = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_bender", Bender(self.face))
+
+    def __getitem__(self, frame: int) -> Picture:
+        """One frame's, as the UNet takes it. -> uint8 RGBA [size, size, 4]."""
+        wide = self.bend(frame, self.size * HINT_SCALE).rgba(self.portrait)
+        return np.asarray(cv2.resize(wide, (self.size, self.size), interpolation=cv2.INTER_AREA), np.uint8)
+
+    def bend(self, frame: int, side: int) -> Bend:
+        """Where a frame's pixels come from, for `side` pixels a side."""
+        return self._bender.to(self.landmarks[frame : frame + 1][0], side)
+
+    def stack(self, start: int, stop: int) -> Picture:
+        """Some frames'. -> uint8 RGBA [n, size, size, 4]."""
+        return np.stack([self[frame] for frame in range(start, stop)])
+
+
+def with_detail(pipe: Any, made: Frame, bent: BentPortraits, frame: int, portrait: Picture) -> Frame:
+    """A frame that the model made, [size, size, 3] in [0, 1], at the resolution of `portrait`, uint8 [S, S, 3].
+
+    What the model changed of the hint is added to the bent portrait; what the portrait cannot show is the model's own;
+    where nothing moved, the portrait stays as it is. -> [S, S, 3].
+    """
+    side = len(portrait)
+    bend = bent.bend(frame, side)
+    known = reconstruct(pipe, bent[frame][..., :3])
+    return compose(bend.apply(portrait), bend.trust, bend.moved, made, known)
+
+
+def compose(sharp: Picture, trust: Frame, moved: Frame, made: Frame, known: Frame) -> Frame:
+    """A bent portrait with what a model changed of it. -> [S, S, 3] in [0, 1].
+
+    sharp [S, S, 3], trust and moved [S, S]: the bent portrait. made, known [s, s, 3]: the model's frame, and what the
+    autoencoder makes of the hint.
+    """
+    side = len(sharp)
+    base = sharp.astype(np.float32) / 255
+    own = _resized(made, side)
+    changed = base + _resized(made - known, side)
+    mixed = own + trust[..., None] * (changed - own)
+    return np.clip(base + moved[..., None] * (mixed - base), 0, 1)
+
+
+@torch.no_grad()
+def reconstruct(pipe: Any, picture: Picture) -> Frame:
+    """What the autoencoder makes of a picture, uint8 [s, s, 3] -> [s, s, 3] in [0, 1]."""
+    latents = encode_reference(pipe, picture)
+    decoded = pipe.vae.decode(latents / pipe.vae.config["scaling_factor"], return_dict=False)[0]
+    return (decoded[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+
+
+def _resized(picture: Frame, side: int) -> Frame:
+    if len(picture) == side:
+        return picture
+    way = cv2.INTER_AREA if len(picture) > side else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, (side, side), interpolation=way), np.float32)

@@ -1,0 +1,358 @@
+"""A portrait bent to other landmarks of its own face: pure geometry, and a mask of what the result can vouch for.
+
+The face mesh is drawn at its new place, triangle by triangle, each pixel looking back to where it came from. Two rings
+around the head move with it as a rigid body; from there to a resting ring the background stretches. Irises keep their
+shape; an open mouth is filled from an open one only. Eq. numbers: none, this is no part of the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fye_pipeline.landmarks.geometry import CanonicalFace, metric_mesh, project, transform
+from fye_pipeline.landmarks.topology import (
+    FACE_OVAL,
+    INNER_LIPS,
+    LEFT_EYE,
+    LEFT_IRIS,
+    N_MESH,
+    RIGHT_EYE,
+    RIGHT_IRIS,
+)
+
+Array = NDArray[np.float64]
+Map = NDArray[np.float32]
+
+_SUBPIXEL = 4  # fractional bits of OpenCV's polygon coordinates
+_SOURCE_SIZE = 1024  # pixels a side, of twice the portrait's side, at which it is looked at what the portrait shows
+_ROWS = 128  # rows of pixels that are looked up together
+_HEAD_CENTRE = np.array([0.0, 0.5, -3.0])  # cm in the canonical pose
+# Rings around the head: shares of the oval's distance from the centre (sides, above, below); how far their depth goes
+# from the oval's own to `_HEAD_BACK`.
+_RINGS = ((1.15, 1.30, 1.02, 0.2), (1.30, 1.60, 1.06, 0.5))
+_HEAD_BACK = -4.0  # cm in the canonical pose
+_STILL = (0.001, 0.008)  # in picture widths: a head that is shifted less than this rests; more, and it moves fully
+_RESTING = 1.9  # of the oval's distance in the picture: from here on nothing moves
+_EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))
+_UNTRUSTED_STRETCH = (1.7, 3.2)  # magnification at which trust begins to fall, and at which nothing is left of it
+_SEEN_EDGE_ON = (0.10, 0.35)  # cosine between a triangle and the line of sight in the portrait: no trust, full trust
+_LOOKS_SHUT = 0.06  # height of the inner lips over their width
+_EYE_SHUT = 0.05  # height of an eye's opening over its width: below it nothing shows between the lids
+_LASHES = 0.08  # share of an eye's opening that belongs to the lids' edges
+_MOVED = (0.002, 0.006)  # shift in picture widths: unmoved up to, moved from
+
+
+@dataclass(frozen=True)
+class Bend:
+    """Where each pixel of a bent portrait comes from, and what is known of it.
+
+    x, y: places in the portrait in 0..1, [S, S]. trust: 1 where the portrait shows what belongs here, 0 where it was
+    hidden or is pulled out of a few pixels. moved: 0 where the bent portrait is the portrait. mouth: where an opened
+    mouth shows what a shut one does not. All float32 [S, S] in [0, 1].
+    """
+
+    x: Map
+    y: Map
+    trust: Map
+    moved: Map
+    mouth: Map
+
+    def apply(self, portrait: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Bend a portrait of any size, uint8 [H, H, 3] -> [S, S, 3]."""
+        side, size = portrait.shape[0], len(self.x)
+        while side >= 2 * size:  # without this, a large portrait would be sampled without averaging
+            portrait = cv2.resize(portrait, (side // 2, side // 2), interpolation=cv2.INTER_AREA)
+            side //= 2
+        bent = cv2.remap(
+            portrait, self.x * side - 0.5, self.y * side - 0.5, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
+        if self.mouth.any():
+            dark = (bent * 0.25).astype(np.float32) + np.float32(8)
+            bent = bent + self.mouth[..., None] * (dark - bent)
+        return np.asarray(np.clip(bent, 0, 255) + 0.5, np.uint8) if bent.dtype != np.uint8 else bent
+
+    def rgba(self, portrait: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The bent portrait with what it can be trusted for as its alpha, uint8 [H, H, 3] -> [S, S, 4]."""
+        return np.dstack([self.apply(portrait), np.uint8(self.trust * 255 + 0.5)])
+
+
+class Bender:
+    """Bends one portrait; its landmarks [478, >= 3] are normalised to the square that is bent."""
+
+    def __init__(self, landmarks: NDArray, canonical: CanonicalFace | None = None) -> None:
+        self._canonical = CanonicalFace.load() if canonical is None else canonical
+        self._landmarks = np.asarray(landmarks, np.float64)
+        self._mesh, self._pose = metric_mesh(self._landmarks, 1, 1, self._canonical)
+        self._triangles = self._canonical.triangles
+        self._oval = list(FACE_OVAL)
+        self._rings = _head_rings(self._mesh[self._oval])
+        points = self._landmarks[:N_MESH, :2]
+        self._resting = _resting_ring(points[self._oval])
+        strips, vertices = _strip_triangles(len(self._oval))
+        self._strips = strips
+        self._source, shown = self._vertices(self._landmarks, self._pose)
+        self._faces = np.concatenate([strips, self._triangles + vertices])
+        self._trust = self._source_trust(shown)
+
+    def to(self, landmarks: NDArray, size: int) -> Bend:
+        """Where the pixels of the portrait bent to landmarks [478, >= 3] come from, for `size` pixels a side."""
+        target = np.asarray(landmarks, np.float64)
+        _, pose = metric_mesh(target, 1, 1, self._canonical)
+        count = len(self._oval)
+        rest = self._source[count : count * (1 + len(_RINGS))].reshape(len(_RINGS), count, 2)
+        vertices, normals = self._vertices(target, pose, rest)
+        drawn, order = self._order(vertices, normals, target)
+        coefficients, stretch = _affine(vertices[drawn], self._source[drawn])
+        low, high = _UNTRUSTED_STRETCH
+        trusted = self._trust[order] * np.clip((high - stretch) / (high - low), 0, 1)
+        number = np.zeros((size, size), np.int32)
+        flat = np.round((vertices[drawn] * size - 0.5) * (1 << _SUBPIXEL)).clip(-(2**28), 2**28).astype(np.int32)
+        for index, triangle in enumerate(flat, 1):
+            cv2.fillConvexPoly(number, triangle, (index, 0, 0, 0), cv2.LINE_8, _SUBPIXEL)
+        # Thin triangles are painted a little beyond their edges, where their maps would lead far away.
+        edge = 1 / size
+        bounds = np.concatenate([self._source[drawn].min(1) - edge, self._source[drawn].max(1) + edge], axis=1)
+        resting = np.array([[1, 0, 0, 0, 1, 0, -1, -1, 2, 2]])
+        table = np.concatenate([resting, np.concatenate([coefficients, bounds], axis=1)]).astype(np.float32)
+        along = (np.arange(size, dtype=np.float32) + 0.5) / size
+        column, row = along[None, :], along[:, None]
+        x, y = np.empty((2, size, size), np.float32)
+        for start in range(0, size, _ROWS):
+            rows = slice(start, start + _ROWS)
+            found = table[number[rows]]  # [rows, S, 10]
+            across = found[..., 0] * column + found[..., 1] * row[rows] + found[..., 2]
+            down = found[..., 3] * column + found[..., 4] * row[rows] + found[..., 5]
+            x[rows] = np.clip(across, found[..., 6], found[..., 8])
+            y[rows] = np.clip(down, found[..., 7], found[..., 9])
+        trust = np.concatenate([[1.0], trusted]).astype(np.float32)[number]
+        mouth = self._open_mouth(target, trust)
+        for eye, iris in _EYES:
+            self._place_eye(target, eye, iris, x, y, trust)
+        shift = np.hypot(x - column, y - row)
+        moved = np.clip((shift - _MOVED[0]) / (_MOVED[1] - _MOVED[0]), 0, 1)
+        blur = max(size / 128, 1)
+        trust = cv2.GaussianBlur(trust, (0, 0), blur)
+        moved = cv2.GaussianBlur(np.maximum(moved, 1 - trust) if moved.any() else moved, (0, 0), 1.5 * blur)
+        return Bend(x, y, np.asarray(trust, np.float32), np.asarray(moved, np.float32), mouth)
+
+    def _vertices(self, landmarks: Array, pose: Array, rest: Array | None = None) -> tuple[Array, Array]:
+        """All vertices in the picture [V, 2], the strips' rings first, and the mesh's triangles' normals [T, 3]."""
+        points = landmarks[:N_MESH, :2]
+        inner = _silhouette(points, points[self._oval])
+        # Projected with the pose's own scale, the rings may sit a little beside the detected mesh: shift them along.
+        firm = [point for point in self._oval if self._mesh[point, 1] > -1]  # the jaw moves by itself
+        shift = points[firm].mean(0) - project(transform(self._mesh[firm], pose), 1, 1)[:, :2].mean(0)
+        rings = [project(transform(ring, pose), 1, 1)[:, :2] + shift for ring in self._rings[::-1]]
+        if rest is not None:
+            rings = [calm + _settled(ring - calm) for calm, ring in zip(rest, rings, strict=True)]
+        vertices = np.concatenate([self._resting, *rings, inner, points])
+        corners = np.stack([landmarks[:N_MESH, 0], -landmarks[:N_MESH, 1], -landmarks[:N_MESH, 2]], 1)[self._triangles]
+        normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        return vertices, normals / (np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12)
+
+    def _order(self, vertices: Array, normals: Array, landmarks: Array) -> tuple[NDArray, NDArray]:
+        """Triangles in the order of painting [D, 3], and their numbers: strips, then what faces us, far before near."""
+        front = np.flatnonzero(normals[:, 2] > 0)
+        depth = landmarks[:N_MESH, 2][self._triangles[front]].mean(1)
+        front = front[np.argsort(-depth)]
+        order = np.concatenate([np.arange(len(self._strips)), len(self._strips) + front])
+        drawn = self._faces[order]
+        edge = vertices[drawn[:, 1:]] - vertices[drawn[:, :1]]
+        area = np.abs(edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0])
+        return drawn[area > 1e-9], order[area > 1e-9]
+
+    def _source_trust(self, normals: Array) -> Array:
+        """How well the portrait shows each triangle [T']: 0 for what is hidden in it or seen edge-on."""
+        drawn, order = self._order(self._source, normals, self._landmarks)
+        number = np.full((_SOURCE_SIZE, _SOURCE_SIZE), -1, np.int32)
+        corners = (self._source[drawn] + 0.5) * (_SOURCE_SIZE / 2)
+        flat = np.round((corners - 0.5) * (1 << _SUBPIXEL)).clip(-(2**28), 2**28).astype(np.int32)
+        for index, triangle in zip(order.tolist(), flat, strict=True):
+            cv2.fillConvexPoly(number, triangle, (index, 0, 0, 0), cv2.LINE_8, _SUBPIXEL)
+        count = np.bincount(number[number >= 0], minlength=len(self._faces))[order]
+        edge = corners[:, 1:] - corners[:, :1]
+        area = np.abs(edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]) / 2
+        trust = np.zeros(len(self._faces))
+        trust[order] = np.clip(count / np.maximum(area, 1) * 2 - 0.4, 0, 1)
+        low, high = _SEEN_EDGE_ON
+        trust[len(self._strips) :] *= np.clip((normals[:, 2] - low) / (high - low), 0, 1)
+        return trust
+
+    def _open_mouth(self, target: Array, trust: Map) -> Map:
+        """Mark the inside of a mouth that opens further than the portrait's, which cannot be known. -> [S, S]."""
+        size = len(trust)
+        now, before = _openness(target), _openness(self._landmarks)
+        mask = np.zeros_like(trust)
+        if now < _LOOKS_SHUT:
+            return mask
+        polygon = np.round((target[list(INNER_LIPS), :2] * size - 0.5) * (1 << _SUBPIXEL)).astype(np.int32)
+        cv2.fillPoly(mask, [polygon], 1.0, cv2.LINE_8, _SUBPIXEL)
+        known = float(np.clip(before / now, 0, 1)) if before > _LOOKS_SHUT else 0.0
+        rise = float(np.clip((now - _LOOKS_SHUT) / 0.1, 0, 1))  # what was shut opens without a jump
+        inside = mask > 0
+        trust[inside] *= 1 - rise * (1 - 0.6 * known)
+        return cv2.GaussianBlur(mask * np.float32(rise * (1 - known) ** 2), (0, 0), max(size / 256, 0.5))
+
+    def _place_eye(
+        self,
+        target: Array,
+        chains: tuple[tuple[int, ...], tuple[int, ...]],
+        iris: tuple[int, ...],
+        x: Map,
+        y: Map,
+        trust: Map,
+    ) -> None:
+        """Within an eye's opening, move the iris as a whole and let the white stretch; changes x, y and trust there."""
+        size = len(x)
+        lower, upper = (list(chain) for chain in chains)
+        outline = [*lower, *upper[::-1][1:-1]]
+        opening = target[outline, :2]
+        low = np.floor(opening.min(0) * size).astype(int).clip(0, size)
+        high = (np.ceil(opening.max(0) * size).astype(int) + 1).clip(0, size)
+        if (high <= low).any():
+            return
+        window = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
+        polygon = np.round((opening * size - 0.5 - low) * (1 << _SUBPIXEL)).astype(np.int32)
+        cv2.fillPoly(window, [polygon], 1, cv2.LINE_8, _SUBPIXEL)
+        rows, columns = np.nonzero(window)
+        if not len(rows):
+            return
+        pixels = np.stack([(columns + low[0] + 0.5) / size, (rows + low[1] + 0.5) / size], 1)
+        now, then = _EyeFrame(target, lower, upper, iris), _EyeFrame(self._landmarks, lower, upper, iris)
+        if now.height < _EYE_SHUT:
+            return
+        u, v = now.to_eye(pixels)
+        u0 = np.interp(u, now.knots, then.knots) + u - np.clip(u, 0, 1)
+        v0 = then.iris[1] + (v - now.iris[1]) * (then.radius / now.radius)
+        floor, ceiling = then.lids(u0)
+        low_lid, high_lid = now.lids(u)
+        share = (v - high_lid) / np.maximum(low_lid - high_lid, 1e-6)  # 0 at the upper lid, 1 at the lower
+        height = np.maximum(floor - ceiling, 1e-6)
+        inside = np.clip(
+            v0, ceiling + np.minimum(share, _LASHES) * height, floor - np.minimum(1 - share, _LASHES) * height
+        )
+        missed = np.abs(inside - v0) / max(then.radius, 1e-6)
+        source = then.to_picture(u0, inside)
+        where = rows + low[1], columns + low[0]
+        x[where], y[where] = source[:, 0], source[:, 1]
+        seen = np.clip((then.height - 0.08) / 0.1, 0, 1)  # a shut eye shows no iris
+        trust[where] = seen * np.clip(1 - 1.5 * missed, 0, 1)
+
+
+class _EyeFrame:
+    """An eye's own coordinates: u from corner to corner in eye widths, v across, in eye widths too."""
+
+    def __init__(self, landmarks: Array, lower: list[int], upper: list[int], iris: tuple[int, ...]) -> None:
+        points = landmarks[:, :2]
+        start, end = points[lower[0]], points[lower[-1]]
+        if start[0] > end[0]:
+            start, end = end, start
+        along = end - start
+        self._start, self.width = start, max(float(np.linalg.norm(along)), 1e-6)
+        self._u = along / self.width
+        self._v = np.array([-self._u[1], self._u[0]])
+        self._floor, self._ceiling = self._sorted(points[lower]), self._sorted(points[upper])
+        centre = self.to_eye(points[[iris[0]]])
+        self.iris = float(centre[0][0]), float(centre[1][0])
+        ring = self.to_eye(points[list(iris[1:])])
+        spread = np.hypot(ring[0] - self.iris[0], ring[1] - self.iris[1])
+        self.radius = max(float(spread.mean()), 0.05)
+        inner = np.clip([self.iris[0] - self.radius, self.iris[0] + self.radius], 0.02, 0.98)
+        self.knots = np.maximum.accumulate(np.array([0.0, inner[0], max(inner[1], inner[0] + 0.02), 1.0]))
+        floor, ceiling = self.lids(np.array([0.35, 0.5, 0.65]))
+        self.height = float((floor - ceiling).mean())
+
+    def to_eye(self, pixels: Array) -> tuple[Array, Array]:
+        offset = (pixels - self._start) / self.width
+        return offset @ self._u, offset @ self._v
+
+    def to_picture(self, u: Array, v: Array) -> Array:
+        return self._start + self.width * (u[:, None] * self._u + v[:, None] * self._v)
+
+    def lids(self, u: Array) -> tuple[Array, Array]:
+        """The lower and the upper lid at u; v points down, so that the lower one is larger."""
+        floor, ceiling = np.interp(u, *self._floor), np.interp(u, *self._ceiling)
+        return np.maximum(floor, ceiling), np.minimum(floor, ceiling)
+
+    def _sorted(self, chain: Array) -> tuple[Array, Array]:
+        u, v = self.to_eye(chain)
+        order = np.argsort(u)
+        return u[order], v[order]
+
+
+def _settled(shift: Array) -> Array:
+    """Shifts of a ring's points [P, 2], without the tremble of a head that rests."""
+    size = float(np.linalg.norm(shift, axis=1).max())
+    low, high = _STILL
+    share = np.clip((size - low) / (high - low), 0, 1)
+    return shift * (share * share * (3 - 2 * share))
+
+
+def _openness(landmarks: Array) -> float:
+    """Height of the inner lips over their width."""
+    width = np.linalg.norm(landmarks[78, :2] - landmarks[308, :2])
+    return float(np.linalg.norm(landmarks[13, :2] - landmarks[14, :2]) / max(width, 1e-6))
+
+
+def _head_rings(oval: Array) -> list[Array]:
+    """Rings around the head that move with it, from the oval of its mesh [36, 3] in cm. -> each [36, 3]."""
+    offset = oval - _HEAD_CENTRE
+    rings = []
+    for sides, above, below, back in _RINGS:
+        ring = _HEAD_CENTRE + offset * np.array([sides, 1.0, 1.0])
+        ring[:, 1] = _HEAD_CENTRE[1] + offset[:, 1] * np.where(offset[:, 1] > 0, above, below)
+        ring[:, 2] += back * (_HEAD_BACK - oval[:, 2])
+        rings.append(ring)
+    return rings
+
+
+def _resting_ring(oval: Array) -> Array:
+    """What stays where it is: the oval [36, 2] in the picture, made larger. -> [36, 2]."""
+    centre = (oval.min(0) + oval.max(0)) / 2
+    offset = oval - centre
+    reach = max(float(np.ptp(oval[:, 0])), float(np.ptp(oval[:, 1]))) / 2 * _RESTING
+    return centre + offset / np.maximum(np.linalg.norm(offset, axis=1, keepdims=True), 1e-9) * reach
+
+
+def _silhouette(mesh: Array, oval: Array) -> Array:
+    """The oval [36, 2], moved out to the mesh's outline where the head is turned so that it lies within. -> [36, 2]."""
+    hull = cv2.convexHull(mesh.astype(np.float32))[:, 0].astype(np.float64)
+    centre = (hull.min(0) + hull.max(0)) / 2
+    offset = oval - centre
+    angle = np.arctan2(*(hull - centre).T[::-1])
+    order = np.argsort(angle)
+    angle, distance = angle[order], np.linalg.norm(hull - centre, axis=1)[order]
+    around = np.concatenate([angle - 2 * np.pi, angle, angle + 2 * np.pi])
+    reach = np.interp(np.arctan2(offset[:, 1], offset[:, 0]), around, np.tile(distance, 3))
+    length = np.linalg.norm(offset, axis=1)
+    return centre + offset * np.maximum(reach / np.maximum(length, 1e-9), 1)[:, None]
+
+
+def _strip_triangles(count: int) -> tuple[NDArray[np.int64], int]:
+    """Triangles between neighbouring rings of `count` vertices, outer ones first, and how many vertices they have."""
+    rings = len(_RINGS) + 2  # at rest, around the head, silhouette
+    here = np.arange(count)
+    there = (here + 1) % count
+    strips = []
+    for ring in range(rings - 1):
+        outer, inner = ring * count, (ring + 1) * count
+        strips.append(np.stack([outer + here, outer + there, inner + here], 1))
+        strips.append(np.stack([outer + there, inner + there, inner + here], 1))
+    return np.concatenate(strips), rings * count
+
+
+def _affine(target: Array, source: Array) -> tuple[Array, Array]:
+    """Maps of triangles [T, 3, 2] back to where they came from: coefficients [T, 6] of x and y, and magnification."""
+    edges, origin = target[:, 1:] - target[:, :1], target[:, 0]
+    matrix = np.linalg.solve(edges, source[:, 1:] - source[:, :1])  # rows: d source / d target
+    offset = source[:, 0] - np.einsum("ti,tij->tj", origin, matrix)
+    least = np.linalg.svd(matrix, compute_uv=False)[:, -1]
+    coefficients = np.concatenate(
+        [matrix[:, :, 0], offset[:, :1], matrix[:, :, 1], offset[:, 1:]],
+        axis=1,
+    )
+    return coefficients, 1 / np.maximum(least, 1e-6)

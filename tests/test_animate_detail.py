@@ -1,0 +1,150 @@
+"""Detail over the model's frames, and the bent portrait on its way into the UNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_pipeline import FRAMES, SIDE, build, pictures, portrait
+
+from fye_pipeline.animate.config import DEMO_DRIVING, DEMO_PORTRAIT_LANDMARKS, AnimationSettings
+from fye_pipeline.animate.detail import BentPortraits, compose
+from fye_pipeline.animate.portrait import LARGEST, Crop, Portrait
+from fye_pipeline.animate.run import takes_hint
+from fye_pipeline.errors import UserError
+from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.sampling.clip_store import ClipStore
+from fye_pipeline.sampling.progressive import Video, clip_inputs, plan_video
+
+WIDE = 64
+
+
+def frames(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A sharp square [64, 64, 3], the model's frame and the reconstruction [16, 16, 3]."""
+    rng = np.random.default_rng(seed)
+    sharp = rng.integers(0, 256, (WIDE, WIDE, 3), dtype=np.uint8)
+    made, known = rng.random((2, 16, 16, 3)).astype(np.float32)
+    return sharp, made, known
+
+
+def test_where_nothing_moved_the_portrait_stays_to_the_bit() -> None:
+    sharp, made, known = frames(0)
+    one, none = np.ones((WIDE, WIDE), np.float32), np.zeros((WIDE, WIDE), np.float32)
+    np.testing.assert_array_equal(compose(sharp, one, none, made, known), sharp.astype(np.float32) / 255)
+
+
+def test_a_model_that_changes_nothing_leaves_the_bent_portrait() -> None:
+    sharp, made, _ = frames(1)
+    one = np.ones((WIDE, WIDE), np.float32)
+    np.testing.assert_allclose(compose(sharp, one, one, made, made), sharp / 255, atol=1e-6)
+
+
+def test_what_the_portrait_cannot_show_is_the_models_own() -> None:
+    sharp, made, known = frames(2)
+    one, none = np.ones((WIDE, WIDE), np.float32), np.zeros((WIDE, WIDE), np.float32)
+    shown = compose(sharp, none, one, made, known)
+    assert np.abs(shown.reshape(16, 4, 16, 4, 3).mean((1, 3)) - made).mean() < 0.1 < np.abs(made - known).mean()
+    assert 0 <= shown.min() <= shown.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("framing", "size", "side"),
+    [("paste", None, 300), ("paste", 128, 300), ("crop", None, 300), ("crop", 128, 128), ("whole", None, 400)],
+)
+def test_the_square_is_as_large_as_the_picture_shows_it(framing: str, size: int | None, side: int) -> None:
+    settings = AnimationSettings(framing=framing, size=size, reference_landmarks=None)
+    picture = np.zeros((400, 350, 3), np.uint8)
+    crop = None if framing == "whole" else Crop(10, 20, 300, 350, 400)
+    seen = Portrait(picture, np.zeros((512, 512, 3), np.uint8), crop, None)
+    assert seen.at_full_size(settings, 128).shape == (side, side, 3)
+    huge = Portrait(np.zeros((3000, 2500, 3), np.uint8), seen.square, None, None)
+    assert huge.at_full_size(AnimationSettings(framing="whole"), 128).shape == (LARGEST, LARGEST, 3)
+
+
+def test_detail_is_refused_in_a_sentence_where_there_is_no_bent_portrait() -> None:
+    face = LandmarkSequence.load(DEMO_PORTRAIT_LANDMARKS)
+    known = Portrait(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8), None, face)
+    plain, hinted = build(), build(in_channels=14, bent_hint=True)
+    assert takes_hint(AnimationSettings(), known, hinted)
+    assert not takes_hint(AnimationSettings(detail="none"), known, plain)
+    with pytest.raises(UserError, match="takes none: use --detail none"):
+        takes_hint(AnimationSettings(detail="full"), known, plain)
+    unknown = Portrait(known.picture, known.square, None, None)
+    with pytest.raises(UserError, match="--unaligned"):
+        takes_hint(AnimationSettings(detail="full"), unknown, hinted)
+
+
+def bent_pictures(trust: int = 255) -> np.ndarray:
+    bent = np.random.default_rng(4).integers(0, 256, (FRAMES, SIDE, SIDE, 4), dtype=np.uint8)
+    bent[..., 3] = trust
+    return bent
+
+
+def run(pipe: Any, **options: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    options |= {"num_inference_steps": 2, "generator": generator, "output_type": "latent"}
+    return pipe(portrait(), pictures(FRAMES), **options).frames
+
+
+@pytest.mark.parametrize("long", ["uniform", "tiles", "progressive"])
+def test_the_bent_portrait_reaches_the_unet(long: str) -> None:
+    pipe = build(in_channels=14, bent_hint=True)
+    without, shown, untrusted = (
+        run(pipe, long=long, window=4, overlap=1, bent=bent) for bent in (None, bent_pictures(), bent_pictures(0))
+    )
+    assert not torch.allclose(without, shown, atol=1e-3)
+    assert not torch.allclose(shown, untrusted, atol=1e-3)
+
+
+def test_a_model_without_the_hint_ignores_it() -> None:
+    pipe = build()
+    assert torch.equal(run(pipe), run(pipe, bent=bent_pictures()))
+
+
+def test_bent_portraits_of_another_size_are_refused() -> None:
+    pipe = build(in_channels=14, bent_hint=True)
+    with pytest.raises(UserError, match=r"bent must be uint8 \[5, 32, 32, 4\], got uint8 \[5, 32, 32, 3\]"):
+        run(pipe, bent=bent_pictures()[..., :3])
+
+
+def test_a_resumed_run_notices_other_bent_portraits() -> None:
+    """Finished clips belong to what they were made from."""
+    pipe = build(in_channels=14, bent_hint=True)
+    digests = []
+    for bent in (None, bent_pictures(), bent_pictures(0)):
+        video = Video(
+            portrait=portrait().resize((SIDE, SIDE)),
+            image_tokens=None,
+            landmarks=pictures(FRAMES),
+            region=None,
+            bent=bent,
+            plan=plan_video(pipe, FRAMES, None),
+            seed=0,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+        )
+        digests.append(next(clip_inputs(pipe, video, ClipStore(video.plan))).digest)
+    assert len(set(digests)) == 3
+
+
+def test_a_driver_that_is_the_portrait_gives_the_portrait() -> None:
+    """At least 40 dB within the face, whatever the model paints: nothing moved."""
+    face = LandmarkSequence.load(DEMO_PORTRAIT_LANDMARKS).landmarks[0]
+    sharp, made, known = frames(3)
+    bent = BentPortraits(sharp, face, face[None], 16)
+    bend = bent.bend(0, WIDE)
+    shown = compose(bend.apply(sharp), bend.trust, bend.moved, made, known)
+    assert -10 * np.log10(((shown - sharp / 255.0) ** 2).mean() + 1e-12) > 40
+
+
+def test_bent_portraits_follow_the_landmarks() -> None:
+    face = LandmarkSequence.load(DEMO_PORTRAIT_LANDMARKS).landmarks[0]
+    driving = LandmarkSequence.load(DEMO_DRIVING).landmarks[::12]
+    bent = BentPortraits(frames(4)[0], face, driving, 16)
+    stack = bent.stack(0, 3)
+    assert stack.shape == (3, 16, 16, 4)
+    assert stack.dtype == np.uint8
+    assert not np.array_equal(stack[0], stack[2])
+    np.testing.assert_array_equal(stack[1], bent[1])
