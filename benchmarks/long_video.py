@@ -29,6 +29,7 @@ from PIL import Image
 
 from benchmarks.common import ROOT, conditions, print_table, require_green, write_json
 from fye_pipeline import FollowYourEmojiPipeline
+from fye_pipeline.animate.detail import BentPortraits
 from fye_pipeline.animate.session import obtain_face_landmarker, recommended_guidance
 from fye_pipeline.landmarks.drawing import draw_sequence
 from fye_pipeline.landmarks.geometry import CanonicalFace
@@ -59,19 +60,22 @@ def seams(mode: str, frames: int, length: int) -> list[int]:
     return [frame for frame in range(frames - 1) if rules[frame] != rules[frame + 1]]
 
 
-def render(index: int, frames: int) -> tuple[RenderedClip, NDArray[np.uint8]]:
+def render(index: int, frames: int) -> tuple[RenderedClip, RenderedClip]:
     """A clip of a held-out head, and its portrait."""
     world = World(CanonicalFace.load())
-    return world.clip("held", index, take=1, frames=frames), world.portrait("held", index).frames[0]
+    return world.clip("held", index, take=1, frames=frames), world.portrait("held", index)
 
 
-def animate(mode: str, clip: RenderedClip, portrait: NDArray[np.uint8], steps: int) -> tuple[NDArray[np.float32], int]:
+def animate(mode: str, clip: RenderedClip, seen: RenderedClip, steps: int) -> tuple[NDArray[np.float32], int]:
     """The video [F, H, W, 3] in [0, 1], and the length of the mode's clips."""
     pipe = FollowYourEmojiPipeline.from_pretrained(SHIPPED_MODEL)
     pipe.set_progress_bar_config(disable=True)
-    pictures = draw_sequence(clip.sequence.landmarks, portrait.shape[0])
+    portrait, landmarks = seen.frames[0], clip.sequence.landmarks
+    pictures = draw_sequence(landmarks, len(portrait))
+    bent = BentPortraits(portrait, seen.sequence.landmarks[0], landmarks, len(portrait)).stack(0, len(landmarks))
     options: dict[str, Any] = {
         "num_inference_steps": steps,
+        "bent": bent,
         "guidance_scale": recommended_guidance(SHIPPED_MODEL),
     }
     if mode.startswith("progressive"):

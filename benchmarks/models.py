@@ -27,6 +27,7 @@ from torch import Generator, Tensor
 
 from benchmarks import sd_like
 from fye_pipeline.animate.config import SHIPPED_MODEL
+from fye_pipeline.animate.detail import BentPortraits
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.metric_networks import Lpips
 from fye_pipeline.evaluation.rendered import model_hash
@@ -34,7 +35,7 @@ from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence, expression_mask, facial_mask
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.sampling.clip_plan import plan_windows
-from fye_pipeline.sampling.denoise import cut_clip, denoise, encode_landmarks, prepare_conditions
+from fye_pipeline.sampling.denoise import cut_clip, denoise, encode_bent, encode_landmarks, prepare_conditions
 from fye_pipeline.storage.files import weights_hash
 from fye_pipeline.world import World
 
@@ -147,7 +148,7 @@ class Portrait(BenchmarkModel):
         self.masks = [facial_mask(each, size, size) for each in landmarks[:-1]]
         self.regions = [expression_mask(each, size, size) for each in landmarks]
         self._seen = [[self._detect(frame) for frame in clip.frames] for clip in clips[:-1]]
-        portraits = [world.portrait("held", head).frames[0] for head in heads]
+        portraits = [world.portrait("held", head) for head in heads]
         self._pictures = list(zip(portraits, landmarks, strict=True))
         self._inputs: dict[tuple[int, bool], Any] = {}
         self.renew()
@@ -163,12 +164,14 @@ class Portrait(BenchmarkModel):
     def _conditions(self, clip: int, *, guided: bool) -> Any:
         """What the UNet is given beside the noise, made when it is first asked for."""
         if (clip, guided) not in self._inputs:
-            portrait, landmarks = self._pictures[clip]
-            features = encode_landmarks(self.plain, draw_sequence(landmarks, portrait.shape[0]))
-            length = len(landmarks)
+            seen, landmarks = self._pictures[clip]
+            portrait, size, length = seen.frames[0], seen.sequence.width, len(landmarks)
+            features = encode_landmarks(self.plain, draw_sequence(landmarks, size))
+            bent = BentPortraits(portrait, seen.sequence.landmarks[0], landmarks, size).stack(0, length)
+            hints = encode_bent(self.plain, bent)
             (window,) = plan_windows(length, "uniform", length=length, overlap=0, limit=length)
             self._inputs[clip, guided] = prepare_conditions(
-                self.plain, Image.fromarray(portrait), None, [cut_clip(window, features, None)], guided=guided
+                self.plain, Image.fromarray(portrait), None, [cut_clip(window, features, None, hints)], guided=guided
             )
         return self._inputs[clip, guided]
 

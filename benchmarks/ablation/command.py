@@ -26,6 +26,7 @@ from benchmarks.ablation.rows import STEPS, TABLES, UNCACHED, Recipe, recipes
 from benchmarks.common import ROOT, conditions, flags, print_table, require_green, write_json
 from benchmarks.plots.error_per_step import draw_curves
 from fye_pipeline.animate.config import SHIPPED_MODEL
+from fye_pipeline.animate.detail import BentPortraits
 from fye_pipeline.animate.session import obtain_face_landmarker, recommended_guidance
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.rendered import model_hash
@@ -53,6 +54,7 @@ class Clip:
     face: NDArray[np.float32]  # [F, H, W]
     seen: list[NDArray[np.floating] | None]
     portrait: NDArray[np.uint8]
+    portrait_landmarks: NDArray[np.floating]  # [478, 3]
     seed: int
 
 
@@ -84,6 +86,7 @@ class RecipeRunner:
         """Run a recipe on a clip. Without a cache N=1, which is bit-identical, counts the operations."""
         model = model or self.model
         latents: list[torch.Tensor] = []
+        bent = BentPortraits(clip.portrait, clip.portrait_landmarks, clip.landmarks, len(clip.portrait))
 
         def note(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             latents.append(tensors["latents"].clone())
@@ -96,6 +99,7 @@ class RecipeRunner:
                 num_inference_steps=recipe.steps,
                 guidance_scale=self.guidance,
                 region=clip.region if recipe.region else None,
+                bent=bent.stack(0, len(clip.landmarks)),
                 generator=torch.Generator().manual_seed(clip.seed),
                 output_type="np",
                 callback_on_step_end=note,
@@ -190,7 +194,7 @@ def make_clips(world: World, detect: metrics.Detect, *, clips: int, frames: int,
     made = []
     for k in range(seed * 1000, seed * 1000 + clips):
         clip = world.clip(SPLIT, k, take=1, frames=frames)
-        landmarks = clip.sequence.landmarks
+        landmarks, seen = clip.sequence.landmarks, world.portrait(SPLIT, k)
         made.append(
             Clip(
                 truth=clip.frames / 255.0,
@@ -198,7 +202,8 @@ def make_clips(world: World, detect: metrics.Detect, *, clips: int, frames: int,
                 region=expression_mask(landmarks, world.size, world.size),
                 face=facial_mask(landmarks, world.size, world.size),
                 seen=[detect(frame) for frame in clip.frames],
-                portrait=world.portrait(SPLIT, k).frames[0],
+                portrait=seen.frames[0],
+                portrait_landmarks=seen.sequence.landmarks[0],
                 seed=k,
             )
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fye_pipeline.animate.detail import BentPortraits
 from fye_pipeline.landmarks.drawing import draw_sequence, face_region
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.world import World
@@ -46,10 +47,13 @@ def tuning_calls(pipe: Any, seed: int, counts: tuple[int, int], **made: Any) -> 
 
 def _call(world: World, split: str, index: int, frames: int, steps: int, guidance: float) -> RenderedCall:
     landmarks = world.clip(split, index, take=1, frames=frames).sequence.landmarks
+    portrait = world.portrait(split, index)
+    picture, face = portrait.frames[0], portrait.sequence.landmarks[0]
     return RenderedCall(
         arguments={
-            "image": world.portrait(split, index).frames[0],
+            "image": picture,
             "landmarks": draw_sequence(landmarks, world.size),
+            "bent": BentPortraits(picture, face, landmarks, world.size).stack(0, frames),
             "num_inference_steps": steps,
             "guidance_scale": guidance,
             "long": "tiles",
