@@ -38,6 +38,7 @@ def make_clip(seed: int = 0) -> Clip:
         face=face,
         seen=[None] * FRAMES,
         portrait=draw.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8),
+        portrait_landmarks=landmarks[0],
         seed=seed,
     )
 

@@ -70,6 +70,18 @@ class Batch:
         return batch
 
 
+@dataclass(frozen=True)
+class Example:
+    """A row of a sample sheet: portrait [H, W, 3], true frames [F, H, W, 3], their landmark pictures, and the portrait
+    bent to them [F, H, W, 4], if the model is shown that.
+    """
+
+    portrait: NDArray[np.uint8]
+    frames: NDArray[np.uint8]
+    drawn: NDArray[np.uint8]
+    bent: NDArray[np.uint8] | None
+
+
 class BatchSource(Protocol):
     """Where a run's batches come from: each is a function of the step's number, whatever came before.
 
@@ -88,8 +100,8 @@ class BatchSource(Protocol):
         """
         ...
 
-    def examples(self, count: int, shown: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-        """For sample sheets: portraits [H, W, 3], true frames [F, H, W, 3] and their landmark pictures."""
+    def examples(self, count: int, shown: int) -> Iterator[Example]:
+        """What sample sheets show."""
         ...
 
 
@@ -160,6 +172,14 @@ class Conditions:
         bent = to_tensor(np.stack(rows))
         bent[:, :, 3] = bent[:, :, 3] / 2 + 0.5
         return bent
+
+    def example(self, portrait: NDArray[np.uint8], own: NDArray, frames: NDArray[np.uint8], marks: NDArray) -> Example:
+        """A portrait with landmarks [478, 3], and true frames with landmarks [F, 478, 3]."""
+        bent = None
+        if self.bent:
+            bender = Bender(own, self.canonical)
+            bent = np.stack([bender.to(target, self.size).rgba(portrait) for target in marks])
+        return Example(portrait, frames, self.draw(marks), bent)
 
     def draw(self, marks: NDArray) -> NDArray[np.uint8]:
         """Landmarks [F, 478, 3] -> landmark pictures, uint8 [F, H, W, 3]."""

@@ -112,10 +112,11 @@ def sample(parts: dict[str, Any], batches: BatchSource, path: Path, *, shown: in
     pipe = FollowYourEmojiPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
     rows = []
-    for number, (portrait, frames, drawn) in enumerate(batches.examples(count, shown)):
+    for number, example in enumerate(batches.examples(count, shown)):
         result = pipe(
-            portrait,
-            drawn,
+            example.portrait,
+            example.drawn,
+            bent=example.bent,
             num_inference_steps=SAMPLE_STEPS,
             guidance_scale=1.5,
             generator=torch.Generator().manual_seed(number),
@@ -123,6 +124,6 @@ def sample(parts: dict[str, Any], batches: BatchSource, path: Path, *, shown: in
         )
         assert not isinstance(result, tuple)
         made = np.asarray(result.frames[0] * 255, np.uint8)
-        rows.append(np.concatenate([portrait, *frames, *made], axis=1))
+        rows.append(np.concatenate([example.portrait, *example.frames, *made], axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(path)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import Style
 from fye_pipeline.storage.files import atomic_target, digest_of_text, weights_hash
-from fye_pipeline.training.batches import ENCODED_TOGETHER, Batch, Conditions, to_tensor
+from fye_pipeline.training.batches import ENCODED_TOGETHER, Batch, Conditions, Example, to_tensor
 from fye_pipeline.training.dataset import Dataset
 
 _OPEN_MAPS = 32
@@ -156,12 +156,13 @@ class ClipBatches:
             seeds.append((self.seed, int(clips), step, rank, row))
         return self._collect(chosen, references, targets, seeds)
 
-    def examples(self, count: int, shown: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-        """Clips spread over the dataset: first frame, true frames spread over the clip, landmark pictures."""
+    def examples(self, count: int, shown: int) -> Iterator[Example]:
+        """Clips spread over the dataset: the first frame, and frames spread over the clip."""
         for clip in np.unique(np.linspace(0, len(self.dataset) - 1, count).astype(int)).tolist():
             numbers = np.linspace(0, self.dataset.clips[clip].frames - 1, shown).astype(int).tolist()
-            drawn = self.conditions.draw(self.dataset.landmarks(clip, numbers))
-            yield self.dataset.frame(clip, 0), self.dataset.frames(clip, numbers), drawn
+            portrait, frames = self.dataset.frame(clip, 0), self.dataset.frames(clip, numbers)
+            own, marks = self.dataset.landmarks(clip, [0])[0], self.dataset.landmarks(clip, numbers)
+            yield self.conditions.example(portrait, own, frames, marks)
 
     def _order(self, frames: int, clips: bool) -> tuple[list[int], Order]:
         """The clips that are long enough, and the order they come in."""

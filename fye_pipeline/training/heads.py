@@ -20,7 +20,7 @@ from fye_pipeline.batch.pool import run_parts
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import Style
 from fye_pipeline.storage.files import weights_hash
-from fye_pipeline.training.batches import Batch, Conditions, to_tensor
+from fye_pipeline.training.batches import Batch, Conditions, Example, to_tensor
 from fye_pipeline.world import World
 
 PORTRAITS = 2
@@ -153,12 +153,12 @@ class HeadBatches:
         seeds = [(self.seed, int(clips), step, rank, row) for row in range(batch)]
         return self._collect(heads[part], np.array(references)[part], np.array(targets)[part], seeds[part])
 
-    def examples(self, count: int, shown: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-        """The first heads: portrait, true frames, landmark pictures."""
+    def examples(self, count: int, shown: int) -> Iterator[Example]:
+        """The first heads."""
         part = slice(PORTRAITS, PORTRAITS + shown)
         for head in range(min(count, len(self.data))):
-            portrait = np.ascontiguousarray(self.data.frames[head, 0])
-            yield portrait, self.data.frames[head, part], self.conditions.draw(self.data.landmarks[head, part])
+            portrait, marks = np.ascontiguousarray(self.data.frames[head, 0]), self.data.landmarks[head]
+            yield self.conditions.example(portrait, marks[0], self.data.frames[head, part], marks[part])
 
     def _collect(
         self,
