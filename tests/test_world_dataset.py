@@ -12,7 +12,7 @@ from fye_pipeline.landmarks.geometry import CanonicalFace, metric_mesh
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.world import World, contact_sheet, sample_motion
 from fye_pipeline.world.anatomy import EXPRESSIONS
-from fye_pipeline.world.dataset import PORTRAIT_INDEX, write_demo
+from fye_pipeline.world.dataset import write_demo
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +118,6 @@ def test_the_contact_sheet_has_a_row_a_head(canonical: CanonicalFace) -> None:
 
 def test_the_demo_files_can_be_read_back(canonical: CanonicalFace, tmp_path: Path) -> None:
     write_demo(canonical, tmp_path, size=64)
-    portrait = LandmarkSequence.load(tmp_path / "portrait_landmarks.npz")
     driving = LandmarkSequence.load(tmp_path / "driving.npz")
-    assert (len(portrait), len(driving), driving.fps) == (1, 48, 24)
-    assert (tmp_path / "portrait.png").stat().st_size > 500
-    assert np.allclose(
-        portrait.landmarks, World(canonical, size=64).portrait("demo", PORTRAIT_INDEX).sequence.landmarks
-    )
+    assert (len(driving), driving.fps) == (48, 24)
+    assert np.ptp(driving.landmarks[:, 14, 1] - driving.landmarks[:, 13, 1]) > 0.02  # it speaks

@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from fye_pipeline.landmarks.geometry import CanonicalFace, weighted_similarity
@@ -145,15 +144,12 @@ def contact_sheet(world: World, *, split: str = "held", rows: int = 6, columns: 
     return np.asarray(cv2.resize(picture, (width * scale, height * scale), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-PORTRAIT_INDEX, DRIVER_INDEX = 22, 1  # of the "demo" split
+DRIVER_INDEX = 1  # of the "demo" split
 
 
 def write_demo(canonical: CanonicalFace, folder: Path, *, size: int = 512, fps: int = 24) -> None:
-    """Write the demo that ships: `portrait.png`, `portrait_landmarks.npz` and `driving.npz` (another head's motion)."""
+    """Write the demo's `driving.npz`, the motion of a head; its portrait is a photograph (see `LICENCE.md` there)."""
     world = World(canonical, size=size)
     folder.mkdir(parents=True, exist_ok=True)
-    portrait = world.portrait("demo", PORTRAIT_INDEX)
-    Image.fromarray(portrait.frames[0]).save(folder / "portrait.png", optimize=True)
-    portrait.sequence.save(folder / "portrait_landmarks.npz")
     motion = demonstration_motion(48, fps)
     world.render(world.head("demo", DRIVER_INDEX), motion, fps=Fraction(fps)).sequence.save(folder / "driving.npz")
