@@ -2,7 +2,7 @@
 
     python -m benchmarks.gallery [--output docs/images/portrait.png]
 
-The portrait is the demo's photograph, the driver the rendered head whose motion the demo ships, shown as it is rendered.
+The portrait is the demo's photograph; the driver is the rendered head whose motion the demo ships.
 """
 
 from __future__ import annotations
