@@ -10,7 +10,7 @@ import torch
 from test_pipeline import FRAMES, SIDE, build, pictures, portrait
 
 from fye_pipeline.animate.config import DEMO_DRIVING, DEMO_PORTRAIT_LANDMARKS, AnimationSettings
-from fye_pipeline.animate.detail import BentPortraits, compose
+from fye_pipeline.animate.detail import BentPortraits, compose, soft_face
 from fye_pipeline.animate.portrait import LARGEST, Crop, Portrait
 from fye_pipeline.animate.run import takes_hint
 from fye_pipeline.errors import UserError
@@ -32,19 +32,19 @@ def frames(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_where_nothing_moved_the_portrait_stays_to_the_bit() -> None:
     sharp, made, known = frames(0)
     one, none = np.ones((WIDE, WIDE), np.float32), np.zeros((WIDE, WIDE), np.float32)
-    np.testing.assert_array_equal(compose(sharp, one, none, made, known), sharp.astype(np.float32) / 255)
+    np.testing.assert_array_equal(compose(sharp, one, none, one, made, known), sharp.astype(np.float32) / 255)
 
 
 def test_a_model_that_changes_nothing_leaves_the_bent_portrait() -> None:
     sharp, made, _ = frames(1)
     one = np.ones((WIDE, WIDE), np.float32)
-    np.testing.assert_allclose(compose(sharp, one, one, made, made), sharp / 255, atol=1e-6)
+    np.testing.assert_allclose(compose(sharp, one, one, one, made, made), sharp / 255, atol=1e-6)
 
 
 def test_what_the_portrait_cannot_show_is_the_models_own() -> None:
     sharp, made, known = frames(2)
     one, none = np.ones((WIDE, WIDE), np.float32), np.zeros((WIDE, WIDE), np.float32)
-    shown = compose(sharp, none, one, made, known)
+    shown = compose(sharp, none, one, one, made, known)
     assert np.abs(shown.reshape(16, 4, 16, 4, 3).mean((1, 3)) - made).mean() < 0.1 < np.abs(made - known).mean()
     assert 0 <= shown.min() <= shown.max() <= 1
 
@@ -135,7 +135,7 @@ def test_a_driver_that_is_the_portrait_gives_the_portrait() -> None:
     sharp, made, known = frames(3)
     bent = BentPortraits(sharp, face, face[None], 16)
     bend = bent.bend(0, WIDE)
-    shown = compose(bend.apply(sharp), bend.trust, bend.moved, made, known)
+    shown = compose(bend.apply(sharp), bend.trust, bend.moved, soft_face(face, WIDE), made, known)
     assert -10 * np.log10(((shown - sharp / 255.0) ** 2).mean() + 1e-12) > 40
 
 

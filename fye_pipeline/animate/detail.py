@@ -11,12 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from fye_pipeline.landmarks.bend import Bend, Bender
-from fye_pipeline.landmarks.drawing import Landmarks
+from fye_pipeline.landmarks.drawing import Landmarks, facial_mask
 from fye_pipeline.sampling.denoise import encode_reference
 
 Picture = NDArray[np.uint8]
 Frame = NDArray[np.float32]
 
+# Of what the model changed where the portrait can be trusted. On three real videos none of it gave the highest PSNR within
+# the face, on rendered heads all of it did; half loses little on either.
+CHANGE_SHARE = 0.5
 HINT_SCALE = 2  # the hint is bent at this many times the model's size and reduced, which keeps it sharp
 
 
@@ -44,7 +47,11 @@ class BentPortraits:
 
     def bend(self, frame: int, side: int) -> Bend:
         """Where a frame's pixels come from, for `side` pixels a side."""
-        return self._bender.to(self.landmarks[frame : frame + 1][0], side)
+        return self._bender.to(self.at(frame), side)
+
+    def at(self, frame: int) -> NDArray[np.floating]:
+        """One frame's landmarks [478, >= 2]."""
+        return self.landmarks[frame : frame + 1][0]
 
     def stack(self, start: int, stop: int) -> Picture:
         """Some frames'. -> uint8 RGBA [n, size, size, 4]."""
@@ -54,27 +61,35 @@ class BentPortraits:
 def with_detail(pipe: Any, made: Frame, bent: BentPortraits, frame: int, portrait: Picture) -> Frame:
     """A frame that the model made, [size, size, 3] in [0, 1], at the resolution of `portrait`, uint8 [S, S, 3].
 
-    What the model changed of the hint is added to the bent portrait; what the portrait cannot show is the model's own;
-    where nothing moved, the portrait stays as it is. -> [S, S, 3].
+    What the portrait cannot show is the model's own; within the face, half of what the model changed of the hint is
+    added to the bent portrait; where nothing moved, the portrait stays as it is. -> [S, S, 3].
     """
     side = len(portrait)
     bend = bent.bend(frame, side)
     known = reconstruct(pipe, bent[frame][..., :3])
-    return compose(bend.apply(portrait), bend.trust, bend.moved, made, known)
+    return compose(bend.apply(portrait), bend.trust, bend.moved, soft_face(bent.at(frame), side), made, known)
 
 
-def compose(sharp: Picture, trust: Frame, moved: Frame, made: Frame, known: Frame) -> Frame:
+def compose(sharp: Picture, trust: Frame, moved: Frame, face: Frame, made: Frame, known: Frame) -> Frame:
     """A bent portrait with what a model changed of it. -> [S, S, 3] in [0, 1].
 
-    sharp [S, S, 3], trust and moved [S, S]: the bent portrait. made, known [s, s, 3]: the model's frame, and what the
-    autoencoder makes of the hint.
+    sharp [S, S, 3], trust and moved [S, S]: the bent portrait. face [S, S]: where the face is. made, known [s, s, 3]: the
+    model's frame, and what the autoencoder makes of the hint.
     """
     side = len(sharp)
     base = sharp.astype(np.float32) / 255
     own = _resized(made, side)
-    changed = base + _resized(made - known, side)
+    changed = base + CHANGE_SHARE * face[..., None] * _resized(made - known, side)
     mixed = own + trust[..., None] * (changed - own)
-    return np.clip(base + moved[..., None] * (mixed - base), 0, 1)
+    return np.clip(base + moved[..., None] * (mixed - base), 0, 1).astype(np.float32)
+
+
+def soft_face(landmarks: NDArray[np.floating], side: int) -> Frame:
+    """The face of one frame's landmarks [478, >= 2] without a hard edge. -> [side, side] in [0, 1]."""
+    mask = facial_mask(landmarks, side, side)
+    reach = max(side // 56, 1)
+    grown = cv2.dilate(mask, np.ones((reach, reach), np.uint8))
+    return np.asarray(cv2.GaussianBlur(grown, (0, 0), max(side / 85, 0.5)), np.float32)
 
 
 @torch.no_grad()
