@@ -17,8 +17,8 @@ from fye_pipeline.sampling.denoise import encode_reference
 Picture = NDArray[np.uint8]
 Frame = NDArray[np.float32]
 
-# Of what the model changed where the portrait can be trusted. On three real videos none of it gave the highest PSNR within
-# the face, on rendered heads all of it did; half loses little on either.
+# Of what the model changed where the portrait can be trusted. On three real videos none of it gave the highest PSNR
+# within the face, on rendered heads all of it did; half loses little on either.
 CHANGE_SHARE = 0.5
 HINT_SCALE = 2  # the hint is bent at this many times the model's size and reduced, which keeps it sharp
 
@@ -73,8 +73,8 @@ def with_detail(pipe: Any, made: Frame, bent: BentPortraits, frame: int, portrai
 def compose(sharp: Picture, trust: Frame, moved: Frame, face: Frame, made: Frame, known: Frame) -> Frame:
     """A bent portrait with what a model changed of it. -> [S, S, 3] in [0, 1].
 
-    sharp [S, S, 3], trust and moved [S, S]: the bent portrait. face [S, S]: where the face is. made, known [s, s, 3]: the
-    model's frame, and what the autoencoder makes of the hint.
+    sharp [S, S, 3], trust and moved [S, S]: the bent portrait. face [S, S]: where the face is. made, known [s, s, 3]:
+    the model's frame, and what the autoencoder makes of the hint.
     """
     side = len(sharp)
     base = sharp.astype(np.float32) / 255
