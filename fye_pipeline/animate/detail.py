@@ -35,10 +35,12 @@ class BentPortraits:
     face: NDArray[np.floating]  # the portrait's own landmarks [478, >= 3] in the square
     landmarks: Landmarks
     size: int
+    brightest: Frame = field(init=False, repr=False)  # [3] in [0, 1]: how bright teeth may be in this light
     _bender: Bender = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_bender", Bender(self.face))
+        object.__setattr__(self, "brightest", brightest_of(self.portrait, self.face))
 
     def __getitem__(self, frame: int) -> Picture:
         """One frame's, as the UNet takes it. -> uint8 RGBA [size, size, 4]."""
@@ -67,7 +69,8 @@ def with_detail(pipe: Any, made: Frame, bent: BentPortraits, frame: int, portrai
     side = len(portrait)
     bend = bent.bend(frame, side)
     known = reconstruct(pipe, bent[frame][..., :3])
-    return compose(bend.apply(portrait), bend.trust, bend.moved, soft_face(bent.at(frame), side), made, known)
+    painted = np.minimum(made, np.maximum(bent.brightest, known))
+    return compose(bend.apply(portrait), bend.trust, bend.moved, soft_face(bent.at(frame), side), painted, known)
 
 
 def compose(sharp: Picture, trust: Frame, moved: Frame, face: Frame, made: Frame, known: Frame) -> Frame:
@@ -82,6 +85,19 @@ def compose(sharp: Picture, trust: Frame, moved: Frame, face: Frame, made: Frame
     changed = base + CHANGE_SHARE * face[..., None] * _resized(made - known, side)
     mixed = own + trust[..., None] * (changed - own)
     return np.clip(base + moved[..., None] * (mixed - base), 0, 1).astype(np.float32)
+
+
+def brightest_of(portrait: Picture, face: NDArray[np.floating]) -> Frame:
+    """The brightest colour that may be painted into a face: halfway between its highlights' own and their grey. -> [3].
+
+    A model that was trained on rendered heads would paint teeth white in candlelight.
+    """
+    inside = portrait[facial_mask(face, *portrait.shape[:2]) > 0].astype(np.float32) / 255
+    if not len(inside):
+        return np.ones(3, np.float32)
+    grey = inside.mean(-1)
+    highlights = inside[grey >= np.quantile(grey, 0.98)].mean(0)
+    return np.asarray((highlights + highlights.mean()) / 2, np.float32)
 
 
 def soft_face(landmarks: NDArray[np.floating], side: int) -> Frame:
