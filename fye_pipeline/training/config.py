@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import Style
+from fye_pipeline.world.dataset import WORLD_VERSIONS
 
 PRECISIONS = ("no", "bf16", "fp16")
 LATENTS = ("cache", "encode")
@@ -65,8 +66,14 @@ class TrainConfig:
     bent_hint: bool = True  # the portrait bent to each frame's landmarks, in five more channels
     train_image_encoder: bool = True  # phase I; False where it comes trained
     train_conv_in: bool = True  # phase II, where frames can be given; False: the motion modules alone
-    vae_seconds: float = 1150.0
+    vae_seconds: float = 1150.0  # of training the autoencoder from random weights
+    vae_further_seconds: float = 0.0  # where `init` brings an autoencoder: 0 keeps it as it is
     vae_batch: int = 6
+    vae_pictures: int = 2500  # pictures of other things than heads, which the autoencoder sees too
+    vae_picture_share: float = 0.6  # of its batches
+    vae_textured_share: float = 0.5  # share of its heads that are laid over with a texture
+    vae_ssim_weight: float = 0.4  # of 1 - SSIM in its loss
+    vae_keep_weight: float = 0.02  # further training: of how far the latents of heads move, which the UNet knows
     phases: tuple[str, ...] = ("image", "video")
     image: PhaseConfig = field(
         default_factory=lambda: PhaseConfig(
@@ -159,6 +166,16 @@ def _check(config: TrainConfig) -> None:
     ):
         if getattr(config, name) not in allowed:
             raise UserError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+    if config.world not in WORLD_VERSIONS:
+        raise UserError(f"world must be one of {', '.join(map(str, WORLD_VERSIONS))}, got {config.world}")
+    for name, channels in (("reference_hint", 9), ("bent_hint", 14)):
+        if getattr(config, name) and config.in_channels < channels:
+            raise UserError(f"{name} needs in_channels >= {channels}, got {config.in_channels}; or {name} = false")
+    for name in ("vae_picture_share", "vae_textured_share"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"{name} must be between 0 and 1, got {getattr(config, name)}")
+    if config.vae_picture_share and config.vae_pictures < 1:
+        raise UserError(f"vae_pictures must be >= 1, got {config.vae_pictures}; or vae_picture_share = 0")
     for name in ("gradient_accumulation", "clip_stride", "shuffle_shards"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} must be >= 1, got {getattr(config, name)}")
@@ -202,6 +219,7 @@ SMOKE: dict[str, Any] = {
     "name": "smoke",
     "heads": 8,
     "vae_seconds": 2.0,
+    "vae_pictures": 4,
     "image": {"steps": 8, "batch": 2, "warmup": 2},
     "video": {"steps": 4, "batch": 1, "warmup": 2, "frames": 4},
     "checkpoint_every": 4,
@@ -218,6 +236,7 @@ TINY_GPU: dict[str, Any] = {
     "mixed_precision": "bf16",
     "vae_seconds": 240.0,
     "vae_batch": 48,
+    "vae_pictures": 4000,
     "image": {"steps": 9000, "batch": 16, "frames": 3, "lr": 1.0e-3, "warmup": 300, "decay_from": 0.5, "ema": 0.999},
     "video": {"steps": 3500, "batch": 4, "lr": 8e-4, "warmup": 150, "decay_from": 0.5, "ema": 0.998},
     "checkpoint_every": 1000,

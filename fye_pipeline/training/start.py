@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from fye_pipeline.training.clip_batches import ClipBatches, LatentCache
 from fye_pipeline.training.config import TrainConfig
 from fye_pipeline.training.dataset import Dataset
 from fye_pipeline.training.heads import HeadBatches, HeadData, encode_heads, render_heads
-from fye_pipeline.training.vae import VaeConfig, normalise_latents, start_as_thumbnail, train_vae
+from fye_pipeline.training.vae import (
+    VaeConfig,
+    natural_pictures,
+    normalise_latents,
+    start_as_thumbnail,
+    train_vae,
+)
 from fye_pipeline.world import World
 
 Report = Callable[[str], None]
@@ -51,7 +58,7 @@ def open_run(
     with accelerator.main_process_first():
         report(f"heads: {config.heads} in {folder}")
         data = render_heads(world, folder, config.heads, jobs=config.workers)
-    if config.init is None:
+    if config.init is None or config.vae_further_seconds:
         _obtain_vae(config, parts, data, output / "vae", accelerator, report)
     parts["vae"].to(accelerator.device)
     with accelerator.main_process_first():
@@ -99,17 +106,45 @@ def _clip_batches(
 def _obtain_vae(
     config: TrainConfig, parts: dict[str, Any], data: HeadData, folder: Path, accelerator: Accelerator, report: Report
 ) -> None:
-    """Train the autoencoder, or read what a former run made; the main process works, the others wait."""
+    """Train the autoencoder, new or further, or read what was made before; the main process works, others wait."""
     with accelerator.main_process_first():
         if not (folder / "config.json").exists():
-            vae = parts["vae"]
-            start_as_thumbnail(vae)
+            vae, settings = parts["vae"], vae_settings(config)
+            if config.init is None:
+                start_as_thumbnail(vae)
             vae.to(accelerator.device)
-            settings = VaeConfig(seconds=config.vae_seconds, batch=config.vae_batch, seed=config.seed)
-            train_vae(vae, data, folder, settings, on_progress=report, resume=True)
-            normalise_latents(vae, data)
+            natural = None
+            if settings.picture_share:
+                report(f"autoencoder: {config.vae_pictures} pictures of other things than heads")
+                natural = natural_pictures(config.vae_pictures, data.meta.size, config.seed)
+            train_vae(vae, data, folder, settings, on_progress=report, resume=True, natural=natural)
+            if config.init is None:
+                normalise_latents(vae, data)
             vae.save_pretrained(folder)
     parts["vae"] = type(parts["vae"]).from_pretrained(folder)
+
+
+def vae_settings(config: TrainConfig) -> VaeConfig:
+    """How the autoencoder is trained: from the start, or further, holding to the latents that the UNet knows."""
+    first = VaeConfig(
+        seconds=config.vae_seconds,
+        batch=config.vae_batch,
+        picture_share=config.vae_picture_share,
+        textured_share=config.vae_textured_share,
+        ssim_weight=config.vae_ssim_weight,
+        seed=config.seed,
+    )
+    if config.init is None:
+        return first
+    return replace(
+        first,
+        seconds=config.vae_further_seconds,
+        whole_from=0.7,
+        lr=8e-4,
+        lr_end=2e-5,
+        expression_weight=2.0,
+        keep_weight=config.vae_keep_weight,
+    )
 
 
 def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[str, Any]:
