@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 from training_parts import save_small, small_parts
 
 from fye_pipeline.landmarks.geometry import CanonicalFace
@@ -28,12 +27,12 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> HeadData:
     return render_heads(world, tmp_path_factory.mktemp("heads"), 2)
 
 
-def small_vae() -> AutoencoderKL:
+def small_vae() -> Any:
     return small_parts()["vae"].eval()
 
 
 @torch.no_grad()
-def round_trip(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+def round_trip(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
     return vae.decode(vae.encode(pictures).latent_dist.mean).sample
 
 
@@ -81,7 +80,7 @@ def fake_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[VaeConfig, Any,
     return calls
 
 
-def obtain(config: TrainConfig, heads: HeadData, folder: Path) -> AutoencoderKL:
+def obtain(config: TrainConfig, heads: HeadData, folder: Path) -> Any:
     parts: dict[str, Any] = {"vae": small_vae()}
     start._obtain_vae(config, parts, heads, folder, Accelerator(cpu=True), lambda text: None)
     return parts["vae"]

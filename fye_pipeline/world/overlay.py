@@ -75,7 +75,7 @@ class Overlay:
             picture = picture * (1 + np.clip(1 - distance / _NOT_CLOTH, 0, 1) * self._cloth)
         picture = picture * moved[..., 4:]
         picture = picture + moved[..., 3:4] * (moved[..., :3] - picture)
-        return self._finish(np.clip(picture * self._light, 0, 1))
+        return self._finish(np.clip(picture * self._light, 0, 1).astype(np.float32))
 
     def _finish(self, picture: Field) -> Picture:
         grey = picture.mean(-1, keepdims=True)
@@ -94,7 +94,7 @@ class Overlay:
         mask = np.zeros((DRAWN, DRAWN), np.float32)
         hull = cv2.convexHull(np.asarray(places, np.float32))
         cv2.fillPoly(mask, [np.round(hull * 16).astype(np.int32)], (1.0,), cv2.LINE_AA, 4)
-        return cv2.GaussianBlur(mask, (0, 0), soft)
+        return np.asarray(cv2.GaussianBlur(mask, (0, 0), soft), np.float32)
 
     def _cover(self, mask: Field, colour: Field) -> None:
         """Lay a colour [3] or picture [DRAWN, DRAWN, 3] over what is drawn, as far as the mask goes."""
@@ -155,7 +155,7 @@ class Overlay:
             low = [132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361]
             mask = self._area(np.concatenate([xy[low] + np.array([0, rng.uniform(0, 10)]), xy[[205, 425]]]), 3.0)
         cover = mask * (rng.uniform(0.25, 0.5) if kind == "stubble" else rng.uniform(0.75, 1.0))
-        self._cover(cover, colour * fine)
+        self._cover(cover, (colour * fine).astype(np.float32))
 
     def _hat(self) -> None:
         rng, xy = self._rng, self._xy
