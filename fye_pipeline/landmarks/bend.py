@@ -65,15 +65,16 @@ class Bend:
         """Bend a portrait of any size, uint8 [H, H, 3] -> [S, S, 3]."""
         side, size = portrait.shape[0], len(self.x)
         while side >= 2 * size:  # without this, a large portrait would be sampled without averaging
-            portrait = cv2.resize(portrait, (side // 2, side // 2), interpolation=cv2.INTER_AREA)
+            half = cv2.resize(portrait, (side // 2, side // 2), interpolation=cv2.INTER_AREA)
+            portrait = np.asarray(half, np.uint8)
             side //= 2
         bent = cv2.remap(
             portrait, self.x * side - 0.5, self.y * side - 0.5, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
         )
-        if self.mouth.any():
-            dark = (bent * 0.25).astype(np.float32) + np.float32(8)
-            bent = bent + self.mouth[..., None] * (dark - bent)
-        return np.asarray(np.clip(bent, 0, 255) + 0.5, np.uint8) if bent.dtype != np.uint8 else bent
+        if not self.mouth.any():
+            return np.asarray(bent, np.uint8)
+        dark = (bent * 0.25).astype(np.float32) + np.float32(8)
+        return np.asarray(np.clip(bent + self.mouth[..., None] * (dark - bent), 0, 255) + 0.5, np.uint8)
 
     def rgba(self, portrait: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The bent portrait with what it can be trusted for as its alpha, uint8 [H, H, 3] -> [S, S, 4]."""
@@ -195,7 +196,8 @@ class Bender:
         rise = float(np.clip((now - _LOOKS_SHUT) / 0.1, 0, 1))  # what was shut opens without a jump
         inside = mask > 0
         trust[inside] *= 1 - rise * (1 - 0.6 * known)
-        return cv2.GaussianBlur(mask * np.float32(rise * (1 - known) ** 2), (0, 0), max(size / 256, 0.5))
+        soft = cv2.GaussianBlur(mask * np.float32(rise * (1 - known) ** 2), (0, 0), max(size / 256, 0.5))
+        return np.asarray(soft, np.float32)
 
     def _place_eye(
         self,
@@ -355,4 +357,4 @@ def _affine(target: Array, source: Array) -> tuple[Array, Array]:
         [matrix[:, :, 0], offset[:, :1], matrix[:, :, 1], offset[:, 1:]],
         axis=1,
     )
-    return coefficients, 1 / np.maximum(least, 1e-6)
+    return coefficients, np.asarray(1 / np.maximum(least, 1e-6), np.float64)

@@ -114,7 +114,7 @@ def encode_image(pipe: Components, portrait: Image.Image) -> Tensor:
     return pipe.image_encoder(pixels).last_hidden_state
 
 
-def encode_reference(pipe: Components, portrait: Image.Image) -> Tensor:
+def encode_reference(pipe: Components, portrait: Image.Image | np.ndarray) -> Tensor:
     """Encode a picture into its scaled latent, the posterior's mean. -> [1, 4, h, w]."""
     pixels = torch.tensor(np.asarray(portrait)).permute(2, 0, 1)[None].float() / 127.5 - 1
     pixels = pixels.to(pipe._execution_device, pipe.vae.dtype)

@@ -94,7 +94,7 @@ def _textured(fill: Field, rng: np.random.Generator) -> Field:
     side = max(height, width, 8)
     pattern = PATTERNS[rng.integers(len(PATTERNS))](side, rng)[:height, :width, None]
     other = np.clip(fill + rng.normal(0, 0.25, 3), 0, 1).astype(np.float32)
-    return fill + (pattern * rng.uniform(0.2, 1)).astype(np.float32) * (other - fill)
+    return (fill + (pattern * rng.uniform(0.2, 1)).astype(np.float32) * (other - fill)).astype(np.float32)
 
 
 def strands(size: int, rng: np.random.Generator) -> Field:
