@@ -357,4 +357,4 @@ def _affine(target: Array, source: Array) -> tuple[Array, Array]:
         [matrix[:, :, 0], offset[:, :1], matrix[:, :, 1], offset[:, 1:]],
         axis=1,
     )
-    return coefficients, np.asarray(1 / np.maximum(least, 1e-6), np.float64)
+    return np.asarray(coefficients, np.float64), np.asarray(1 / np.maximum(least, 1e-6), np.float64)
