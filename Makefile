@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 RESULTS := benchmarks/results
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow check format bench gpu clean
+.PHONY: demo test test-slow test-browser check format bench gpu clean
 
 demo: $(READY)
 	-@$(BIN)/fye models get face-landmarker --quiet
@@ -18,8 +18,15 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What `make test` leaves out: walks over everything, such as every pipeline of diffusers.
-test-slow: $(READY)
+test-slow: $(READY) test-browser
 	$(BIN)/python -m pytest -m slow
+
+# The page in a real browser: what a person does on it. Skips with the reason where Gradio or Chromium is absent.
+test-browser: $(READY)
+	-@$(BIN)/python -c "import gradio, playwright" 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet -c constraints-app.txt -e ".[app,browser]"
+	-@$(BIN)/fye models get face-landmarker --quiet
+	$(BIN)/python -m pytest tests/test_app_browser.py -m browser -rs
 
 check: $(READY)
 	$(BIN)/ruff check .

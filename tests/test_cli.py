@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,11 @@ def test_demo_files_ship() -> None:
     assert len(LandmarkSequence.load(DEMO_DRIVING)) >= 16
     with Image.open(DEMO_PORTRAIT) as portrait:
         assert portrait.size >= (256, 256)
+
+
+def test_the_page_says_how_to_install_what_it_needs(fye: Fye, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = fye("app", "--help")
+    assert code == 0
+    assert "--share" in out
+    monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
+    assert 'pip install "ticache[portrait,app]"' in fye.refused("app")

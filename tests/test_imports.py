@@ -55,7 +55,19 @@ LAYERS = {
         *("schedule", "forecast", "region", "ops", "reference"),
     ),
     "fye_pipeline": (
-        *("cli", "evaluation", "training", "world", "batch", "animate", "__init__", "pipeline", "presets", "sampling"),
+        *(
+            "cli",
+            "app",
+            "evaluation",
+            "training",
+            "world",
+            "batch",
+            "animate",
+            "__init__",
+            "pipeline",
+            "presets",
+            "sampling",
+        ),
         *("models", "landmarks", "media", "storage", "progress", "errors"),
     ),
 }

@@ -13,6 +13,7 @@ import warnings
 import typer
 
 from fye_pipeline.cli.animate import animate
+from fye_pipeline.cli.app import app as page
 from fye_pipeline.cli.evaluate import app as evaluate_app
 from fye_pipeline.cli.landmarks import landmarks
 from fye_pipeline.cli.models import app as models_app
@@ -29,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("app")(page)
 for command in (animate, landmarks, prepare, train, tune, world):
     app.command()(command)
 app.add_typer(evaluate_app, name="evaluate")

@@ -37,7 +37,7 @@ class PublishedModel:
         return (self.folder / "model_index.json").is_file()
 
 
-_UNSTATED = "not stated; the paper's authors, for research"
+_UNSTATED = "not stated by its publisher"
 PUBLISHED = {
     "follow-your-emoji": PublishedModel(
         "follow-your-emoji",

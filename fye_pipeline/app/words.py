@@ -1,0 +1,99 @@
+"""What the page says: the terms, and how a job stands, as text and as HTML."""
+
+from __future__ import annotations
+
+import html
+
+from fye_pipeline.animate.output import AnimationResult
+from fye_pipeline.app.jobs import Event, Waiting, Working, without_folders
+
+TITLE = "Animate a portrait"
+INTRODUCTION = "A picture of a face, and a video of another: the first does what the second does."
+TERMS = """An animated portrait does what that person never did. Use it only
+
+1. with portraits of people who agreed to it, of yourself, of the dead in works that are free to use, or of nobody
+   (drawings, statues, rendered faces);
+2. where nobody is deceived: say that the video is generated wherever it is shown;
+3. within the law of your country on likeness, privacy, elections and defamation. Not for harassment, for sexual
+   content with real people, for fraud, for getting past an identity check, or for putting words into a mouth.
+
+Every video carries the visible mark "AI-generated" and the same words in its metadata."""
+SMALL_MODEL = (
+    "The small model that ships has seen rendered heads only: a photograph runs through but will not look like itself. "
+    "For photographs, run `fye models get follow-your-emoji` once, then `fye app --model follow-your-emoji`."
+)
+ACCEPT = "I have read the terms and keep to them"
+NOT_ACCEPTED = "Read the terms of use at the top and tick the box below them first."
+NO_PORTRAIT = "Choose a portrait first: a picture of your own, or one of the examples."
+NO_DRIVER = "Choose a driving video first, or take the movement that ships."
+CANCELLED = "Cancelled."
+KEPT = "Uploads and results stay on this machine and are deleted after an hour."
+_STAGES = {
+    "starting": "Reading the files and loading the model",
+    "detecting": "Finding the face in the driver",
+    "keyframes": "Making keyframes",
+    "denoising": "Making the frames",
+    "uncached": "Making them again without the cache",
+    "decoding": "Writing the video",
+}
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `2 min`, `1 h 20 min`, rounded up to what is worth saying."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def sentence(event: Event) -> str:
+    """How a job stands, in one line."""
+    if isinstance(event, Waiting):
+        return f"Waiting: {event.ahead} job{'' if event.ahead == 1 else 's'} before yours"
+    if not isinstance(event, Working):
+        return "Done"
+    text = _STAGES.get(event.stage, event.stage.capitalize())
+    if event.total:
+        text += f": {event.done} of {event.total} frames"
+    if event.seconds_left is not None:
+        text += f", about {duration(event.seconds_left)} left"
+    return text
+
+
+def progress(event: Event) -> str:
+    """How a job stands, as a bar with a line of text."""
+    share = None
+    if isinstance(event, Working) and event.total:
+        share = min(100, round(100 * event.done / event.total))
+    now = "" if share is None else f' aria-valuenow="{share}"'
+    fill = '<i class="moving"></i>' if share is None else f'<i style="width:{share}%"></i>'
+    return (
+        f'<div class="fye-status"><div class="fye-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"{now}>'
+        f"{fill}</div><p>{html.escape(sentence(event))}</p></div>"
+    )
+
+
+def message(text: str, kind: str = "note") -> str:
+    """A sentence in the place of the bar. kind: note, done or fault."""
+    return f'<div class="fye-status fye-{kind}" role="status"><p>{html.escape(text)}</p></div>'
+
+
+def outcome(result: AnimationResult) -> str:
+    """What was made, in a sentence or two."""
+    text = (
+        f"{result.frames} frames of {result.size[0]} x {result.size[1]} at {float(result.fps):g} fps "
+        f"in {duration(result.seconds)}."
+    )
+    if result.psnr is not None and result.time_ratio is not None:
+        text += f" {result.time_ratio:.1f} times faster than without the cache, {result.psnr:.1f} dB from it."
+    return text
+
+
+def report(result: AnimationResult) -> str:
+    """The cache's report and the run's notes, as plain text."""
+    lines = [str(result.report) if result.report is not None else "The cache was off: every step ran in full."]
+    if result.frames_without_face:
+        gaps = ", ".join(f"{start}-{stop - 1}" for start, stop in result.frames_without_face)
+        lines.append(f"frames without a face, filled in: {gaps}")
+    text = "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
+    return without_folders(text, result.output.parent)

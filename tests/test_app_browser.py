@@ -1,0 +1,330 @@
+"""The page in a real browser, as a person uses it: Chromium, headless, against `fye app` in a process of its own.
+
+The model makes noise, quickly; what is looked at is the way through the page. `FYE_SCREENSHOTS=folder` keeps pictures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fye_command import make_video
+from PIL import Image
+
+from fye_pipeline.landmarks.geometry import CanonicalFace
+from fye_pipeline.world import World
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+PATIENCE = 60_000  # milliseconds, as the browser counts
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    found = os.environ.get("FYE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    for name, extra in (("gradio", "app"), ("playwright", "browser")):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f'{name} is absent: pip install -c constraints-app.txt -e ".[portrait,app,browser]" ({extra})')
+    if found is None:
+        pytest.skip("Chromium is absent: apt-get install chromium, or set FYE_CHROMIUM")
+    return found
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A portrait, a driver and a webcam's film of rendered heads; a picture of a wall; a file that is no picture."""
+    folder = tmp_path_factory.mktemp("faces")
+    world = World(CanonicalFace.load(), size=256)
+    Image.fromarray(world.portrait("held", 2).frames[0]).save(folder / "my photo.png")
+    clip = world.clip("held", 5, frames=8, strength=0.3).frames
+    make_video(folder / "driver.mp4", list(clip), fps=Fraction(8))
+    _write_y4m(folder / "webcam.y4m", clip[0])
+    Image.fromarray(np.full((256, 256, 3), 120, np.uint8)).save(folder / "wall.png")
+    (folder / "broken.png").write_text("this is no picture")
+    return folder
+
+
+def _write_y4m(path: Path, frame: np.ndarray) -> None:
+    """A film of one picture, as Chromium's stand-in for a webcam reads it."""
+    planes = np.asarray(Image.fromarray(frame).resize((640, 480)).convert("YCbCr"))
+    luma, blue, red = planes[..., 0], planes[::2, ::2, 1], planes[::2, ::2, 2]
+    with open(path, "wb") as file:
+        file.write(b"YUV4MPEG2 W640 H480 F10:1 Ip A1:1 C420mpeg2\n")
+        for _ in range(10):
+            file.write(b"FRAME\n" + luma.tobytes() + blue.tobytes() + red.tobytes())
+
+
+@pytest.fixture(scope="module")
+def address(
+    chromium: str, random_model: Path, face_landmarker_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The page's address, served by the command as a person starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cache = tmp_path_factory.mktemp("cache")
+    log = cache / "log.txt"
+    own = {"XDG_CACHE_HOME": str(cache), "FYE_FACE_LANDMARKER": str(face_landmarker_path), "PYTHONUNBUFFERED": "1"}
+    paths = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-m", "fye_pipeline.cli", "app", "--port", str(port), "--model", str(random_model)]
+    with open(log, "w") as file:
+        server = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | own | {"PYTHONPATH": paths}
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert server.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield url
+        assert "Traceback" not in log.read_text(), log.read_text()
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, faces: Path) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    webcam = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    film = f"--use-file-for-fake-video-capture={faces / 'webcam.y4m'}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *webcam, film])
+        yield browser
+        browser.close()
+
+
+class Person:
+    """Somebody at the page, and what their browser asked for and complained of."""
+
+    def __init__(self, browser: Any, address: str, size: dict[str, int]) -> None:
+        self.context = browser.new_context(viewport=size, permissions=["camera", "microphone"])
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.foreign: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self._note(request.url, address))
+        self.page.on("console", lambda text: self.complaints.append(text.text) if text.type == "error" else None)
+        self.page.goto(address)
+        self.page.wait_for_selector("#animate")
+        self.page.wait_for_selector("#portrait img")
+
+    def _note(self, url: str, address: str) -> None:
+        if not url.startswith((address, "data:", "blob:")):
+            self.foreign.append(url)
+
+    def agree(self) -> None:
+        self.page.check("#accept input")
+
+    def upload(self, place: str, path: Path) -> None:
+        """Put a file where another may lie already."""
+        remove = self.page.locator(f"{place} button[aria-label^='Remove']")
+        if remove.count():
+            remove.first.click()
+        self.page.set_input_files(f"{place} input[type=file]", str(path))
+        self.page.wait_for_function(
+            "([place, name]) => document.querySelector('#command').innerText.includes(name)", arg=[place, path.name]
+        )
+
+    def film(self, place: str) -> None:
+        """Turn the webcam on."""
+        self.page.click(f"{place} button[aria-label='Capture from camera']")
+        self.page.click(f"{place} button:has-text('Webcam')")
+        self.page.wait_for_function("place => document.querySelector(place + ' video')?.videoWidth > 0", arg=place)
+
+    def quick(self, frames: int = 2, steps: int = 2) -> None:
+        self.page.fill("#setting-frames input", str(frames))
+        if not self.page.locator("#setting-steps input[type=number]").is_visible():
+            self.page.get_by_text("More settings").click()
+        self.page.fill("#setting-steps input[type=number]", str(steps))
+        self.page.press("#setting-steps input[type=number]", "Tab")
+        self.says("#command", f"--steps {steps}")
+
+    def animate(self) -> None:
+        self.page.click("#animate")
+
+    def says(self, place: str, text: str) -> None:
+        self.page.wait_for_function(
+            "([place, text]) => document.querySelector(place)?.innerText.includes(text)", arg=[place, text]
+        )
+
+    def plays(self, place: str) -> None:
+        """A video is there and its time advances."""
+        self.page.wait_for_selector(f"{place} video")
+        self.page.wait_for_function(
+            """place => {
+                const video = document.querySelector(place + ' video');
+                if (video.paused) { video.muted = true; video.play(); }
+                return video.readyState >= 2 && video.currentTime > 0 && video.videoWidth > 0;
+            }""",
+            arg=place,
+        )
+
+    def picture(self, name: str) -> None:
+        """A screenshot, where somebody wants one."""
+        folder = os.environ.get("FYE_SCREENSHOTS")
+        if folder:
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+
+    def leave(self) -> None:
+        self.context.close()
+
+
+@pytest.fixture
+def person(browser: Any, address: str) -> Iterator[Person]:
+    person = Person(browser, address, DESKTOP)
+    yield person
+    person.leave()
+    assert not person.foreign, "the page asks for nothing from elsewhere"
+    assert not person.complaints
+
+
+def test_a_portrait_is_uploaded_animated_and_played(person: Person, faces: Path) -> None:
+    person.agree()
+    person.upload("#portrait", faces / "my photo.png")
+    person.quick(frames=3)
+    person.page.check("#setting-compare input")
+    person.animate()
+    person.says("#status", "3 frames of 256 x 256 at 24 fps")
+    person.plays("#video")
+    person.plays("#compared")
+    person.says("#command", "--reference 'my photo.png'")
+    person.says("#command", "--frames 3")
+    person.page.get_by_text("Report of the cache").click()
+    person.says("#report", "ticache N=3")
+    person.picture("desktop")
+    assert person.page.is_enabled("#animate")
+    assert person.page.is_disabled("#cancel")
+
+
+def test_a_driver_is_uploaded(person: Person, faces: Path) -> None:
+    person.agree()
+    person.page.get_by_label("A video of mine").check()
+    person.animate()
+    person.says("#status", "Choose a driving video first")
+    person.upload("#driver", faces / "driver.mp4")
+    person.quick(frames=4)
+    person.animate()
+    person.says("#status", "4 frames of 512 x 512 at 8 fps")
+    person.plays("#video")
+    person.says("#command", "--driving driver.mp4")
+
+
+def test_a_webcam_gives_the_portrait(person: Person) -> None:
+    person.agree()
+    person.page.click("#portrait button[aria-label^='Remove']")
+    person.film("#portrait")
+    person.page.click("#portrait button[aria-label='capture photo']")
+    person.page.wait_for_selector("#portrait img")
+    person.quick()
+    person.animate()
+    person.says("#status", "2 frames of 640 x 480")
+
+
+def test_a_webcam_gives_the_driver(person: Person) -> None:
+    person.agree()
+    person.page.get_by_label("A video of mine").check()
+    person.film("#driver")
+    person.page.click("#driver .capture-button")
+    person.page.wait_for_timeout(1500)
+    person.page.click("#driver .capture-button")
+    person.says("#command", "--driving")
+    person.quick()
+    person.animate()
+    person.says("#status", "2 frames of 512 x 512")
+    person.plays("#video")
+
+
+def test_another_example_is_chosen(person: Person) -> None:
+    person.agree()
+    person.page.locator("button.gallery-item").nth(2).click()
+    person.says("#command", "--reference head-5.png")
+    person.quick()
+    person.animate()
+    person.says("#status", "2 frames of 512 x 512")
+
+
+def test_a_job_is_cancelled(person: Person) -> None:
+    person.agree()
+    person.quick(frames=0, steps=60)
+    person.animate()
+    person.says("#status", "Making the frames")
+    person.picture("working")
+    person.page.click("#cancel")
+    person.says("#status", "Cancelled.")
+    person.page.wait_for_function("!document.querySelector('#animate').disabled")
+    assert person.page.locator("#video video").count() == 0
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("wall.png", "No face was found in"), ("broken.png", "broken.png")])
+def test_a_picture_that_will_not_do_is_told_in_one_sentence(
+    person: Person, faces: Path, name: str, sentence: str
+) -> None:
+    person.agree()
+    person.upload("#portrait", faces / name)
+    person.quick()
+    person.animate()
+    person.says("#status", sentence)
+    text = person.page.inner_text("#status")
+    assert "/" not in text, "no path of the server's"
+    assert "\n" not in text.strip()
+    person.complaints.clear()  # the browser cannot show the broken picture either
+
+
+def test_nothing_is_made_before_the_terms_are_accepted(person: Person) -> None:
+    person.quick()
+    person.animate()
+    person.says("#status", "tick the box")
+    assert person.page.locator("#video video").count() == 0
+
+
+def test_people_wait_for_each_other_and_those_who_leave_make_room(browser: Any, address: str) -> None:
+    first, second = Person(browser, address, DESKTOP), Person(browser, address, DESKTOP)
+    for person in (first, second):
+        person.agree()
+    first.quick(frames=0, steps=60)
+    first.animate()
+    first.says("#status", "Making the frames")
+    second.quick()
+    second.animate()
+    second.says("#status", "Waiting: 1 job before yours")
+    first.leave()
+    second.says("#status", "2 frames of")
+    second.leave()
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Any, address: str) -> None:
+    person = Person(browser, address, PHONE)
+    person.agree()
+    person.quick()
+    person.animate()
+    person.plays("#video")
+    person.picture("phone")
+    assert person.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    person.leave()
+    assert not person.foreign
+
+
+def test_the_server_tells_browsers_to_load_nothing_from_elsewhere(address: str) -> None:
+    with urllib.request.urlopen(address) as answer:
+        policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
