@@ -115,6 +115,17 @@ CONTROLS = (
     Control("intensity", "Intensity", "range", 1.0, "0 is still.", "--intensity", high=MOST_INTENSITY, step=0.05),
     Control("frames", "Length, in frames", "whole", 0, "0: as long as the driver.", "--frames"),
     Control("compare", "Side by side with the uncached run", "switch", False, "Takes longer.", "--compare"),
+    Control(
+        "detail",
+        "Detail",
+        "choice",
+        "full",
+        advanced=True,
+        options={
+            "full": Option("The portrait's own, where the model can"),
+            "none": Option("The model's own pixels", {"detail": "none"}, ("--detail", "none")),
+        },
+    ),
     Control("seed", "Seed", "whole", 0, flag="--seed", advanced=True),
     Control("steps", "Denoising steps", "range", 30, flag="--steps", low=2, high=60, advanced=True),
     Control(

@@ -215,9 +215,7 @@ def _portrait_input(gradio: Any, examples: Sequence[Path]) -> Any:
     # As it was uploaded: the animator reads it itself, within its own limits, and says what is wrong with it.
     portrait.preprocess = lambda payload: payload.path if payload is not None and payload.path else read(payload)
     if examples:
-        gradio.Examples(
-            [[str(path)] for path in examples], [portrait], label="Rendered examples, people of nobody", api_name=False
-        )
+        gradio.Examples([[str(path)] for path in examples], [portrait], label="Examples", api_name=False)
     return portrait
 
 

@@ -19,8 +19,8 @@ TERMS = """An animated portrait does what that person never did. Use it only
 
 Every video carries the visible mark "AI-generated" and the same words in its metadata."""
 SMALL_MODEL = (
-    "The small model that ships has seen rendered heads only: a photograph runs through but will not look like itself. "
-    "For photographs, run `fye models get follow-your-emoji` once, then `fye app --model follow-your-emoji`."
+    "At work is the small model that ships. For the published weights, run `fye models get follow-your-emoji` once, "
+    "then `fye app --model follow-your-emoji`."
 )
 ACCEPT = "I have read the terms and keep to them"
 NOT_ACCEPTED = "Read the terms of use at the top and tick the box below them first."
