@@ -1,3 +1,3 @@
-from fye_pipeline.cli.main import main
+from fye_pipeline.cli.entry import main
 
 main()
