@@ -103,10 +103,10 @@ class AnimationSettings(BaseModel):
     long: how more frames than one clip are made: `progressive` (keyframes, then the gaps; a UNet of 9 input channels),
     `tiles` or `uniform` (`sampling/clip_plan.py`); `auto`: progressive where the model can, else tiles.
     cache: arguments of `ticache.apply`, None to run without it. reference_landmarks: a one-frame sequence of the
-    portrait, which then needs no detector.
+    portrait, which then needs no detector. points: five points placed by hand in the portrait (JSON), likewise.
     framing: `paste`: the face is cropped, animated and pasted back into the portrait; `crop`: the animated crop alone;
     `whole`: the whole picture, letterboxed to the model's size. None: `paste`, but `whole` where no face is sought
-    (`unaligned` or with `reference_landmarks`, which belong to the whole picture).
+    (`unaligned` or with `reference_landmarks`).
     face: which face of the portrait: largest, a number from 1 (left to right), or x,y in pixels.
     reference_frame: which frame of a portrait that is a video; None: the calmest one that looks ahead.
     background: laid under transparent pictures. alpha: the portrait's transparency comes back in the result.
@@ -143,6 +143,7 @@ class AnimationSettings(BaseModel):
     max_gap: Real = Field(DEFAULT_MAX_GAP, ge=0)
     unaligned: bool = False
     reference_landmarks: File | None = None
+    points: File | None = None
     audio: bool = True
     allow_partial: bool = False
     max_pixels: Whole = Field(MAX_PIXELS, ge=1)
@@ -198,21 +199,23 @@ class AnimationSettings(BaseModel):
         steered = self.regions != REGIONS or self.intensity != 1 or self.pose != "absolute"
         if self.unaligned and steered:
             raise UserError("regions, intensity and pose need the portrait's face: leave out --unaligned.")
-        if not self.seeks_face and self.framing in ("paste", "crop"):
-            raise UserError(
-                "A crop needs a face to be found: leave out --unaligned and --reference-landmarks, or the crop."
-            )
+        if self.unaligned and self.framing in ("paste", "crop"):
+            raise UserError("A crop needs a face: leave out --unaligned, or the crop.")
+        if self.points is not None and (self.unaligned or self.reference_landmarks is not None):
+            raise UserError("--points tells where the face is: leave out --unaligned and --reference-landmarks.")
+        if self.points is not None and self.face != "largest":
+            raise UserError("--points tells which face is meant: leave out --face.")
         return self
 
     @property
     def seeks_face(self) -> bool:
         """Whether a face is looked for in the portrait."""
-        return not self.unaligned and self.reference_landmarks is None
+        return not self.unaligned and self.reference_landmarks is None and self.points is None
 
     @property
     def resolved_framing(self) -> Framing:
         """What `framing` None stands for."""
-        return self.framing or ("paste" if self.seeks_face else "whole")
+        return self.framing or ("paste" if self.seeks_face or self.points is not None else "whole")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: paths and fractions as text, the package's own files as `shipped:...`."""
@@ -303,9 +306,10 @@ def row_settings(
 ) -> AnimationSettings:
     """The settings of one animation: a manifest's row, if any, over what all have in common."""
     values = dict(base) | {key: value for key, value in row.items() if key not in CACHE}
-    if "reference" in row and "reference_landmarks" not in row:
-        values.pop("reference_landmarks", None)
-    elif "reference" not in values and values.get("framing") in (None, "whole"):
+    if "reference" in row:
+        for name_of_its_own in {"reference_landmarks", "points"} - set(row):
+            values.pop(name_of_its_own, None)
+    elif "reference" not in values and values.get("framing") in (None, "whole") and "points" not in values:
         values.setdefault("reference_landmarks", str(DEMO_PORTRAIT_LANDMARKS))
     if asked := {key: row[key] for key in CACHE if key in row}:
         try:

@@ -18,7 +18,8 @@ from fye_pipeline.animate.config import AnimationSettings, parse_choice
 from fye_pipeline.animate.session import LazyDetector
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
-from fye_pipeline.landmarks.faces import Box, Face, choose
+from fye_pipeline.landmarks.faces import Box, Face, choose, make_face
+from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.file_type import is_video
 from fye_pipeline.media.image import letterbox, picture_frames, read_cover, read_picture
@@ -203,22 +204,71 @@ def read_portrait(settings: AnimationSettings, detector: LazyDetector) -> Portra
     name = str(settings.reference)
     picture = read_still(settings, detector)
     cover = _read_cover(settings) if settings.alpha else None
+    height, width = picture.shape[:2]
     faces = detector.open().detect_all(picture) if settings.seeks_face else []
-    chosen = None
+    chosen = known_face(settings, width, height)
     if faces:
         chosen, note = pick_face(faces, settings.face, name)
         if note:
             logger.info(note)
+    if chosen is not None and settings.reference_landmarks is None:
         _check_size(chosen, settings.min_face, name)
     if settings.resolved_framing == "whole":
         return replace(_whole(settings, picture, chosen, detector), cover=cover)
     if chosen is None:
+        if not settings.seeks_face:
+            raise UserError(
+                f"{settings.reference_landmarks} belongs to the letterboxed picture, not to the {width} x {height} "
+                f"pixels of {name}: use --whole, or landmarks that fye landmarks made of that very file."
+            )
         raise UserError(no_face_sentence(name, detector.best_score(picture)))
-    height, width = picture.shape[:2]
     crop = crop_around(chosen.box, width, height, scale=settings.crop_scale, shift=settings.crop_shift)
     square = crop.cut(picture, DRAW_SIZE)
-    face = read_reference(square, detector, name=f"the crop of {name}", near=box_in(crop, chosen.box))
+    if settings.seeks_face:
+        face = read_reference(square, detector, name=f"the crop of {name}", near=box_in(crop, chosen.box))
+    else:
+        face = face_in(crop, chosen).as_sequence()
     return Portrait(picture, square, crop, face, cover)
+
+
+def known_face(settings: AnimationSettings, width: int, height: int) -> Face | None:
+    """The face that points placed by hand, or a landmark file of this very picture, tell of; None where neither does.
+
+    Raises:
+        UserError: points or landmarks that cannot be used.
+    """
+    if settings.points is not None:
+        from fye_pipeline.landmarks.points import fit_points, read_points
+
+        return fit_points(read_points(settings.points), width, height)
+    if settings.reference_landmarks is None:
+        return None
+    sequence = read_landmarks(settings.reference_landmarks)
+    if (sequence.width, sequence.height) != (width, height):
+        return None
+    landmarks, mesh, transform, blendshapes = (
+        np.asarray(array[0]) for array in (sequence.landmarks, sequence.mesh, sequence.transforms, sequence.blendshapes)
+    )
+    return Face(landmarks, mesh, transform, blendshapes, width, height)
+
+
+def read_landmarks(path: Path) -> LandmarkSequence:
+    """A portrait's landmarks, one frame. Raises `UserError` for any other file."""
+    sequence = LandmarkSequence.load(existing_file(path, "the reference's landmarks"))
+    if len(sequence) != 1:
+        raise UserError(f"{path} has {len(sequence)} frames; the landmarks of a portrait are one frame.")
+    return sequence
+
+
+def face_in(crop: Crop, face: Face) -> Face:
+    """A face of the whole portrait as it stands in a square of it, with the mesh and pose that it has there."""
+    if (crop.left, crop.top, crop.side, crop.side) == (0, 0, face.width, face.height):
+        return face
+    x, y, z = np.asarray(face.landmarks, np.float64).T
+    moved = np.column_stack(
+        [(x * face.width - crop.left) / crop.side, (y * face.height - crop.top) / crop.side, z * face.width / crop.side]
+    )
+    return make_face(moved, face.blendshapes, DRAW_SIZE, DRAW_SIZE, CanonicalFace.load())
 
 
 def _read_cover(settings: AnimationSettings) -> NDArray[np.uint8]:
@@ -236,9 +286,12 @@ def _whole(
     height, width = picture.shape[:2]
     square = np.asarray(letterbox(Image.fromarray(picture), DRAW_SIZE, DRAW_SIZE))
     side = max(width, height)
-    near = chosen and box_in(Crop((width - side) // 2, (height - side) // 2, side, width, height), chosen.box)
+    crop = Crop((width - side) // 2, (height - side) // 2, side, width, height)
+    near = chosen and box_in(crop, chosen.box)
     face = None
-    if not settings.unaligned:
+    if chosen is not None and not settings.seeks_face:
+        face = face_in(crop, chosen).as_sequence()
+    elif not settings.unaligned:
         landmarks, name = settings.reference_landmarks, str(settings.reference)
         face = read_reference(square, detector, landmarks=landmarks, name=name, near=near, least=settings.min_face)
     return Portrait(picture, square, None, face)
@@ -258,6 +311,8 @@ def read_still(settings: AnimationSettings, detector: LazyDetector) -> NDArray[n
         return read_picture(path, what="the reference", **options)
     source = open_source(path, what="the reference", allow_partial=settings.allow_partial, **options)
     wanted = settings.reference_frame
+    if wanted is None and settings.points is not None:
+        raise UserError(f"{path} is a video: say with --reference-frame to which of its frames the points belong.")
     if wanted is None:
         step = max((source.frame_count or 0) // SEARCHED, 1)
         frames = ((index, frame) for index, frame in enumerate(source.frames()) if index % step == 0)
@@ -333,10 +388,7 @@ def read_reference(
         UserError: no face, a face that is too small, or a landmark file of several frames.
     """
     if landmarks is not None:
-        sequence = LandmarkSequence.load(existing_file(landmarks, "the reference's landmarks"))
-        if len(sequence) != 1:
-            raise UserError(f"{landmarks} has {len(sequence)} frames; the landmarks of a portrait are one frame.")
-        return sequence
+        return read_landmarks(landmarks)
     face = choose(detector.open().detect_all(portrait), last_box=near)
     if face is None:
         raise UserError(no_face_sentence(name, detector.best_score(portrait)))
@@ -348,10 +400,9 @@ def read_reference(
     return face.as_sequence()
 
 
-def no_face_sentence(name: str, score: float | None) -> str:
-    """What a user is told whose portrait shows no face; `score` is the best that was found, if any."""
-    best = "nothing scores above 0.05" if score is None else f"the best score is about {score:g}"
+def no_face_sentence(name: str, score: str) -> str:
+    """What a user is told whose portrait shows no face; `score` says how near the detector came."""
     return (
-        f"No face was found in {name} ({best}; 0.5 is needed): choose a portrait that shows the whole face from the "
-        "front, or pass --unaligned to draw the driver's own landmarks."
+        f"No face was found in {name} ({score}): choose a portrait that shows the whole face from the front, place "
+        "five points by hand (--points), or pass --unaligned to draw the driver's own landmarks."
     )

@@ -18,7 +18,7 @@ from fye_pipeline.animate.driver import OpenDriver, open_driver
 from fye_pipeline.animate.output import AnimationResult, VideoOutput, comparison_size, decibels, frame_size
 from fye_pipeline.animate.portrait import Portrait, read_portrait
 from fye_pipeline.animate.renderer import RenderContext, Renderer
-from fye_pipeline.animate.session import AnimationSession, Offload, native_size
+from fye_pipeline.animate.session import MEDIAPIPE, AnimationSession, Offload, native_size
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.video import read_comment
@@ -42,6 +42,7 @@ def animate(
     face_landmarker: Path | None = None,
     device: str = "auto",
     offload: Offload = "none",
+    detector: str = MEDIAPIPE,
     session: AnimationSession | None = None,
     on_progress: OnProgress = silent,
 ) -> AnimationResult:
@@ -56,7 +57,7 @@ def animate(
             transform back to the portrait, with the framing `crop`.
         overwrite: replace what is there.
         resume: go on where a run that broke off has stopped; the result is that of an unbroken one.
-        face_landmarker, device, offload: as for `AnimationSession`; they do not count where a `session` is given.
+        face_landmarker, device, offload, detector: as for `AnimationSession`; not used where a `session` is given.
         session: detector and model of animations that were made before.
         on_progress: told of detection, denoising and decoding as they advance.
 
@@ -64,7 +65,7 @@ def animate(
         UserError: bad input, in one sentence.
     """
     if session is None:
-        with AnimationSession(face_landmarker, device=device, offload=offload) as own:
+        with AnimationSession(face_landmarker, device=device, offload=offload, detector=detector) as own:
             return animate(settings, output, overwrite=overwrite, resume=resume, session=own, on_progress=on_progress)
     check_container(output, alpha=settings.alpha)
     output = writable_target(output, overwrite=overwrite)
@@ -75,6 +76,8 @@ def animate(
         if beside is not None:
             writable_target(beside, overwrite=overwrite or resume)
     inputs = input_digests(settings)
+    if session.detector.name != MEDIAPIPE:
+        inputs["detector"] = session.detector.name
     with (
         collected_notes() as notes,
         work_dir(output, settings.to_dict() | inputs, resume=resume, overwrite=overwrite) as work,
@@ -241,7 +244,8 @@ def input_digests(settings: AnimationSettings) -> dict[str, str]:
     landmarks = settings.reference_landmarks
     cache = settings.cache or {}
     schedule = presets.tuned_config(cache, settings.model) if "preset" in cache else None
-    return {
+    points = {} if settings.points is None else {"points file": digest_of_path(settings.points)}
+    return points | {
         "reference file": digest_of_path(settings.reference),
         "reference landmarks file": "none" if landmarks is None else digest_of_path(landmarks),
         "driving file": digest_of_path(settings.driving),

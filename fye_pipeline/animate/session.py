@@ -24,6 +24,7 @@ from fye_pipeline.landmarks.model_file import (
     fetch_face_landmarker,
     find_face_landmarker,
 )
+from fye_pipeline.landmarks.other_detectors import ModelDetector, load_detector
 from fye_pipeline.models.layouts import is_published_folder
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import logger
@@ -32,6 +33,7 @@ from fye_pipeline.storage.files import digest_of_folder, is_pointer
 Offload = Literal["none", "model", "sequential"]
 _WEIGHTS = (".safetensors", ".bin", ".pth")
 PAPER_GUIDANCE = 3.5
+MEDIAPIPE = "mediapipe"
 _SCORES = (0.4, 0.3, 0.2, 0.1, 0.05)
 
 
@@ -42,13 +44,21 @@ class AnimationSession:
         face_landmarker: MediaPipe's task file; None looks in the usual places and fetches it.
         device: auto, cpu, cuda, cuda:N or mps.
         offload: `model` or `sequential`: what is not needed stays out of the GPU (`load_model`).
+        detector: `mediapipe`, or another as `package.module:function`.
     """
 
-    def __init__(self, face_landmarker: Path | None = None, *, device: str = "auto", offload: Offload = "none") -> None:
+    def __init__(
+        self,
+        face_landmarker: Path | None = None,
+        *,
+        device: str = "auto",
+        offload: Offload = "none",
+        detector: str = MEDIAPIPE,
+    ) -> None:
         self.device = choose_device(device)
         self.offload: Offload = offload
         check_offload(offload, self.device)
-        self.detector = LazyDetector(face_landmarker)
+        self.detector = LazyDetector(face_landmarker, name=detector)
         self._loaded: tuple[tuple[Any, ...], FollowYourEmojiPipeline] | None = None
 
     def __enter__(self) -> Self:
@@ -78,9 +88,15 @@ def native_size(pipe: FollowYourEmojiPipeline) -> int:
 
 
 class LazyDetector:
-    """A face landmarker that is fetched and opened when the first face is sought, and closed with the `with` block."""
+    """A face landmarker that is fetched and opened when the first face is sought, and closed with the `with` block.
 
-    def __init__(self, task_path: Path | None = None, mode: Mode = "image") -> None:
+    name: `mediapipe`, or another as `package.module:function`, which `task_path` and `mode` do not concern.
+    Raises `UserError` where that cannot be loaded.
+    """
+
+    def __init__(self, task_path: Path | None = None, mode: Mode = "image", name: str = MEDIAPIPE) -> None:
+        self.name = name
+        self._other = None if name == MEDIAPIPE else load_detector(name)
         self._task_path = task_path
         self._mode: Mode = mode
         self._stack = ExitStack()
@@ -95,21 +111,25 @@ class LazyDetector:
         self._detector = None
         self._stack.close()
 
-    def open(self) -> FaceLandmarkDetector:
+    def open(self) -> FaceLandmarkDetector | ModelDetector:
         """The open detector. Raises `UserError` where MediaPipe's task file can neither be found nor fetched."""
+        if self._other is not None:
+            return self._other
         if self._detector is None:
             path = obtain_face_landmarker(self._task_path)
             self._detector = self._stack.enter_context(FaceLandmarkDetector(path, mode=self._mode))
         return self._detector
 
-    def best_score(self, picture: NDArray[np.uint8]) -> float | None:
-        """About how sure the detector is of the likeliest face in a picture where it accepts none; None: below 0.05."""
+    def best_score(self, picture: NDArray[np.uint8]) -> str:
+        """About how sure the detector is of the likeliest face in a picture where it accepts none, in words."""
+        if self._other is not None:
+            return f"by {self.name}"
         path = obtain_face_landmarker(self._task_path)
         for score in _SCORES:
             with FaceLandmarkDetector(path, min_confidence=score) as detector:
                 if detector.detect_all(picture):
-                    return score
-        return None
+                    return f"the best score is about {score:g}; 0.5 is needed"
+        return "nothing scores above 0.05; 0.5 is needed"
 
 
 def obtain_face_landmarker(task_path: Path | None = None) -> Path:

@@ -19,7 +19,7 @@ from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import existing_file
 from fye_pipeline.storage.run_log import Entry, Ledger
 
-_PATHS = ("reference", "driving", "output", "model", "reference_landmarks")
+_PATHS = ("reference", "driving", "output", "model", "reference_landmarks", "points")
 
 Values = dict[str, Any]
 SettingsOf = Callable[[Mapping[str, Any], str], AnimationSettings]
@@ -174,10 +174,16 @@ class Options:
     """What the rows of a manifest have in common beside their settings; as for `fye animate`."""
 
     face_landmarker: Path | None = None
+    detector: str = "mediapipe"
     device: str = "auto"
     offload: Offload = "none"
     overwrite: bool = False
     resume: bool = False
+
+    @property
+    def of_session(self) -> dict[str, Any]:
+        """Those that `AnimationSession` takes beside the task file."""
+        return {"detector": self.detector, "device": self.device, "offload": self.offload}
 
 
 def carry_out(

@@ -28,7 +28,7 @@ class RowMaker:
     def __init__(self, options: Options, ledger: Path) -> None:
         hush_libraries()
         self._options, self._ledger = options, Ledger(ledger)
-        self._session = AnimationSession(options.face_landmarker, device=options.device, offload=options.offload)
+        self._session = AnimationSession(options.face_landmarker, **options.of_session)
         self._session.__enter__()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

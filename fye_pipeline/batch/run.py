@@ -40,7 +40,7 @@ def run_manifest(
     elif jobs > 1:
         summary = run_in_processes(tasks, ledger, options, jobs, on_progress=on_progress)
     else:
-        with AnimationSession(options.face_landmarker, device=options.device, offload=options.offload) as session:
+        with AnimationSession(options.face_landmarker, **options.of_session) as session:
             how = {"overwrite": options.overwrite, "resume": options.resume}
             summary = run_tasks(tasks, ledger, session=session, on_progress=on_progress, **how)
     return (gather(summary) if count > 1 else summary), rank == 0

@@ -133,7 +133,7 @@ def _work(pipe: Connection, options: Options, count: int) -> None:
     hush_libraries()
 
     logger.addHandler(_ToParent(pipe))
-    with AnimationSession(options.face_landmarker, device=options.device, offload=options.offload) as session:
+    with AnimationSession(options.face_landmarker, **options.of_session) as session:
         while True:
             try:
                 task, again = pipe.recv()

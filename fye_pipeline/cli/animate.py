@@ -14,6 +14,7 @@ import typer
 
 from fye_pipeline.cli.options import (
     Debug,
+    Detector,
     Device,
     Json,
     MaxGap,
@@ -21,9 +22,11 @@ from fye_pipeline.cli.options import (
     NoFace,
     NoFaceRule,
     Overwrite,
+    Points,
     Quiet,
     TaskFile,
     Verbose,
+    check_detector,
 )
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries, logger
@@ -39,7 +42,7 @@ _SAME = (
     *("reference", "driving", "model", "steps", "guidance", "seed", "frames", "fps", "size", "long", "crop_scale"),
     *("crop_shift", "face", "min_face", "reference_frame", "background", "max_pixels", "regions", "intensity", "pose"),
     *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
-    *("chunk", "alpha", "vae_tiling", "dilation", "detail"),
+    *("chunk", "alpha", "vae_tiling", "dilation", "detail", "points"),
 )
 
 
@@ -192,6 +195,8 @@ def animate(
     reference_landmarks: Annotated[
         Path | None, typer.Option(help="The portrait's landmarks (.npz of one frame), so that none are detected.")
     ] = None,
+    points: Points = None,
+    detector: Detector = "mediapipe",
     no_audio: Annotated[bool, typer.Option("--no-audio", help="Leave the driver's sound out.")] = False,
     face_landmarker: TaskFile = None,
     no_watermark: Annotated[
@@ -272,6 +277,7 @@ def animate(
             overwrite=overwrite,
             resume=resume,
             face_landmarker=face_landmarker,
+            detector=check_detector(detector, settings.points),
             device=device,
             offload=offload.value,
             on_progress=on_progress,
@@ -291,7 +297,8 @@ def _run_manifest(
 
     given = context.params
     names = ("face_landmarker", "device", "overwrite", "resume")
-    options = Options(offload=given["offload"].value, **{name: given[name] for name in names})
+    detector = check_detector(given["detector"], manifest)  # points may be a column
+    options = Options(offload=given["offload"].value, detector=detector, **{name: given[name] for name in names})
     with reporter.progress() as on_progress:
         summary, telling = run_manifest(
             manifest, settings_of, options, jobs=given["jobs"], ray=given["ray"], on_progress=on_progress
@@ -324,7 +331,8 @@ def common_settings(context: typer.Context, config: Path | None) -> dict[str, An
         if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
     }
     if "reference" in given:
-        values.pop("reference_landmarks", None)  # those in the file belong to the portrait in the file
+        for name in ("reference_landmarks", "points"):  # those in the file belong to the portrait in the file
+            values.pop(name, None)
     return values | _changes(given, values.get("cache"))
 
 

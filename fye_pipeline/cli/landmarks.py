@@ -1,19 +1,34 @@
-"""`fye landmarks`: a face through a video, as a landmark sequence."""
+"""`fye landmarks`: a face through a video, or in a picture, as a landmark sequence."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fye_pipeline.cli.options import Debug, Json, MaxGap, NoFace, NoFaceRule, Overwrite, Quiet, TaskFile
+from fye_pipeline.cli.options import (
+    Debug,
+    Detector,
+    Json,
+    MaxGap,
+    NoFace,
+    NoFaceRule,
+    Overwrite,
+    Points,
+    Quiet,
+    TaskFile,
+    check_detector,
+)
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter
 
+if TYPE_CHECKING:
+    from fye_pipeline.landmarks.sequence import LandmarkSequence
+
 
 def landmarks(
-    video: Annotated[Path, typer.Argument(help="The video.")],
+    video: Annotated[Path, typer.Argument(help="The video, or a picture.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The landmark sequence (.npz) to write.")],
     preview: Annotated[Path | None, typer.Option(help="Also write a strip of frames over their landmarks.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Use the first frames only.")] = None,
@@ -21,6 +36,8 @@ def landmarks(
     face_index: Annotated[
         int | None, typer.Option(min=0, help="Which face, from the left. Default: the largest.")
     ] = None,
+    points: Points = None,
+    detector: Detector = "mediapipe",
     no_face: NoFaceRule = NoFace.INTERPOLATE,
     max_gap: MaxGap = 0.5,
     face_landmarker: TaskFile = None,
@@ -29,7 +46,10 @@ def landmarks(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Detect a face through a video and save its landmarks; the sequence drives `animate` without the video."""
+    """Detect a face through a video and save its landmarks; the sequence drives `animate` without the video.
+
+    Of a picture it is one frame, which `animate --reference-landmarks` takes; with --points no face is sought in it.
+    """
     reporter = Reporter(quiet=quiet, as_json=as_json)
     from fye_pipeline.animate.driver import open_driver
     from fye_pipeline.animate.session import LazyDetector
@@ -39,12 +59,16 @@ def landmarks(
     if output.suffix != ".npz":
         raise UserError(f"{output} must end in .npz, the format of landmark sequences.")
     targets = [writable_target(path, overwrite=overwrite) for path in (output, preview) if path is not None]
-    lazy = LazyDetector(face_landmarker, mode="video" if smooth else "image")
-    with reporter.progress() as on_progress, lazy as detector:
-        driver = open_driver(video, frames=frames).read(
-            detector, no_face=no_face.value, max_gap=max_gap, face_index=face_index, on_progress=on_progress
-        )
-    sequence = driver.sequence
+    name = check_detector(detector, points)
+    if points is not None:
+        sequence = pointed_at(video, points)
+    else:
+        lazy = LazyDetector(face_landmarker, mode="video" if smooth else "image", name=name)
+        with reporter.progress() as on_progress, lazy as opened:
+            driver = open_driver(video, frames=frames).read(
+                opened, no_face=no_face.value, max_gap=max_gap, face_index=face_index, on_progress=on_progress
+            )
+        sequence = driver.sequence
     sequence.save(output)
     if preview is not None:
         from PIL import Image
@@ -54,12 +78,28 @@ def landmarks(
         Image.fromarray(preview_strip(open_source(video).frames(len(sequence)), sequence)).save(preview)
     gaps = [f"{start}-{stop - 1}" for start, stop in sequence.gaps()]
     filled = f"; frames without a face, filled in: {', '.join(gaps)}" if gaps else ""
+    rate = "one picture" if sequence.fps is None else f"{len(sequence)} frames at {float(sequence.fps):g} fps"
     reporter.result(
-        f"{output}: {len(sequence)} frames at {float(driver.fps):g} fps{filled}",
+        f"{output}: {rate}{filled}",
         {
             "output": [str(path) for path in targets],
             "frames": len(sequence),
-            "fps": str(driver.fps),
+            "fps": None if sequence.fps is None else str(sequence.fps),
             "frames_without_face": sequence.gaps(),
         },
     )
+
+
+def pointed_at(picture: Path, points: Path) -> LandmarkSequence:
+    """The face of a picture by five points of it. Raises `UserError` for a video, or points that do not fit."""
+    from fye_pipeline.landmarks.points import fit_points, read_points
+    from fye_pipeline.media.file_type import is_video
+    from fye_pipeline.media.image import picture_frames, read_picture
+    from fye_pipeline.storage.files import existing_file
+
+    picture = existing_file(picture, "the picture")
+    frames = picture_frames(picture)
+    if frames > 1 or (not frames and is_video(picture)):
+        raise UserError(f"{picture} is a video; --points belong to a picture.")
+    height, width = read_picture(picture).shape[:2]
+    return fit_points(read_points(points), width, height).as_sequence()

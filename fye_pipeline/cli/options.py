@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fye_pipeline.errors import UserError
+
 
 class NoFace(StrEnum):
     """What to do with driving frames that show no face."""
@@ -26,6 +28,12 @@ TaskFile = Annotated[Path | None, typer.Option("--face-landmarker", help="MediaP
 UnneededTaskFile = Annotated[
     Path | None, typer.Option("--face-landmarker", hidden=True, help="Not needed any more, and ignored.")
 ]
+Detector = Annotated[
+    str, typer.Option("--detector", help="Finds faces: mediapipe, or package.module:function; points is --points.")
+]
+Points = Annotated[
+    Path | None, typer.Option("--points", help="Five points of the portrait's face (JSON), so that none is sought.")
+]
 NoFaceRule = Annotated[NoFace, typer.Option("--no-face", help="What to do with frames that show no face.")]
 MaxGap = Annotated[float, typer.Option("--max-gap", help="Longest gap without a face, in seconds.")]
 Model = Annotated[
@@ -37,3 +45,12 @@ Model = Annotated[
 Guidance = Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
+
+
+def check_detector(name: str, points: Path | None) -> str:
+    """The detector of what is not pointed at. Raises `UserError` for `points` without any."""
+    if name != "points":
+        return name
+    if points is None:
+        raise UserError("--detector points needs --points FILE, the five points.")
+    return "mediapipe"

@@ -136,11 +136,11 @@ class FaceLandmarkDetector:
             yield find
 
     def _faces(self, result: Any, picture: Picture) -> list[Face]:
-        faces = []
+        faces, (height, width) = [], picture.shape[:2]
         for points, scores in zip(result.face_landmarks, result.face_blendshapes, strict=True):
             landmarks = np.array([(point.x, point.y, point.z) for point in points], np.float32)
             blendshapes = np.array([category.score for category in scores], np.float32)
-            faces.append(make_face(landmarks, blendshapes, picture, self.canonical))
+            faces.append(make_face(landmarks, blendshapes, width, height, self.canonical))
         return sorted(faces, key=lambda face: face.box[0] + face.box[2])
 
 

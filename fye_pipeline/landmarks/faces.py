@@ -79,7 +79,8 @@ def faces_by(model: LandmarkModel, canonical: CanonicalFace) -> FindFaces:
 
     def find(image: Picture) -> list[Face]:
         blendshapes = np.zeros(N_BLENDSHAPES, np.float32)
-        return [make_face(landmarks, blendshapes, image, canonical) for landmarks in model(image)]
+        height, width = image.shape[:2]
+        return [make_face(landmarks, blendshapes, width, height, canonical) for landmarks in model(image)]
 
     return find
 
@@ -92,11 +93,12 @@ def box_of(landmarks: NDArray) -> Box:
     return float(left), float(top), float(right), float(bottom)
 
 
-def make_face(landmarks: NDArray, blendshapes: NDArray, image: Picture, canonical: CanonicalFace) -> Face:
-    """A face from its landmarks [478, 3]; raises `ValueError` for another shape."""
+def make_face(landmarks: NDArray, blendshapes: NDArray, width: int, height: int, canonical: CanonicalFace) -> Face:
+    """A face from its landmarks [478, 3] in a picture of width x height pixels; `ValueError` for any other array."""
     if landmarks.shape != (N_POINTS, 3):
         raise ValueError(f"a landmark model must give [{N_POINTS}, 3] landmarks, got {list(landmarks.shape)}")
-    height, width = image.shape[:2]
+    if not np.isfinite(landmarks).all():
+        raise ValueError("a landmark model must give finite landmarks")
     mesh, matrix = metric_mesh(landmarks, width, height, canonical)
     return Face(
         landmarks=landmarks.astype(np.float32),
