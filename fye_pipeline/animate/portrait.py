@@ -287,12 +287,13 @@ def _whole(
     square = np.asarray(letterbox(Image.fromarray(picture), DRAW_SIZE, DRAW_SIZE))
     side = max(width, height)
     crop = Crop((width - side) // 2, (height - side) // 2, side, width, height)
-    near = chosen and box_in(crop, chosen.box)
     face = None
-    if chosen is not None and not settings.seeks_face:
+    is_square = settings.points is None and width == height  # landmarks of such a picture hold as they are
+    if chosen is not None and not settings.seeks_face and not is_square:
         face = face_in(crop, chosen).as_sequence()
     elif not settings.unaligned:
         landmarks, name = settings.reference_landmarks, str(settings.reference)
+        near = box_in(crop, chosen.box) if chosen is not None and settings.seeks_face else None
         face = read_reference(square, detector, landmarks=landmarks, name=name, near=near, least=settings.min_face)
     return Portrait(picture, square, None, face)
 

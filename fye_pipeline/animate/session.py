@@ -132,6 +132,15 @@ class LazyDetector:
         return "nothing scores above 0.05; 0.5 is needed"
 
 
+def check_detector(name: str, points: Path | None) -> str:
+    """The detector of what is not pointed at. Raises `UserError` for `points` without any."""
+    if name != "points":
+        return name
+    if points is None:
+        raise UserError("--detector points needs --points FILE, the five points.")
+    return MEDIAPIPE
+
+
 def obtain_face_landmarker(task_path: Path | None = None) -> Path:
     """MediaPipe's task file where it was named or lies in the cache folder, else fetched into it.
 

@@ -26,7 +26,6 @@ from fye_pipeline.cli.options import (
     Quiet,
     TaskFile,
     Verbose,
-    check_detector,
 )
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries, logger
@@ -245,6 +244,7 @@ def animate(
     logger.debug("loading torch and diffusers")
     from fye_pipeline.animate import run as animation
     from fye_pipeline.animate.config import row_settings
+    from fye_pipeline.animate.session import check_detector
     from fye_pipeline.pipeline import check_cache_options
 
     if not debug:
@@ -292,6 +292,7 @@ def _run_manifest(
     reporter: Reporter,
 ) -> None:
     """Animate the rows; ends the command with code 1 where some failed."""
+    from fye_pipeline.animate.session import check_detector
     from fye_pipeline.batch.manifest import Options
     from fye_pipeline.batch.run import run_manifest
 

@@ -18,7 +18,6 @@ from fye_pipeline.cli.options import (
     Points,
     Quiet,
     TaskFile,
-    check_detector,
 )
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter
@@ -52,7 +51,7 @@ def landmarks(
     """
     reporter = Reporter(quiet=quiet, as_json=as_json)
     from fye_pipeline.animate.driver import open_driver
-    from fye_pipeline.animate.session import LazyDetector
+    from fye_pipeline.animate.session import LazyDetector, check_detector
     from fye_pipeline.media.source import open_source
     from fye_pipeline.storage.files import writable_target
 

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from fye_pipeline.errors import UserError
-
 
 class NoFace(StrEnum):
     """What to do with driving frames that show no face."""
@@ -45,12 +43,3 @@ Model = Annotated[
 Guidance = Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
-
-
-def check_detector(name: str, points: Path | None) -> str:
-    """The detector of what is not pointed at. Raises `UserError` for `points` without any."""
-    if name != "points":
-        return name
-    if points is None:
-        raise UserError("--detector points needs --points FILE, the five points.")
-    return "mediapipe"
