@@ -13,7 +13,7 @@ from landmark_faces import face, sequence
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
 from fye_pipeline.landmarks.geometry import align
-from fye_pipeline.landmarks.retargeting import RetargetedLandmarks, retarget
+from fye_pipeline.landmarks.retargeting import RetargetedLandmarks, neutral_of, retarget
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.spool import DiskSpool
 
@@ -53,14 +53,30 @@ def on_disk(driving: LandmarkSequence, folder: Path) -> LandmarkSequence:
 )
 def test_any_frames_are_those_of_the_whole(driving: LandmarkSequence, tmp_path: Path, options: dict[str, Any]) -> None:
     own = sequence([face(1.0, turn=-7)])
-    neutral = options.get("neutral_frame")
-    whole = align(own, retarget(own, driving, **options), DRAW_SIZE, DRAW_SIZE, neutral_frame=neutral)
+    neutral = options.get("neutral_frame", neutral_of(driving, own))
+    chosen = {"base_frame": 0, "neutral_frame": neutral} | options
+    if "neutral_frame" in options:
+        del chosen["base_frame"]
+    whole = align(own, retarget(own, driving, **chosen), DRAW_SIZE, DRAW_SIZE, neutral_frame=neutral)
     for source in (driving, on_disk(driving, tmp_path)):
         motion = RetargetedLandmarks(source, own, **options)
         assert len(motion) == FRAMES
         for part in (slice(0, 3), slice(3, 4), slice(4, FRAMES), slice(0, FRAMES)):
             np.testing.assert_allclose(motion[part], whole[part], rtol=0, atol=1e-12)
         np.testing.assert_array_equal(motion[5:6][0], motion[3:7][2])
+
+
+def test_expressions_are_counted_from_the_frame_that_looks_like_the_portrait(driving: LandmarkSequence) -> None:
+    """A video driven by itself gives its own landmarks, also where its first frame is not the calmest."""
+    scores = np.random.default_rng(0).random(driving.blendshapes.shape).astype(np.float32)
+    driving = replace(driving, blendshapes=scores)
+    for number in (0, FRAMES // 2):
+        own = driving[number : number + 1]
+        assert neutral_of(driving, own) == number
+        moved = RetargetedLandmarks(driving, own)[number : number + 1]
+        assert np.abs(moved[0, :468, :2] - align(own, own)[0, :468, :2]).mean() < 0.05
+    unknown = replace(driving[:1], blendshapes=np.zeros_like(driving.blendshapes[:1]))
+    assert neutral_of(driving, unknown) == int(np.argmin(driving.blendshapes[:, 1:].sum(axis=1)))
 
 
 def test_without_a_face_the_driver_is_drawn_as_it_is(driving: LandmarkSequence, tmp_path: Path) -> None:

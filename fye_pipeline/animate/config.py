@@ -113,7 +113,8 @@ class AnimationSettings(BaseModel):
     detail: `full`: the portrait bent at its full resolution, and over it what the model changed; `none`: the model's
     own pixels. None: `full` where the model takes the bent portrait as a hint.
     vae_tiling: large pictures pass through the VAE in overlapping tiles, which needs less memory.
-    neutral_frame: the driver's frame without expression; None: the one with the least.
+    neutral_frame: the driver's frame from which its expressions are counted; None: the one that looks most like the
+    portrait.
     guidance: classifier-free guidance; None: what the model's recipe recommends, else 3.5.
     dilation: `auto`: at a larger size than the model's own its deepest convolutions reach further in the early steps.
     chunk: frames that tiles and windows are laid over at once; longer videos are made in such parts, which fade into

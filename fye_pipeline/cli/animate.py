@@ -174,7 +174,8 @@ def animate(
         Pose, typer.Option(help="The head turns as the driver's, or from its own pose as the driver's does.")
     ] = Pose.ABSOLUTE,
     neutral_frame: Annotated[
-        int | None, typer.Option(help="The driver's frame without expression. Default: the one with the least.")
+        int | None,
+        typer.Option(help="The driver's frame to count from. Default: the one most like the portrait."),
     ] = None,
     chunk: Annotated[int, typer.Option(help="Tiles and windows: frames made at once; the rest in parts.")] = 240,
     interval: Annotated[int | None, typer.Option("--N", help="Cache: one full step in N [default: 3].")] = None,

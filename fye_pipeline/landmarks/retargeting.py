@@ -77,7 +77,7 @@ class RetargetedLandmarks:
         self._pose: Pose = pose
         self._base = 0 if neutral_frame is None else 1  # which of the two turns are counted from
         if face is not None:
-            neutral = neutral_of(driving) if neutral_frame is None else neutral_frame
+            neutral = neutral_of(driving, face) if neutral_frame is None else neutral_frame
             self._anchors = join(driving[0], driving[neutral])
 
     def __len__(self) -> int:
@@ -156,13 +156,18 @@ def retarget(
     )
 
 
-def neutral_of(driving: LandmarkSequence) -> int:
-    """The frame with the least expression, as `align` chooses it."""
-    sums = [
-        np.asarray(driving.blendshapes[start : start + _BLOCK])[:, 1:].sum(axis=1)
+def neutral_of(driving: LandmarkSequence, face: LandmarkSequence) -> int:
+    """The driver's frame that looks most like the portrait, from which its expressions are counted.
+
+    A portrait that smiles, driven by a smile, then smiles once and not twice. Where the portrait's blendshapes are not
+    known (all zero) it is the frame with the least expression, as `align` chooses it.
+    """
+    own = np.asarray(face.blendshapes[0])[1:]
+    differences = [
+        np.abs(np.asarray(driving.blendshapes[start : start + _BLOCK])[:, 1:] - own).sum(axis=1)
         for start in range(0, len(driving), _BLOCK)
     ]
-    return int(np.argmin(np.concatenate(sums)))
+    return int(np.argmin(np.concatenate(differences)))
 
 
 def point_groups(mesh: NDArray) -> list[str]:
