@@ -46,7 +46,6 @@ def no_synchronisation() -> Iterator[None]:
 
 def test_auto_is_triton() -> None:
     assert ops.resolve_backend("auto", "cuda") == "triton"
-    assert ops.backends()["triton"].available
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -201,22 +201,10 @@ def test_a_named_backend_that_cannot_run_says_what_to_do(monkeypatch: pytest.Mon
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match=r"'triton' cannot run on cpu: .* use backend='reference'"):
         ops.predict(D, [1.0], backend="triton")
-    assert not ops.backends("cpu")["triton"].available
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="Triton is not installed; run `pip install triton`"):
         ops.resolve_backend("triton", "cuda")
     assert ops.resolve_backend("auto", "cuda") == "reference"
-
-
-def test_backends_tell_version_and_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    found = ops.backends("cpu")
-    assert list(found) == ["reference", "triton"]
-    assert str(found["reference"]) == f"reference {torch.__version__}: available (plain PyTorch, on every device)"
-    assert found["triton"].available
-    assert "interpreter" in str(found["triton"])
 
 
 def test_dtypes_the_kernels_lack(monkeypatch: pytest.MonkeyPatch) -> None:

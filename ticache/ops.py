@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 import torch
@@ -16,32 +14,6 @@ from ticache import reference
 
 BACKENDS = ("auto", "triton", "reference")
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What `backends()` tells of one backend."""
-
-    name: str
-    available: bool
-    version: str | None
-    reason: str
-
-    def __str__(self) -> str:
-        state = "available" if self.available else "not available"
-        return f"{self.name} {self.version or ''}".rstrip() + f": {state} ({self.reason})"
-
-
-def backends(device: torch.device | str | None = None) -> dict[str, Backend]:
-    """Which backends there are, and why, for tensors on `device` (None: the accelerator if any, else the CPU)."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    reason = _triton_missing(torch.device(device))
-    interpreted = " in Triton's interpreter" if _interpreting() else ""
-    return {
-        "reference": Backend("reference", True, torch.__version__, "plain PyTorch, on every device"),
-        "triton": Backend("triton", reason is None, _triton_version(), reason or f"fused kernels{interpreted}"),
-    }
 
 
 @torch.compiler.assume_constant_result
@@ -172,13 +144,6 @@ def _kernels():
 
 def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-
-
-def _triton_version() -> str | None:
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return None
 
 
 def _triton_missing(device: torch.device) -> str | None:
