@@ -169,14 +169,24 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         """Accelerate the UNet with `ticache.apply(self, config, **options)`; the session gets each run's `region`.
 
         `preset="fast"`, "balanced" or "faithful" without N is the model's own, if its folder holds one tuned on
-        these weights (`fye tune`); else it is ticache's generic one, and a note in the log says so.
+        these weights (`fye tune`); else it is ticache's generic one, and a note in the log says so. Where a folder
+        holds a calibration of these weights (`fye tune --calibrate`) and no schedule is asked for, or "auto" is, the
+        full steps are those that it says are best, from the first run on.
         """
         import ticache
+        from ticache.calibration import Calibration
 
+        name = self.config.get("_name_or_path")  # none where the pipeline was built in memory
+        folder = Path(name) if name else None
         if config is None and options.get("preset") is not None:
-            folder = self.config.get("_name_or_path")  # none where the pipeline was built in memory
-            tuned, options = presets.resolve(options, Path(folder) if folder else None)
+            tuned, options = presets.resolve(options, folder)
             config = None if tuned is None else ticache.CacheConfig.from_json(tuned)
+        if config is None and (recordings := presets.calibration(options, folder)) is not None:
+            calibration = Calibration.from_dict(recordings)
+            # A run of another scheduler would be made in full: that must be asked for.
+            cut = {key: value for key, value in options.items() if key in ("cut", "depth", "resnets")}
+            if options.get("schedule") == "auto" or calibration.covers(self.scheduler, **cut):
+                options = {**options, "schedule": "auto", "calibration": calibration}
         self._session, self._lent_region = ticache.apply(self, config, **options), None
         return self._session
 

@@ -1,7 +1,8 @@
-"""Tuned presets that lie beside a model, and what `fye animate --preset` gives the cache for it."""
+"""Tuned presets and the calibration that lie beside a model, and what they give the cache for it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ logger = logging.getLogger("fye")
 FILE = "presets.json"
 NAMES = ("fast", "balanced", "faithful")
 _WEIGHTS = (".safetensors", ".bin", ".pth")
+_OTHER_SCHEDULE = ("schedule", "forecaster", "axis", "warmup", "boundary", "calibration")
 
 
 def resolve(options: Mapping[str, Any], model: Path | None) -> tuple[str | None, dict[str, Any]]:
@@ -33,9 +35,26 @@ def resolve(options: Mapping[str, Any], model: Path | None) -> tuple[str | None,
     return json.dumps(tuned), {key: value for key, value in options.items() if key != "preset"}
 
 
-def tuned_config(options: Mapping[str, Any], model: Path | None) -> dict[str, Any] | None:
-    """The tuned config that `resolve` would find, as plain values, without a word."""
-    return _find(options, model)[0]
+def calibration(options: Mapping[str, Any], model: Path | None) -> dict[str, Any] | None:
+    """The model's own recordings (`Calibration.to_dict`) that options of `ticache.apply` leave room for.
+
+    None where they ask for a schedule of their own, or the folder has no recordings; also where those are of other
+    weights, which a note in the log says.
+    """
+    found, why_not = _find_calibration(options, model)
+    if why_not:
+        _tell_once(why_not)
+    return found
+
+
+def own_schedule(options: Mapping[str, Any] | None, model: Path | None) -> dict[str, Any] | None:
+    """What of a model folder decides the full steps, without a word: a tuned config, or a digest of the recordings."""
+    if options is None:
+        return None
+    tuned, recordings = _find(options, model)[0], _find_calibration(options, model)[0]
+    if tuned is not None or recordings is None:
+        return tuned
+    return {"calibration": hashlib.sha256(json.dumps(recordings, sort_keys=True).encode()).hexdigest()[:16]}
 
 
 def read(model: Path) -> dict[str, Any] | None:
@@ -56,8 +75,23 @@ def write(model: Path, presets: Mapping[str, Mapping[str, Any]], conditions: Map
     """Add presets (plain values of tuned configs, by name) to a model folder; those for other weights are dropped."""
     files = weight_files(model)
     before = read(model)
-    kept = before["presets"] if before is not None and before["files"] == files else {}
-    content = {"files": files, "conditions": dict(conditions), "presets": {**kept, **presets}}
+    kept = before if before is not None and before["files"] == files else {"presets": {}}
+    content = {**kept, "files": files, "conditions": dict(conditions), "presets": {**kept["presets"], **presets}}
+    return _write(model, content)
+
+
+def write_calibration(model: Path, recordings: Mapping[str, Any], conditions: Mapping[str, Any]) -> Path:
+    """Keep recordings (`Calibration.to_dict`), and what they were made on, in a model folder, in place of earlier ones.
+
+    Presets for other weights are dropped.
+    """
+    files = weight_files(model)
+    before = read(model)
+    kept = before if before is not None and before["files"] == files else {"conditions": {}, "presets": {}}
+    return _write(model, {**kept, "files": files, "calibration": {**recordings, "conditions": dict(conditions)}})
+
+
+def _write(model: Path, content: Mapping[str, Any]) -> Path:
     path = model / FILE
     with atomic_target(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -88,3 +122,17 @@ def _find(options: Mapping[str, Any], model: Path | None) -> tuple[dict[str, Any
     if content["files"] != weight_files(model):
         return None, f"that of the model {model.name} was tuned on other weights"
     return content["presets"][name], ""
+
+
+def _find_calibration(options: Mapping[str, Any], model: Path | None) -> tuple[dict[str, Any] | None, str]:
+    """The recordings of a model folder that may be used, or why those that it has are not."""
+    wanted = options.get("schedule") == "auto" and options.get("calibration") is None
+    elsewhere = any(name in options for name in _OTHER_SCHEDULE) or options.get("preset") == "paper"
+    if model is None or not (wanted or (not elsewhere and options.get("order", 2) == 2)):
+        return None, ""
+    content = read(model)
+    if content is None or "calibration" not in content:
+        return None, ""
+    if content["files"] != weight_files(model):
+        return None, f"the calibration of the model {model.name} was recorded on other weights and is not used"
+    return {key: value for key, value in content["calibration"].items() if key != "conditions"}, ""

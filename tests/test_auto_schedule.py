@@ -9,12 +9,15 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from test_pipelines import vae
+from test_pipelines import PROMPT, controlnet, stable_diffusion, vae
+from test_pipelines import picture as drawing
+from test_streams import guided
 from ticache_models import ddim, denoise, make_inputs, make_unet
 from torch import Tensor
 
 import ticache
 from ticache.config import CacheConfig
+from ticache.feature_cache import FeatureCache
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' samplers that work on sigmas
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -270,3 +273,82 @@ def test_a_calibration_goes_with_the_auto_schedule_only() -> None:
     with pytest.raises(ValueError, match="a calibration is what"):
         ticache.apply(unet, calibration="{}", scheduler=scheduler)
     assert CacheConfig(schedule="auto", calibration=calibration).replaced(schedule="late").calibration is None
+
+
+def test_guidance_in_two_passes_is_recorded_and_cached_as_two_streams() -> None:
+    unet, scheduler = make_unet(), ddim()
+    sample, conditions = make_inputs(batch=2)
+    tokens = conditions["encoder_hidden_states"].split(1)
+    plain = guided(unet, scheduler, sample[:1], tokens)
+    with ticache.apply(unet, N=4, schedule="auto", scheduler=scheduler) as session:
+        assert torch.equal(guided(unet, scheduler, sample[:1], tokens), plain)
+        assert session.calibration is not None
+        assert [recording.runs for recording in session.calibration.recordings.values()] == [2]
+        guided(unet, scheduler, sample[:1], tokens)
+        streams = session.report().to_dict()["streams"]
+        assert [len(stream["full"]) for stream in streams] == [2, 2]
+        assert streams[0]["full"] == streams[1]["full"]
+
+
+def test_windows_at_one_timestep_are_recorded_and_come_out_as_alone() -> None:
+    unet, scheduler = make_unet(), ddim()
+    samples = [make_inputs(batch=1, seed=seed)[0] for seed in (1, 2, 3)]
+    conditions = make_inputs(batch=1)[1]
+
+    def together() -> list[Tensor]:
+        scheduler.set_timesteps(8)
+        found = list(samples)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                outputs = [unet(sample, t, **conditions).sample for sample in found]
+                found = [scheduler.step(o, t, x).prev_sample for o, x in zip(outputs, found, strict=True)]
+        return found
+
+    plain = together()
+    with ticache.apply(unet, N=3, schedule="auto", scheduler=scheduler) as session:
+        assert all(torch.equal(a, b) for a, b in zip(together(), plain, strict=True))
+        assert session.calibration is not None
+        assert [recording.runs for recording in session.calibration.recordings.values()] == [3]
+        cached = together()
+        assert full_calls(session) == 9
+        alone = [denoise(unet, scheduler, sample, conditions, steps=8) for sample in samples]
+        assert all(torch.equal(a, b) for a, b in zip(cached, alone, strict=True))
+
+
+def test_controlnet_runs_in_every_call_of_the_recorded_run_and_at_full_steps_of_the_next() -> None:
+    pipe = stable_diffusion("StableDiffusionControlNetPipeline", controlnet=controlnet())
+    ran: list[int] = []
+    hook = pipe.controlnet.register_forward_hook(lambda *_: ran.append(1))
+
+    def generate() -> Tensor:
+        ran.clear()
+        given = {**PROMPT, "image": drawing(), "generator": torch.Generator().manual_seed(0)}
+        return pipe(**given, num_inference_steps=9, guidance_scale=3.0, output_type="latent").images
+
+    plain = generate()
+    with ticache.apply(pipe, N=3, schedule="auto") as session:
+        assert torch.equal(generate(), plain)
+        generate()
+        assert full_calls(session) == 3
+        assert session.report().to_dict()["fallbacks"] == {}
+    hook.remove()
+
+
+def test_fitted_weights_serve_while_the_full_steps_are_those_they_are_for() -> None:
+    config = CacheConfig(steps=(0, 3, 6), order=2)
+    weights = {step: (0.5, 0.25, 0.25)[: 1 if step < 3 else 2 if step < 6 else 3] for step in (1, 2, 4, 5, 7, 8)}
+
+    def coefficients(*full: int) -> dict[int, list[float]]:
+        cache = FeatureCache(config, 9, weights=weights)
+        for step in full:
+            cache.begin_full(step, 2, [float(later) for later in range(step, 9)])
+        return cache.coefficients
+
+    plain = FeatureCache(config, 9)
+    for step in (0, 3, 6):
+        plain.begin_full(step, 2, [float(later) for later in range(step, 9)])
+    # 0.5 F_0 + 0.25 F_1 + 0.25 F_2 in differences, c_0 being 1 for weights of sum 1
+    assert coefficients(0, 3, 6)[7] == [1.0, -0.75, 0.25]
+    assert coefficients(0, 3, 6).keys() == plain.coefficients.keys()
+    assert coefficients(0, 3, 5, 6) != coefficients(0, 3, 6)
+    assert coefficients(3, 6)[7] != [1.0, -0.75, 0.25]

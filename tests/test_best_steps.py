@@ -27,6 +27,8 @@ def smooth_features(num_steps: int, seed: int = 0) -> Array:
         (10, 4, "taylor", 1, 1.3),
         (9, 4, "newton", 1, 0.7),
         (8, 3, "reuse", 0, 1.0),
+        (9, 4, "fitted", 2, 1.0),
+        (9, 4, "fitted", 1, 1.0),
         (8, 1, "newton", 2, 1.0),
         (8, 8, "newton", 2, 1.0),
     ],
@@ -79,3 +81,20 @@ def test_orders_and_forecasters_are_chosen_by_what_they_leave() -> None:
         asked = best_steps(features @ features.T, np.ones(16), 6, forecaster, order, np.arange(16.0))[0]
         assert found <= asked + 1e-9
     assert best_choice(square @ square.T, 6, np.arange(16.0), orders=(1,)).order == 1
+
+
+def test_fitted_weights_are_those_that_leave_least() -> None:
+    features = smooth_features(12)
+    gram, at = features @ features.T, np.arange(12.0)
+    choice = best_choice(gram, 4, at, (2,), ("fitted",))
+    assert set(choice.weights) == set(range(12)) - set(choice.steps)
+    left = 0.0
+    for step, weights in choice.weights.items():
+        nodes = [node for node in reversed(choice.steps) if node < step][:3]
+        assert sum(weights) == pytest.approx(1)
+        others = features[nodes[1:]] - features[nodes[0]]
+        best = np.linalg.lstsq(others.T, features[step] - features[nodes[0]], rcond=None)[0]
+        assert weights[1:] == pytest.approx(best, abs=1e-3)
+        left += float(np.square(features[step] - np.array(weights) @ features[nodes]).sum())
+    for name in ("newton", "taylor"):
+        assert left <= schedule_error(gram, np.ones(12), choice.steps, name, 2, at)

@@ -135,3 +135,12 @@ def test_another_number_of_steps_is_chosen_on_the_features_between() -> None:
     # By timesteps, where they are known: the end of the run is another part of it than the beginning.
     end = recording.choose(3, guidance=3.0, coordinates=range(7), timesteps=range(300, -400, -100))
     assert end == best_choice(recording.gram(3.0)[6:, 6:], 3, np.arange(7.0))
+
+
+def test_weights_are_fitted_with_strong_guidance_only() -> None:
+    recording = recorded(features())
+    at = list(map(float, range(9)))
+    strong = recording.choose(3, guidance=7.5, coordinates=at)
+    assert set(strong.weights) == set(range(9)) - set(strong.steps)
+    for guidance in (None, 1.0, 3.0):
+        assert not recording.choose(3, guidance=guidance, coordinates=at).weights

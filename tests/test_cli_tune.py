@@ -124,6 +124,23 @@ def test_fye_tune_finds_keeps_and_uses_a_preset(
     assert "exists; pass --overwrite" in fye.refused(*asked, "--full-steps", 2, "--output", output)
 
 
+def test_fye_tune_calibrate_keeps_recordings_beside_the_presets(fye: Fye, random_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(random_model, tmp_path / "model")
+    presets.write(model, {"fast": plain(tuned())}, {"steps": 10})
+    code, _, err = fye("tune", "--model", model, "--calibrate", "--frames", 1, "--clips", 2, "--steps", 3)
+    assert code == 0, err
+    content = presets.read(model)
+    assert content is not None
+    assert set(content["presets"]) == {"fast"}
+    assert content["conditions"] == {"steps": 10}
+    recordings = content["calibration"]["recordings"]
+    assert sorted((each["kind"]["guided"], each["runs"]) for each in recordings) == [(False, 2), (True, 2)]
+    presets.write(model, {"faithful": plain(tuned())}, {})
+    content = presets.read(model)
+    assert content is not None
+    assert content["calibration"]["recordings"] == recordings
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from test_pipeline import FRAMES, build, run
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ticache
-from fye_pipeline import FollowYourEmojiPipeline
+from fye_pipeline import FollowYourEmojiPipeline, presets
 
 STEPS = 6
 LONG: list[dict[str, Any]] = [{}, {"long": "uniform", "window": 3}, {"long": "tiles", "window": 4, "overlap": 2}]
@@ -161,3 +162,50 @@ def test_a_pipeline_built_in_memory_reads_no_presets_of_the_working_directory(
         assert pipe.enable_cache(preset="fast").active
     finally:
         pipe.disable_cache()
+
+
+@pytest.mark.parametrize("options", LONG)
+def test_a_recorded_run_is_exact_and_windows_of_the_next_are_cached(
+    pipe: FollowYourEmojiPipeline, options: dict[str, Any]
+) -> None:
+    plain = run(pipe, num_inference_steps=STEPS, **options)
+    session = pipe.enable_cache(N=3, schedule="auto")
+    try:
+        assert torch.equal(run(pipe, num_inference_steps=STEPS, **options), plain)
+        run(pipe, num_inference_steps=STEPS, **options)
+        assert session.report().to_dict()["full_calls"] == STEPS // 3 * (2 if options else 1)
+    finally:
+        pipe.disable_cache()
+
+
+def test_a_calibration_in_the_folder_caches_the_first_run_while_the_weights_are_those_recorded(
+    pipe: FollowYourEmojiPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    pipe.save_pretrained(folder)
+    loaded = FollowYourEmojiPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    with loaded.enable_cache(N=3, schedule="auto") as session:
+        run(loaded, num_inference_steps=STEPS)
+        assert session.calibration is not None
+        presets.write_calibration(folder, session.calibration.to_dict(), {"clips": 1})
+    for options in ({}, {"N": 3, "order": 2, "cut": "outer"}, {"preset": "balanced"}, {"schedule": "auto"}):
+        with loaded.enable_cache(**options) as session:
+            run(loaded, num_inference_steps=STEPS)
+            assert session.report().to_dict()["full_calls"] == STEPS // 3
+            assert "are from a recording" in repr(session), options
+    for options in ({"schedule": "late"}, {"cut": "output"}, {"forecaster": "taylor"}, {"preset": "paper", "N": 3}):
+        assert loaded.enable_cache(**options).config.schedule != "auto"
+    scheduler = loaded.scheduler
+    loaded.scheduler = EulerDiscreteScheduler()
+    assert loaded.enable_cache(N=3).config.schedule == "spread"
+    loaded.scheduler = scheduler
+    assert presets.own_schedule({"N": 3}, folder) is not None
+    weights = next(file for file in (folder / "unet").iterdir() if file.suffix == ".safetensors")
+    weights.write_bytes(weights.read_bytes() + b" ")
+    presets._tell_once.cache_clear()
+    with caplog.at_level("WARNING", logger="fye"):
+        assert loaded.enable_cache(N=3).config.schedule == "spread"
+    assert "was recorded on other weights and is not used" in caplog.text
+    assert presets.own_schedule({"N": 3}, folder) is None
+    loaded.disable_cache()

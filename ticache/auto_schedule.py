@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ticache.best_steps import Choice
@@ -45,8 +45,10 @@ class AutoSchedule:
         self._features = max(FEATURES // parts, 64)
         self._choices: dict[tuple[Run, int], Choice] = {}
 
-    def begin(self, run: Run, *, first: bool, whole: bool) -> tuple[CacheConfig, Recorder | None]:
-        """The settings of a stream that begins, and what records it (None: it is predicted).
+    def begin(
+        self, run: Run, *, first: bool, whole: bool
+    ) -> tuple[CacheConfig, Mapping[int, tuple[float, ...]], Recorder | None]:
+        """The settings of a stream that begins, the weights of its predicted steps, and what records it if anything.
 
         first: does a run begin with it? whole: does it begin where its run does?
         """
@@ -57,20 +59,19 @@ class AutoSchedule:
         if recording is None and (kind.num_steps > MAX_STEPS or not whole):
             why = f"of more than {MAX_STEPS} steps" if whole else "that begin in the middle"
             self._tell(f"runs {why} are not recorded: the schedule is 'spread'")
-            return config.replaced(schedule="spread"), None
+            return config.replaced(schedule="spread"), {}, None
         if recording is None:
             self._tell(f"this run of {kind.num_steps} steps is {RECORDED}")
             every = config.replaced(schedule="uniform", N=1, boundary=0)
-            return every, Recorder(kind, run.rows, self._features)
+            return every, {}, Recorder(kind, run.rows, self._features)
         choice = self._choice(recording, run)
-        told = f"full steps, {choice.forecaster} and order {choice.order} are from a recording"
+        told = f"full steps, {choice.forecaster} weights and order {choice.order} are from a recording"
         if recording.kind.num_steps != kind.num_steps:
             told += f" of {recording.kind.num_steps} steps, mapped to {kind.num_steps}"
         self._tell(told)
-        return (
-            config.replaced(steps=choice.steps, forecaster=choice.forecaster, order=choice.order),
-            None,
-        )
+        # Fitted weights are for these full steps; where others come between, Newton's stand in.
+        name = "newton" if choice.weights else choice.forecaster
+        return config.replaced(steps=choice.steps, forecaster=name, order=choice.order), choice.weights, None
 
     def end(self, recorder: Recorder, run: Run) -> None:
         """A recorded stream has ended: keep its recording, and choose at once, so that the next run need not."""

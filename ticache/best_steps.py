@@ -1,15 +1,16 @@
 """Which full steps predict the others best, from recorded features: exact, by dynamic programming. Pure: numpy only.
 
 Every forecaster is linear in the features at its nodes (the last full steps), so its squared error at a step is
-w^T G w, with G [T, T] the inner products of the features recorded at every step. What an interval between two full
-steps costs depends on the last order + 1 full steps only: they are the state of the programme.
+w^T G w, with G [T, T] the inner products of the features recorded at every step. "fitted" are the weights of sum 1 for
+which that is least. What an interval between two full steps costs depends on the last order + 1 full steps only: they
+are the state of the programme.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +20,21 @@ Array = NDArray[np.float64]
 REFINED = 3  # of the forecasters and orders, the most promising ones
 COHERENCE = 16.0  # steps over which errors look alike
 FLOOR = 0.05  # of a squared error that is far from the end
+RIDGE = 1e-6  # of fitted weights, which features without a difference would leave open
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a run is predicted: its full steps, and the forecaster and the order between them."""
+    """How a run is predicted: its full steps, and the forecaster and the order between them.
+
+    error: `end_error`. weights: with "fitted", of every predicted step on the features of its nodes, the newest first.
+    """
 
     steps: tuple[int, ...]
     forecaster: str
     order: int
+    error: float = 0.0
+    weights: Mapping[int, tuple[float, ...]] = field(default_factory=dict, hash=False)
 
 
 def best_choice(
@@ -52,8 +59,14 @@ def best_choice(
         (*_refined(gram, steps, name, order, coordinates), name, order)
         for _, steps, name, order in sorted(started)[:REFINED]
     ]
-    _, steps, forecaster, order = min(found)
-    return Choice(steps, forecaster, order)
+    error, steps, forecaster, order = min(found)
+    fitted = {}
+    if forecaster == "fitted":
+        missed = _missed(gram, steps, forecaster, order, coordinates)
+        for step in sorted(set(range(len(gram))) - set(steps)):
+            nodes = [node for node in reversed(steps) if node < step][: order + 1]
+            fitted[step] = tuple(float(-missed[step, node]) for node in nodes)
+    return Choice(steps, forecaster, order, error, fitted)
 
 
 def end_error(gram: Array, steps: Sequence[int], forecaster: str, order: int, coordinates: Array) -> float:
@@ -64,7 +77,7 @@ def end_error(gram: Array, steps: Sequence[int], forecaster: str, order: int, co
     step = np.arange(len(gram))
     weight = _sensitivity(len(gram))
     alike = np.exp(-np.abs(step[:, None] - step) / COHERENCE)
-    missed = _missed(steps, forecaster, order, coordinates)
+    missed = _missed(gram, steps, forecaster, order, coordinates)
     return float(weight @ (missed @ gram @ missed.T * alike) @ weight)
 
 
@@ -102,7 +115,7 @@ def _moves(steps: tuple[int, ...], num_steps: int) -> Iterator[tuple[int, ...]]:
                     yield tuple(moved)
 
 
-def _missed(steps: Sequence[int], forecaster: str, order: int, x: Array) -> Array:
+def _missed(gram: Array, steps: Sequence[int], forecaster: str, order: int, x: Array) -> Array:
     """e_t = sum_u missed[t, u] F_u: a step less its prediction; zero at full steps. [T, T]"""
     num_steps = len(x)
     full = np.asarray(steps)
@@ -116,7 +129,7 @@ def _missed(steps: Sequence[int], forecaster: str, order: int, x: Array) -> Arra
         if nodes is None:
             continue
         missed[target, target] = 1
-        for node, weight in zip(nodes, _weights(x[nodes], x[target], forecaster), strict=True):
+        for node, weight in zip(nodes, _weights(gram, nodes, target, forecaster, x), strict=True):
             missed[target, node] = -weight
     return missed
 
@@ -162,7 +175,7 @@ def schedule_error(
     gram: Array, weights: Array, steps: Sequence[int], forecaster: str, order: int, coordinates: Array
 ) -> float:
     """The sum of weighted squared errors that given full steps leave: what `best_steps` makes least."""
-    missed = _missed(steps, forecaster, order, coordinates)
+    missed = _missed(gram, steps, forecaster, order, coordinates)
     return float(np.einsum("tu,uv,tv,t", missed, gram, missed, weights, optimize=True))
 
 
@@ -187,7 +200,7 @@ def _interval_costs(gram: Array, weights: Array, forecaster: str, order: int, co
 
 def _errors(gram: Array, nodes: NDArray[np.intp], target: NDArray[np.intp], forecaster: str, x: Array) -> Array:
     """Squared errors of predicting steps `target` [S] from the steps `nodes` [n, S], the newest first. -> [S]"""
-    weights = _weights(x[nodes], x[target], forecaster)
+    weights = _weights(gram, nodes, target, forecaster, x)
     error = gram[target, target].copy()
     for i, (weight, node) in enumerate(zip(weights, nodes, strict=True)):
         error -= 2 * weight * gram[target, node]
@@ -197,7 +210,33 @@ def _errors(gram: Array, nodes: NDArray[np.intp], target: NDArray[np.intp], fore
     return np.maximum(error, 0.0)  # rounding
 
 
-def _weights(nodes: Array, x: Array, forecaster: str) -> list[Array]:
+def _weights(
+    gram: Array, nodes: NDArray[np.intp], target: NDArray[np.intp], forecaster: str, x: Array
+) -> Sequence[Array]:
+    """The weights of many predictions at once: of steps `target` [S] from steps `nodes` [n, S] -> n times [S]."""
+    if forecaster == "fitted":
+        return _fitted_weights(gram, nodes, target)
+    return _polynomial_weights(x[nodes], x[target], forecaster)
+
+
+def _fitted_weights(gram: Array, nodes: NDArray[np.intp], target: NDArray[np.intp]) -> Array:
+    """Weights w of sum 1 with the least |F_t - sum_i w_i F_i|^2 + RIDGE |w|^2. -> [n, S]"""
+    newest, others = nodes[0], nodes[1:]
+    if not len(others):
+        return np.ones((1, len(target)))
+
+    def inner(a: NDArray[np.intp], b: NDArray[np.intp]) -> Array:
+        """<F_a - F_newest, F_b - F_newest>"""
+        return gram[a, b] - gram[a, newest] - gram[newest, b] + gram[newest, newest]
+
+    matrix = np.stack([[inner(a, b) for b in others] for a in others]).transpose(2, 0, 1)
+    matrix = matrix + RIDGE * (1 + np.eye(len(others)))
+    wanted = np.stack([inner(each, target) for each in others], axis=1) + RIDGE
+    shares = np.linalg.solve(matrix, wanted[..., None])[..., 0].T
+    return np.concatenate([1 - shares.sum(axis=0, keepdims=True), shares])
+
+
+def _polynomial_weights(nodes: Array, x: Array, forecaster: str) -> list[Array]:
     """`forecast.newton_weights` or `taylor_weights` of many predictions at once: nodes [n, S], x [S] -> n times [S]."""
     weights = [np.zeros_like(x) for _ in nodes]
     term = np.ones_like(x)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ticache.auto_schedule import AutoSchedule, Run
-from ticache.calibration import Kind
+from ticache.calibration import Kind, features_text, scheduler_text
 from ticache.config import CacheConfig
 from ticache.cut_plan import CutPlan
 from ticache.feature_cache import FeatureCache
 from ticache.inputs import CallInputs, PipelineInfo
-from ticache.provenance import TuningCheck, scheduler_identity
+from ticache.provenance import TuningCheck
 from ticache.streams import Stream
 
 
@@ -34,11 +33,12 @@ class CacheMaker:
         ValueError where tuned settings meet another scheduler or number of steps and that was not wanted.
         """
         config, recording = self._config_for(stream), None
+        weights: Mapping[int, tuple[float, ...]] = {}
         if self._config.schedule == "auto" and stream.num_steps is not None:
             run = self._auto_run(stream, stream.num_steps, inputs, adds_noise)
-            config, recorder = self.auto.begin(run, first=first, whole=whole)
+            config, weights, recorder = self.auto.begin(run, first=first, whole=whole)
             recording = None if recorder is None else (recorder, run)
-        cache = FeatureCache(config, stream.num_steps, temporal=self._plan.temporal)
+        cache = FeatureCache(config, stream.num_steps, weights=weights, temporal=self._plan.temporal)
         cache.recording = recording
         cache.refusal = cache.refusal or self._pipeline.few_step_model(stream.num_steps)
         if config.forecaster == "chebyshev" and cache.refusal is None:
@@ -57,10 +57,10 @@ class CacheMaker:
         guidance = self._pipeline.guidance() if inputs.batch % 2 == 0 else None
         cap, config = self._config.noise_order, self._config
         kind = Kind(
-            scheduler=json.dumps(scheduler_identity(self._pipeline.scheduler), sort_keys=True),
+            scheduler=scheduler_text(self._pipeline.scheduler),
             num_steps=num_steps,
             guided=guidance is not None,
-            features=f"{config.cut} {config.depth} {config.resnets}",
+            features=features_text(config.cut, config.depth, config.resnets),
         )
         return Run(
             kind=kind,

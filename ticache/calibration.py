@@ -18,17 +18,29 @@ import torch
 from torch import Tensor
 
 from ticache.best_steps import Array, Choice, best_choice
+from ticache.provenance import scheduler_identity
 
 FEATURES = 4096  # numbers of a row that stand for its whole feature: inner products to about a percent
+STRONG_GUIDANCE = 5.0  # fitted weights win 2 to 5 dB at 7.5 and lose up to 2 at 3
 MAX_STEPS = 256  # three matrices of so many steps are 0.75 MiB
+
+
+def scheduler_text(scheduler: Any) -> str:
+    """A scheduler's class and settings as JSON text, "null" without one."""
+    return json.dumps(scheduler_identity(scheduler), sort_keys=True)
+
+
+def features_text(cut: str, depth: int, resnets: bool) -> str:
+    """What a cut predicts, for `Kind.features`."""
+    return f"{cut} {depth} {resnets}"
 
 
 @dataclass(frozen=True)
 class Kind:
     """What runs must have in common to be predicted alike.
 
-    scheduler: its class and settings as JSON text ("null" without one). num_steps: of the stream. guided: are the rows
-    of a call the unconditional and the conditional half? features: what is predicted (the cut and its options).
+    scheduler: `scheduler_text`. num_steps: of the stream. guided: are the rows of a call the unconditional and the
+    conditional half? features: `features_text`.
     """
 
     scheduler: str
@@ -76,13 +88,18 @@ class Recording:
         coordinates: Sequence[float],
         timesteps: Sequence[float] | None = None,
         orders: Sequence[int] = (1, 2, 3),
-        forecasters: Sequence[str] = ("newton", "taylor"),
+        forecasters: Sequence[str] | None = None,
     ) -> Choice:
         """The best choice with `count` full steps for a run whose steps are at `coordinates`.
+
+        forecasters: None for fitted weights with strong guidance, and else the better of the polynomials.
 
         A run of another number of steps, or at other `timesteps`, is taken to have the features between those recorded.
         """
         gram = self.gram(guidance)
+        if forecasters is None:
+            strong = self.kind.guided and guidance is not None and guidance >= STRONG_GUIDANCE
+            forecasters = ("fitted",) if strong else ("newton", "taylor")
         between = _interpolation(self, len(coordinates), timesteps)
         if between is not None:
             gram = between @ gram @ between.T
@@ -198,6 +215,11 @@ class Calibration:
     def copy(self) -> Calibration:
         """One to which recordings can be added while this stays as it is."""
         return Calibration(self.model, dict(self.recordings))
+
+    def covers(self, scheduler: Any, *, cut: str = "outer", depth: int = 0, resnets: bool = False) -> bool:
+        """Is every run of a cut under this scheduler, with guidance or without, predicted from a recording?"""
+        kind = Kind(scheduler_text(scheduler), 1, guided=True, features=features_text(cut, depth, resnets))
+        return self.find(kind) is not None
 
     def find(self, kind: Kind) -> Recording | None:
         """The recording of a kind; else of the same with guidance; else of the nearest number of steps."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,7 +89,9 @@ class FeatureHistory:
 class FeatureCache:
     """The cache of one stream of `num_steps` steps (None: unknown).
 
-    steps: full steps, in place of the schedule's. temporal: which cut modules put out [B h w, F, C].
+    steps: full steps, in place of the schedule's. weights: of predicted steps on the features of the last full ones,
+    the newest first, in place of the forecaster's while the full steps are those of the schedule. temporal: which cut
+    modules put out [B h w, F, C].
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class FeatureCache:
         num_steps: int | None,
         steps: tuple[int, ...] | None = None,
         temporal: frozenset[int] = frozenset(),
+        weights: Mapping[int, tuple[float, ...]] | None = None,
     ):
         self.refusal: str | None = None
         if steps is not None:
@@ -123,6 +126,8 @@ class FeatureCache:
         self.recording: Any = None  # with schedule="auto": what records a run in full, and what it is of
         self.coefficients: dict[int, list[float]] = {}  # of the steps to come, until the next full one
         self._temporal = temporal
+        self._weights = weights or {}
+        self._stored: list[int] = []  # the full steps of `nodes`
         self.config = config
 
     @property
@@ -132,7 +137,7 @@ class FeatureCache:
 
     def release(self) -> None:
         """Let go of everything kept."""
-        self.histories, self.nodes, self.coefficients = {}, [], {}
+        self.histories, self.nodes, self.coefficients, self._stored = {}, [], {}, []
 
     def end(self) -> None:
         """The stream has ended: free what it kept, unless it was asked for."""
@@ -144,13 +149,23 @@ class FeatureCache:
         """A full step is about to be stored; coordinates: where it, and as many later ones as are known, lie."""
         self.nodes.insert(0, coordinates[0])
         del self.nodes[forecast.CHEBYSHEV_SNAPSHOTS :]
+        self._stored.insert(0, step)
         self.coefficients = {}
         if callable(self.config.schedule):
             return  # nobody knows how far it is to the next full step
         for later, coordinate in enumerate(coordinates[1:], step + 1):
             if later in self.full_steps:
                 break
-            self.coefficients[later] = self.coefficients_at(coordinate, order)
+            weights = self._weights.get(later)
+            if weights is not None and self._follows_schedule(len(weights)):
+                self.coefficients[later] = [1.0, *forecast.to_difference_coefficients(weights)[1:]]
+            else:
+                self.coefficients[later] = self.coefficients_at(coordinate, order)
+
+    def _follows_schedule(self, count: int) -> bool:
+        """Are the last full steps, so many, the last of those that the weights are for?"""
+        listed = [step for step in self.config.steps or () if step <= self._stored[0]]
+        return self._stored[:count] == listed[: -count - 1 : -1]
 
     def store(self, key: Key, feature: Tensor) -> None:
         """Take in one feature of a full step."""

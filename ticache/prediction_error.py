@@ -25,7 +25,10 @@ NOT_RECORDED = "the calls' inputs were not recorded; apply with keep=True and ru
 
 @dataclass
 class _Recorded:
-    """The inputs of one call: full, or predicted from the full ones before it."""
+    """The inputs of one call: full, or predicted from the full ones before it.
+
+    coefficients: those of the prediction where they were known before it.
+    """
 
     inputs: CallInputs
     full: bool
@@ -33,6 +36,7 @@ class _Recorded:
     config: CacheConfig
     boundary: int
     span: tuple[float, float]
+    coefficients: list[float] | None
 
 
 @dataclass
@@ -67,7 +71,8 @@ class PredictionErrors:
         self.nbytes += sum(t.numel() * t.element_size() for t in tensors_in(copied.bound))
         coordinate = stream.coordinate(axis, stream.step)
         assert coordinate is not None
-        recorded = _Recorded(copied, full, coordinate, cache.config, cache.boundary, cache.span)
+        used = cache.coefficients.get(stream.step)
+        recorded = _Recorded(copied, full, coordinate, cache.config, cache.boundary, cache.span, used)
         self._steps.setdefault(stream.number, {})[stream.step] = recorded
 
     def measure(
@@ -96,7 +101,9 @@ class PredictionErrors:
                         cache.nodes.insert(0, other.coordinate)
                         for key, feature in truth[earlier].items():
                             cache.store(key, feature)
-                coefficients = cache.coefficients_at(recorded.coordinate, order(recorded.config.order))
+                coefficients = recorded.coefficients
+                if coefficients is None:
+                    coefficients = cache.coefficients_at(recorded.coordinate, order(recorded.config.order))
                 weights = region(recorded.inputs, step)
                 for key, feature in truth[step].items():
                     history = cache.histories[key]

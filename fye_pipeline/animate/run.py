@@ -240,10 +240,9 @@ def folder_of(output: Path) -> Path:
 
 
 def input_digests(settings: AnimationSettings) -> dict[str, str]:
-    """What tells the contents of files, and a preset's schedule, from others; their names may stay the same."""
+    """What tells the contents of files, and the model's own schedule, from others; their names may stay the same."""
     landmarks = settings.reference_landmarks
-    cache = settings.cache or {}
-    schedule = presets.tuned_config(cache, settings.model) if "preset" in cache else None
+    schedule = presets.own_schedule(settings.cache, settings.model)
     points = {} if settings.points is None else {"points file": digest_of_path(settings.points)}
     return points | {
         "reference file": digest_of_path(settings.reference),

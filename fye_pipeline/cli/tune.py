@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fye_pipeline.world.calls import RenderedCall
 
 
+GUIDED = 3.5  # what a recording with guidance is made at where a model is best without: it serves every scale
+
+
 class Preset(StrEnum):
     """Presets that a model folder can hold."""
 
@@ -31,6 +34,14 @@ def tune(
     as_preset: Annotated[
         Preset | None, typer.Option(help="Also keep them as this preset of the model folder, for fye animate --preset.")
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Search nothing: record the uncached runs of --clips clips, and keep what they tell in the model "
+            "folder; its caches then have the best full steps from the first run on.",
+        ),
+    ] = False,
     target_psnr: Annotated[
         float | None, typer.Option(help="The fewest full steps that keep this PSNR in dB [default: 45].")
     ] = None,
@@ -74,6 +85,9 @@ def tune(
 
     if not debug:
         hush_libraries()
+    if calibrate:
+        _calibrate(model_folder(model or SHIPPED_MODEL), reporter, device, clips, frames, steps, guidance, seed)
+        return
     target = None if output is None else writable_target(output, overwrite=overwrite)
     folder = model_folder(model or SHIPPED_MODEL)
     if as_preset is not None:
@@ -143,3 +157,45 @@ def _search(
         )
     except ValueError as error:
         raise UserError(f"Tuning: {error}.") from error
+
+
+def _calibrate(
+    folder: Path,
+    reporter: Reporter,
+    device: str,
+    clips: int,
+    frames: int,
+    steps: int,
+    guidance: float | None,
+    seed: int,
+) -> None:
+    """Record uncached runs with guidance and without, and keep the recordings in the model folder."""
+    import ticache
+    from fye_pipeline import presets
+    from fye_pipeline.animate.session import choose_device, choose_dtype, load_model, recommended_guidance
+    from fye_pipeline.world.calls import tuning_calls
+    from ticache.calibration import Calibration
+
+    on = choose_device(device)
+    pipe = load_model(folder, on, choose_dtype("auto", on))
+    usual = recommended_guidance(folder) if guidance is None else guidance
+    scales = (usual, 1.0) if usual > 1 else (1.0, GUIDED)
+    found: Calibration | None = None
+    with reporter.progress() as on_progress:
+        for number, scale in enumerate(scales):
+            made = {"frames": frames, "steps": steps, "guidance": scale}
+            for index, call in enumerate(tuning_calls(pipe, seed, (clips, 0), **made)):
+                on_progress("recording", number * clips + index, len(scales) * clips)
+                with ticache.apply(pipe, schedule="auto") as session:
+                    pipe(**call.arguments)
+                    recorded = session.calibration
+                assert recorded is not None
+                if found is None:
+                    found = recorded
+                else:
+                    for recording in recorded.recordings.values():
+                        found.add(recording)
+    assert found is not None
+    conditions = {"clips": clips, "frames": frames, "steps": steps, "guidance": list(scales), "seed": seed}
+    path = presets.write_calibration(folder, found.to_dict(), conditions)
+    reporter.result(f"{path}: {found!r}", conditions)

@@ -131,7 +131,7 @@ class PairEvaluator:
         return {
             "frames": settings.frames,
             "settings": settings.to_dict() if made else None,
-            "schedule": presets.tuned_config(settings.cache or {}, settings.model) if made else None,
+            "schedule": presets.own_schedule(settings.cache, settings.model) if made else None,
             "model_state": digest_of_folder(settings.model, but=(presets.FILE,))[:16] if made else None,
             "weights": self.weights.to_dict(),
             "weights_hash": {
