@@ -236,6 +236,8 @@ def parse(command: Any, arguments: list[str]) -> None:
     while hasattr(command, "commands"):
         if arguments[:1] and arguments[0].startswith("-"):
             break
+        if "manifest" in command.commands and not set(arguments[:1]) & set(command.commands):
+            arguments = ["manifest", *arguments]  # `fye evaluate my.csv` is short for it
         assert set(arguments[:1]) & set(command.commands), f"fye has no command {arguments[:1]}"
         command, arguments = command.commands[arguments[0]], arguments[1:]
     if "--help" in arguments or "--version" in arguments:
