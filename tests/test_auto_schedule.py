@@ -278,7 +278,7 @@ def test_a_calibration_goes_with_the_auto_schedule_only() -> None:
 def test_guidance_in_two_passes_is_recorded_and_cached_as_two_streams() -> None:
     unet, scheduler = make_unet(), ddim()
     sample, conditions = make_inputs(batch=2)
-    tokens = conditions["encoder_hidden_states"].split(1)
+    tokens: Any = conditions["encoder_hidden_states"].split(1)
     plain = guided(unet, scheduler, sample[:1], tokens)
     with ticache.apply(unet, N=4, schedule="auto", scheduler=scheduler) as session:
         assert torch.equal(guided(unet, scheduler, sample[:1], tokens), plain)

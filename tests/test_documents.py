@@ -157,7 +157,7 @@ def names_in(code: Any) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-@pytest.mark.parametrize("document", {block.document for block in blocks("python")}, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", sorted({block.document for block in blocks("python")}), ids=lambda path: path.name)
 def test_python_blocks_run_in_their_order(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_runs: None
 ) -> None:

@@ -189,12 +189,21 @@ def test_a_calibration_in_the_folder_caches_the_first_run_while_the_weights_are_
         run(loaded, num_inference_steps=STEPS)
         assert session.calibration is not None
         presets.write_calibration(folder, session.calibration.to_dict(), {"clips": 1})
-    for options in ({}, {"N": 3, "order": 2, "cut": "outer"}, {"preset": "balanced"}, {"schedule": "auto"}):
+    every: tuple[dict[str, Any], ...] = (
+        {},
+        {"N": 3, "order": 2, "cut": "outer"},
+        {"preset": "balanced"},
+        {"schedule": "auto"},
+    )
+    for options in every:
         with loaded.enable_cache(**options) as session:
             run(loaded, num_inference_steps=STEPS)
             assert session.report().to_dict()["full_calls"] == STEPS // 3
             assert "are from a recording" in repr(session), options
-    for options in ({"schedule": "late"}, {"cut": "output"}, {"forecaster": "taylor"}, {"preset": "paper", "N": 3}):
+    others: tuple[dict[str, Any], ...] = (
+        *({"schedule": "late"}, {"cut": "output"}, {"forecaster": "taylor"}, {"preset": "paper", "N": 3}),
+    )
+    for options in others:
         assert loaded.enable_cache(**options).config.schedule != "auto"
     scheduler = loaded.scheduler
     loaded.scheduler = EulerDiscreteScheduler()

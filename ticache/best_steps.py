@@ -215,7 +215,7 @@ def _weights(
 ) -> Sequence[Array]:
     """The weights of many predictions at once: of steps `target` [S] from steps `nodes` [n, S] -> n times [S]."""
     if forecaster == "fitted":
-        return _fitted_weights(gram, nodes, target)
+        return list(_fitted_weights(gram, nodes, target))
     return _polynomial_weights(x[nodes], x[target], forecaster)
 
 
@@ -233,7 +233,7 @@ def _fitted_weights(gram: Array, nodes: NDArray[np.intp], target: NDArray[np.int
     matrix = matrix + RIDGE * (1 + np.eye(len(others)))
     wanted = np.stack([inner(each, target) for each in others], axis=1) + RIDGE
     shares = np.linalg.solve(matrix, wanted[..., None])[..., 0].T
-    return np.concatenate([1 - shares.sum(axis=0, keepdims=True), shares])
+    return np.asarray(np.concatenate([1 - shares.sum(axis=0, keepdims=True), shares]), np.float64)
 
 
 def _polynomial_weights(nodes: Array, x: Array, forecaster: str) -> list[Array]:

@@ -156,13 +156,13 @@ def retarget(
     )
 
 
-def neutral_of(driving: LandmarkSequence, face: LandmarkSequence) -> int:
+def neutral_of(driving: LandmarkSequence, face: LandmarkSequence | None = None) -> int:
     """The driver's frame that looks most like the portrait, from which its expressions are counted.
 
-    A portrait that smiles, driven by a smile, then smiles once and not twice. Where the portrait's blendshapes are not
-    known (all zero) it is the frame with the least expression, as `align` chooses it.
+    A portrait that smiles, driven by a smile, then smiles once and not twice. Without a portrait, or where its
+    blendshapes are not known (all zero), it is the frame with the least expression, as `align` chooses it.
     """
-    own = np.asarray(face.blendshapes[0])[1:]
+    own = 0.0 if face is None else np.asarray(face.blendshapes[0])[1:]
     differences = [
         np.abs(np.asarray(driving.blendshapes[start : start + _BLOCK])[:, 1:] - own).sum(axis=1)
         for start in range(0, len(driving), _BLOCK)
