@@ -18,7 +18,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What `make test` leaves out: walks over everything, such as every pipeline of diffusers.
-test-slow: $(READY) test-browser
+test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 # The page in a real browser: what a person does on it. Skips with the reason where Gradio or Chromium is absent.

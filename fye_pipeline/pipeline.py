@@ -181,7 +181,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         if config is None and options.get("preset") is not None:
             tuned, options = presets.resolve(options, folder)
             config = None if tuned is None else ticache.CacheConfig.from_json(tuned)
-        if config is None and (recordings := presets.calibration(options, folder)) is not None:
+        tells = folder is not None and (folder / presets.FILE).is_file()
+        if config is None and tells and (recordings := presets.calibration(options, folder)) is not None:
             calibration = Calibration.from_dict(recordings)
             # A run of another scheduler would be made in full: that must be asked for.
             cut = {key: value for key, value in options.items() if key in ("cut", "depth", "resnets")}

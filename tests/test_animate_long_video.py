@@ -144,7 +144,7 @@ def test_row_41_frames_are_let_go_when_they_are_written(tmp_path: Path) -> None:
     settings = AnimationSettings()
     portrait: Any = SimpleNamespace(crop=None, matte=lambda settings, size: None)
     driver: Any = SimpleNamespace(sound=None, fps=Fraction(25))
-    context: Any = SimpleNamespace(size=64)
+    context: Any = SimpleNamespace(size=64, side=64)
     run: Any = SimpleNamespace(frames=frames)
     VideoOutput(settings, portrait, driver, context, overwrite=False, inputs={}).write(
         tmp_path / "a.mp4", None, run, None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticache import controlnet
+from ticache import controlnet, probe
 from ticache.cache_maker import CacheMaker
 from ticache.calibration import Calibration
 from ticache.config import CacheConfig
@@ -23,7 +23,6 @@ from ticache.forward_context import POINT, CurrentForward, ForwardContext, Key
 from ticache.hooks import Attachment, ControlNetHook
 from ticache.inputs import Adapters, Arguments, CallInputs, KnownLatents, PipelineInfo, latents_of, training_call
 from ticache.prediction_error import PredictionErrors
-from ticache.probe import probe
 from ticache.provenance import TuningCheck, model_identity
 from ticache.records import CallRecord, Records
 from ticache.region import RegionMask
@@ -236,7 +235,9 @@ class Controller:
 
     def _probe(self, context: ForwardContext, output: Any) -> None:
         """Does the cut fit this UNet? Asked at the first full call that can tell; where not, nothing is cached."""
-        self._is_probed, misfit = probe(self.unet, self.plan, context, output, self.run, self.current.compiled)
+        self._is_probed, misfit, call = probe.prepare(self.unet, self.plan, context, self.current.compiled)
+        if call is not None:
+            misfit = probe.compare(self.run(*call, context.inputs), output) or misfit
         if misfit is not None:
             self.disabled = f"cut={self.config.cut!r} does not fit {type(self.unet).__name__}: {misfit}; not cached"
             warnings.warn(f"ticache: {self.disabled}", UserWarning, stacklevel=3)

@@ -242,7 +242,8 @@ def folder_of(output: Path) -> Path:
 def input_digests(settings: AnimationSettings) -> dict[str, str]:
     """What tells the contents of files, and the model's own schedule, from others; their names may stay the same."""
     landmarks = settings.reference_landmarks
-    schedule = presets.own_schedule(settings.cache, settings.model)
+    tells = (settings.model / presets.FILE).is_file()
+    schedule = presets.own_schedule(settings.cache, settings.model) if tells else None
     points = {} if settings.points is None else {"points file": digest_of_path(settings.points)}
     return points | {
         "reference file": digest_of_path(settings.reference),
