@@ -102,7 +102,7 @@ def address(
 
 @pytest.fixture(scope="module")
 def browser(chromium: str, faces: Path) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
 
     webcam = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     film = f"--use-file-for-fake-video-capture={faces / 'webcam.y4m'}"
