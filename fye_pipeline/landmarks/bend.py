@@ -2,11 +2,12 @@
 
 The face mesh is drawn at its new place, triangle by triangle, each pixel looking back to where it came from. Two rings
 around the head move with it as a rigid body; from there to a resting ring the background stretches. Irises keep their
-shape; an open mouth is filled from an open one only. Eq. numbers: none, this is no part of the paper.
+shape; an open mouth is filled from an open one only. No part of the paper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -111,9 +112,7 @@ class Bender:
         low, high = _UNTRUSTED_STRETCH
         trusted = self._trust[order] * np.clip((high - stretch) / (high - low), 0, 1)
         number = np.zeros((size, size), np.int32)
-        flat = np.round((vertices[drawn] * size - 0.5) * (1 << _SUBPIXEL)).clip(-(2**28), 2**28).astype(np.int32)
-        for index, triangle in enumerate(flat, 1):
-            cv2.fillConvexPoly(number, triangle, (index, 0, 0, 0), cv2.LINE_8, _SUBPIXEL)
+        _paint(number, vertices[drawn] * size, range(1, len(drawn) + 1))
         # Thin triangles are painted a little beyond their edges, where their maps would lead far away.
         edge = 1 / size
         bounds = np.concatenate([self._source[drawn].min(1) - edge, self._source[drawn].max(1) + edge], axis=1)
@@ -139,6 +138,10 @@ class Bender:
         trust = cv2.GaussianBlur(trust, (0, 0), blur)
         moved = cv2.GaussianBlur(np.maximum(moved, 1 - trust) if moved.any() else moved, (0, 0), 1.5 * blur)
         return Bend(x, y, np.asarray(trust, np.float32), np.asarray(moved, np.float32), mouth)
+
+    def pictures(self, portrait: NDArray[np.uint8], landmarks: NDArray, size: int) -> NDArray[np.uint8]:
+        """A portrait bent to many frames' landmarks [F, 478, >= 3]. -> uint8 RGBA [F, size, size, 4]."""
+        return np.stack([self.to(frame, size).rgba(portrait) for frame in landmarks])
 
     def _vertices(self, landmarks: Array, pose: Array, rest: Array | None = None) -> tuple[Array, Array]:
         """All vertices in the picture [V, 2], the strips' rings first, and the mesh's triangles' normals [T, 3]."""
@@ -171,9 +174,7 @@ class Bender:
         drawn, order = self._order(self._source, normals, self._landmarks)
         number = np.full((_SOURCE_SIZE, _SOURCE_SIZE), -1, np.int32)
         corners = (self._source[drawn] + 0.5) * (_SOURCE_SIZE / 2)
-        flat = np.round((corners - 0.5) * (1 << _SUBPIXEL)).clip(-(2**28), 2**28).astype(np.int32)
-        for index, triangle in zip(order.tolist(), flat, strict=True):
-            cv2.fillConvexPoly(number, triangle, (index, 0, 0, 0), cv2.LINE_8, _SUBPIXEL)
+        _paint(number, corners, order.tolist())
         count = np.bincount(number[number >= 0], minlength=len(self._faces))[order]
         edge = corners[:, 1:] - corners[:, :1]
         area = np.abs(edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]) / 2
@@ -345,6 +346,13 @@ def _strip_triangles(count: int) -> tuple[NDArray[np.int64], int]:
         strips.append(np.stack([outer + here, outer + there, inner + here], 1))
         strips.append(np.stack([outer + there, inner + there, inner + here], 1))
     return np.concatenate(strips), rings * count
+
+
+def _paint(canvas: NDArray[np.int32], triangles: Array, numbers: Iterable[int]) -> None:
+    """Write each triangle's number [T] into the pixels that it covers, one over the other. triangles [T, 3, 2]."""
+    flat = np.round((triangles - 0.5) * (1 << _SUBPIXEL)).clip(-(2**28), 2**28).astype(np.int32)
+    for number, triangle in zip(numbers, flat, strict=True):
+        cv2.fillConvexPoly(canvas, triangle, (number, 0, 0, 0), cv2.LINE_8, _SUBPIXEL)
 
 
 def _affine(target: Array, source: Array) -> tuple[Array, Array]:

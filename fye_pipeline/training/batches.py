@@ -168,17 +168,14 @@ class Conditions:
             bender = Bender(points, self.canonical)
             tremble = np.zeros((len(targets), *points.shape))
             tremble[..., :2] += rng.normal(0, TREMBLE, 2) + rng.normal(0, TREMBLE / 3, (len(targets), 1, 2))
-            rows.append(np.stack([bender.to(target, self.size).rgba(picture) for target in targets + tremble]))
+            rows.append(bender.pictures(picture, targets + tremble, self.size))
         bent = to_tensor(np.stack(rows))
         bent[:, :, 3] = bent[:, :, 3] / 2 + 0.5
         return bent
 
     def example(self, portrait: NDArray[np.uint8], own: NDArray, frames: NDArray[np.uint8], marks: NDArray) -> Example:
         """A portrait with landmarks [478, 3], and true frames with landmarks [F, 478, 3]."""
-        bent = None
-        if self.bent:
-            bender = Bender(own, self.canonical)
-            bent = np.stack([bender.to(target, self.size).rgba(portrait) for target in marks])
+        bent = Bender(own, self.canonical).pictures(portrait, marks, self.size) if self.bent else None
         return Example(portrait, frames, self.draw(marks), bent)
 
     def draw(self, marks: NDArray) -> NDArray[np.uint8]:
