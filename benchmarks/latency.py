@@ -3,7 +3,7 @@
     python -m benchmarks.latency [--quick] [--models sd15 sdxl] [--device cuda] [--json FILE]
 
 Published widths with random weights, which time cannot tell from trained ones; fidelity is another question
-(`benchmarks.acceleration`). Full: 30 steps of two samples. Quick, for a CPU: SD 1.5 and AnimateDiff at 256 pixels, 9
+(`benchmarks.acceleration`). Full: 30 steps of two samples. Quick, for a CPU: SD 1.5 and AnimateDiff at 128 pixels, 6
 steps of one sample, so that N=3 computes a third of the steps in full either way. The timings are pytest-benchmark's:
 this file is also the suite that it runs. A row whose method does not run on that model says why in `error`.
 `time_ratio`: the uncached run of the same mode (eager or compiled) over this one.
@@ -30,7 +30,7 @@ from benchmarks.networks import UNETS, TimedUNet
 
 TESTS = ("tests/test_ops.py", "tests/test_forward_context.py")
 CUTS = ("outer", "output", "branches")
-STEPS = {False: 30, True: 9}  # of a run, for the long form and the quick one
+STEPS = {False: 30, True: 6}  # of a run, for the long form and the quick one
 QUICK_MODELS = ["sd15", "animatediff"]
 COLUMNS = ("model", "name", "mode", "calls", "p20", "p50", "p80", "time_ratio", "peak_bytes", "error")
 

@@ -67,7 +67,7 @@ class BenchmarkModel(ABC):
     plain: Any
     pipe: Any
     masks: list[NDArray[np.float32]]  # of each clip's face, [F, H, W]
-    regions: list[NDArray[np.float32]]  # of each clip's expression, for Eq. 4
+    regions: list[NDArray[np.float32]]  # of each clip's expression, for Eq. 4, as `ticache.apply` takes them
     sizes: Sizes
     lpips: Lpips | None = None
 
@@ -228,7 +228,8 @@ class SDLike(BenchmarkModel):
         ]
         self._tokens = [sd_like.prompt_tokens(each).to(device) for each in landmarks]
         self.masks = [facial_mask(each, 128, 128) for each in landmarks[:-1]]
-        self.regions = [expression_mask(each, 128, 128) for each in landmarks]
+        # Each picture is a sample of its own: [B, 1, H, W].
+        self.regions = [expression_mask(each, 128, 128)[:, None] for each in landmarks]
         self.renew()
 
     @property

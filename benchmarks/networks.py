@@ -1,7 +1,7 @@
 """The UNets that are timed: published configurations with random weights; `quick` makes their inputs smaller.
 
 Full size: classifier-free guidance in one batch of 2 at the published resolution, half precision on a GPU. Quick, for a
-CPU: one sample at 256 pixels (AnimateDiff: 2 frames), so that a few minutes are enough; widths and depths stay.
+CPU: one sample at 128 pixels (AnimateDiff: 2 frames), so that a few minutes are enough; widths and depths stay.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class TimedUNet:
 
 
 def sd15(device: torch.device, dtype: torch.dtype, *, quick: bool, controlnet: bool = False) -> TimedUNet:
-    """Stable Diffusion 1.5 at 512x512, quick 256x256."""
+    """Stable Diffusion 1.5 at 512x512, quick 128x128."""
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    batch, size = (1, 32) if quick else (2, 64)
+    batch, size = (1, 16) if quick else (2, 64)
     timed = _timed(unet, (batch, 4, size, size), (batch, 77, 768), device, dtype)
     if controlnet:
         timed.controlnet = _placed(ControlNetModel.from_unet(unet), device, dtype)
@@ -68,7 +68,7 @@ def sd15_controlnet(device: torch.device, dtype: torch.dtype, *, quick: bool) ->
 
 
 def sdxl(device: torch.device, dtype: torch.dtype, *, quick: bool) -> TimedUNet:
-    """Stable Diffusion XL at 1024x1024, quick 256x256."""
+    """Stable Diffusion XL at 1024x1024, quick 128x128."""
     # diffusers calls the number of heads attention_head_dim
     attention: dict[str, Any] = {"transformer_layers_per_block": [1, 2, 10], "attention_head_dim": [5, 10, 20]}
     unet = UNet2DConditionModel(
@@ -83,7 +83,7 @@ def sdxl(device: torch.device, dtype: torch.dtype, *, quick: bool) -> TimedUNet:
         projection_class_embeddings_input_dim=2816,
         **attention,
     )
-    batch, size = (1, 32) if quick else (2, 128)
+    batch, size = (1, 16) if quick else (2, 128)
     timed = _timed(unet, (batch, 4, size, size), (batch, 77, 2048), device, dtype)
     timed.arguments["added_cond_kwargs"] = {
         "text_embeds": torch.randn(batch, 1280, device=device, dtype=dtype),
@@ -93,10 +93,10 @@ def sdxl(device: torch.device, dtype: torch.dtype, *, quick: bool) -> TimedUNet:
 
 
 def animatediff(device: torch.device, dtype: torch.dtype, *, quick: bool) -> TimedUNet:
-    """AnimateDiff on Stable Diffusion 1.5, 16 frames of 256x256, quick 2 frames."""
+    """AnimateDiff on Stable Diffusion 1.5, 16 frames of 256x256, quick 2 of 128x128."""
     unet = UNetMotionModel(cross_attention_dim=768, use_motion_mid_block=False)
-    batch, frames = (1, 2) if quick else (2, 16)
-    return _timed(unet, (batch, 4, frames, 32, 32), (batch * frames, 77, 768), device, dtype)
+    batch, frames, size = (1, 2, 16) if quick else (2, 16, 32)
+    return _timed(unet, (batch, 4, frames, size, size), (batch * frames, 77, 768), device, dtype)
 
 
 def portrait(device: torch.device, dtype: torch.dtype, *, quick: bool) -> TimedUNet:

@@ -64,7 +64,7 @@ SECTIONS = (
     Section(
         "latency",
         "Time of a run on published sizes",
-        "python -m benchmarks.latency --json benchmarks/results/latency.json",
+        "python -m benchmarks.latency --quick --json benchmarks/results/latency.json",
         report_tables.latency,
     ),
     Section(

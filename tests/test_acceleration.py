@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,14 @@ from torch import Tensor
 from benchmarks import sd_like
 from benchmarks.acceleration import command as acceleration
 from benchmarks.acceleration.measure import FIGURES, RowRunner, claims, count_flops
-from benchmarks.acceleration.rows import MAIN, Base, Facts, Row, plain, rows_of
-from benchmarks.baselines import Running, schedules, tensor_bytes
-from benchmarks.baselines.packages import deepcache, deepest_branch
+from benchmarks.acceleration.rows import MAIN, Base, Facts, Row, cached, fitted, plain, rows_of
+from benchmarks.baselines import Running, packages, schedules, tensor_bytes
+from benchmarks.baselines.packages import NotApplicable, deepcache, deepest_branch
 from benchmarks.baselines.sito import gather_tokens, select_tokens, sito
 from benchmarks.baselines.threshold import ThresholdReuse, tune_threshold
 from benchmarks.models import BenchmarkModel
 from fye_pipeline.models.tiny import build_tiny
+from ticache.calibration import Calibration
 
 
 def test_sito_leaves_out_the_tokens_most_like_a_base() -> None:
@@ -122,7 +125,7 @@ def test_shared_memory_counts_once() -> None:
     assert tensor_bytes({"a": (tensor, tensor[:2]), "b": [torch.zeros(2)], "c": None}) == 24
 
 
-FACTS = Facts(share=0.2, thresholds={10: 0.1, 6: 0.2}, branch=6, regions=[None])
+FACTS = Facts(share=0.2, thresholds={10: 0.1, 6: 0.2}, branch=6, regions=[None], recorded=lambda _: Calibration())
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +146,7 @@ def test_rows_have_names_of_their_own(all_rows: list[Row]) -> None:
 
 def test_the_quick_table_is_short_and_has_every_rival(all_rows: list[Row]) -> None:
     quick = [row for row in all_rows if row.quick]
-    assert 120 <= len(quick) <= 170
+    assert 120 <= len(quick) <= 180
     names = " ".join(row.name for row in quick)
     for rival in (
         "DDIM",
@@ -160,7 +163,14 @@ def test_the_quick_table_is_short_and_has_every_rival(all_rows: list[Row]) -> No
         assert rival in names
     for base in ("ddim-30-g7.5", "ddim-30-g3", "ddim-30", "dpm-solver++-20-g7.5", "dpm-solver++-20-g3"):
         people = {row.name for row in quick if row.base.name == base and row.model == "sd-like"}
-        assert {"uncached", "ticache N=3", "ticache late N=5", "ticache paper N=3", "DeepCache N=3 branch 0"} <= people
+        assert {
+            "uncached",
+            "ticache N=3",
+            "ticache late N=5",
+            "ticache paper N=3",
+            "ticache auto N=3",
+            "DeepCache N=3 branch 0",
+        } <= people
         assert sum("equal FLOPs" in name for name in people) == 6
 
 
@@ -250,6 +260,39 @@ def test_the_uncached_row_equals_itself(bench: RowRunner) -> None:
     assert row["flops_ratio"] == 1.0
     assert row["bytes_held"] == 0
     json.dumps(row)
+
+
+def test_the_fitted_schedule_is_recorded_once_on_what_is_not_measured(bench: RowRunner) -> None:
+    base, clips = Base("ddim", 6), list[int]()
+    subject: Any = bench.subject
+    original = subject.run
+
+    def run(clip: int, *arguments: Any, **options: Any) -> Tensor:
+        clips.append(clip)
+        return original(clip, *arguments, **options)
+
+    subject.run = run
+    try:
+        for N, calls in ((3, 2), (2, 3)):
+            row = bench.measure(_row(f"auto N={N}", partial(fitted, recorded=partial(bench.calibration, base), N=N)))
+            assert (row["error"], row["calls"]) == (None, calls)
+    finally:
+        del subject.run
+    assert clips.count(bench.clips) == 1
+
+
+def test_pictures_are_predicted_each_in_its_own_region(bench: RowRunner) -> None:
+    regions = [np.ones((2, 1, 64, 64), np.float32)] * 2
+    for guidance in (1.0, 3.0):
+        method = partial(cached, N=3, preset="paper", regions=regions)
+        row = bench.measure(Row("sd-like", Base("ddim", 6, guidance), "region", "ddim", 6, method))
+        assert row["error"] is None
+
+
+def test_what_takes_no_videos_says_so() -> None:
+    video: Any = SimpleNamespace(unet=torch.nn.Identity())
+    with pytest.raises(NotApplicable, match="n/a: it takes the frames of a video"), packages.tomesd(video, ratio=0.5):
+        pass
 
 
 def test_guidance_is_part_of_the_base(bench: RowRunner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from benchmarks.baselines.packages import NotApplicable, deepest_branch
 from benchmarks.baselines.threshold import recorded, tune_threshold
 from benchmarks.common import timer_of
 from benchmarks.models import BenchmarkModel
+from ticache.calibration import Calibration
 
 YARDSTICK = 3  # uncached DDIM steps that tell how fast the machine is, before and after each timed run
 FIGURES = (
@@ -36,6 +38,7 @@ class RowRunner:
         self.subject, self.repeats = subject, repeats
         self.clips = len(subject.masks)
         self._uncached: dict[Base, Uncached] = {}
+        self._calibrations: dict[Base, Calibration] = {}
 
     def facts(self) -> Facts:
         """What the rows depend on: costs, and thresholds from one uncached run."""
@@ -48,7 +51,20 @@ class RowRunner:
         with recorded(subject.pipe) as (inputs, outputs):
             subject.run(0, 30)
         thresholds = {calls: tune_threshold(inputs, outputs, calls) for calls in (10, 6)}
-        return Facts((both - full) / full, thresholds, deepest_branch(subject.pipe.unet), subject.regions)
+        branch = deepest_branch(subject.pipe.unet)
+        return Facts((both - full) / full, thresholds, branch, subject.regions, self.calibration)
+
+    def calibration(self, base: Base) -> Calibration:
+        """What one uncached run of a base tells, on the inputs that no row is measured on."""
+        if base not in self._calibrations:
+            subject, pipe = self.subject, copy.deepcopy(self.subject.plain)
+            subject.set_sampler(base.sampler, pipe)
+            with ticache.apply(pipe, schedule="auto") as session:
+                subject.run(self.clips, base.steps, pipe, guidance=base.guidance)
+                found = session.calibration
+            assert found is not None
+            self._calibrations[base] = found
+        return self._calibrations[base]
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The row of the table; with `error` in place of figures where the method does not run."""

@@ -13,6 +13,7 @@ import ticache
 from benchmarks.baselines import Running, packages, schedules
 from benchmarks.baselines.sito import sito
 from benchmarks.baselines.threshold import threshold_reuse
+from ticache.calibration import Calibration
 from ticache.forecast import CHEBYSHEV_BLEND, CHEBYSHEV_DEGREE, CHEBYSHEV_RIDGE
 
 Method = Callable[[Any, int], AbstractContextManager[Running]]  # (pipeline, clip) -> the method in place
@@ -59,13 +60,15 @@ class Facts:
     """What rows need to know of a model before they can be written down.
 
     share: FLOPs of a predicted step with cut="outer", of a full one's. thresholds: by calls wanted, for threshold
-    reuse. branch: DeepCache's deepest. regions: of each clip.
+    reuse. branch: DeepCache's deepest. regions: of each clip. recorded: what an uncached run of a base, on inputs that
+    no row is measured on, tells.
     """
 
     share: float
     thresholds: dict[int, float]
     branch: int
     regions: list[Any]
+    recorded: Callable[[Base], Calibration]
 
 
 SAMPLER_NAMES = {"ddim": "DDIM", "dpm-solver++": "DPM-Solver++ 2M", "unipc": "UniPC", "euler-a": "Euler ancestral"}
@@ -104,6 +107,11 @@ def cached(pipe: Any, clip: int, *, regions: list[Any] | None = None, **options:
             full_calls=lambda: session.report().to_dict()["full_calls"],
             bytes_held=lambda: session.report().to_dict()["peak_bytes"],
         )
+
+
+def fitted(pipe: Any, clip: int, *, recorded: Callable[[], Calibration], N: int) -> AbstractContextManager[Running]:
+    """`schedule="auto"`, cached from the first run on."""
+    return cached(pipe, clip, N=N, schedule="auto", calibration=recorded())
 
 
 def rival(context: Callable[..., AbstractContextManager[Running]], **options: Any) -> Method:
@@ -158,6 +166,8 @@ def _caches(row: Any, facts: Facts, *, quick: bool) -> Iterator[Row]:
     for N in (3, 5):
         yield row(name=f"DeepCache N={N} branch 0", method=rival(packages.deepcache, interval=N, branch=0), quick=quick)
         yield row(name=f"ticache N={N}", method=partial(cached, N=N), quick=quick)
+        recorded = partial(facts.recorded, _base_of(row))
+        yield row(name=f"ticache auto N={N}", method=partial(fitted, recorded=recorded, N=N), quick=quick)
         yield row(name=f"ticache late N={N}", method=partial(cached, N=N, schedule="late"), quick=quick)
         yield row(name=f"ticache paper N={N}", method=partial(cached, N=N, preset="paper"), quick=quick)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from benchmarks.baselines import Running, tensor_bytes
 
@@ -33,6 +34,8 @@ def deepest_branch(unet: Any) -> int:
 @contextmanager
 def tomesd(pipe: Any, *, ratio: float) -> Iterator[Running]:
     """Merge `ratio` of the tokens around the self-attentions of the largest resolution."""
+    if not isinstance(pipe.unet, UNet2DConditionModel):
+        raise NotApplicable("n/a: it takes the frames of a video for the height of a picture")
     import tomesd as package
 
     with torch.random.fork_rng(devices=[]):
