@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from ticache.schedule import late_steps, late_steps_of, map_steps
-from ticache.tuning.local_search import Choices, LocalSearch, fewest_late, resampled
+from ticache.tuning.local_search import Choices, LocalSearch, fewest, resampled
 from ticache.tuning.trials import Candidate, Exhausted
 
 CHOICES = Choices(orders=(2, 1), cuts=("outer",))
@@ -105,7 +105,7 @@ def test_bisection_finds_the_threshold(num_steps: int) -> None:
             tried.append(count)
             return count >= threshold
 
-        assert fewest_late(num_steps, reaches) == threshold
+        assert fewest(num_steps, reaches) == threshold
         assert len(tried) <= 8
         assert num_steps not in tried
 
@@ -135,3 +135,23 @@ def test_steps_lie_at_the_same_shares_of_another_run(
     steps: tuple[int, ...], num_steps: int, onto: int, mapped: tuple[int, ...]
 ) -> None:
     assert map_steps(steps, num_steps, onto) == mapped
+
+
+@pytest.mark.parametrize("threshold", [3, 12, 29])
+def test_a_good_guess_needs_few_trials_and_a_bad_one_harms_nothing(threshold: int) -> None:
+    for guessed, most in ((threshold, 2), (1, 30), (29, 30), (500, 30)):
+        tried: list[int] = []
+
+        def reaches(count: int, tried: list[int] = tried) -> bool:
+            tried.append(count)
+            return count >= threshold
+
+        assert fewest(30, reaches, lambda guessed=guessed: guessed) == threshold
+        assert len(tried) <= most
+
+
+def test_a_search_begins_where_it_is_told() -> None:
+    begin = Candidate((0, 5, 12, 20, 26, 29), 1, "outer", "taylor")
+    search = LocalSearch(6, 30, peak((0, 5, 12, 20, 26, 29), order=1), CHOICES, begin=begin)
+    assert search.start() == 50.0
+    assert search.best == begin

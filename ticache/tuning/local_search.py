@@ -1,23 +1,24 @@
 """Where to look for better full steps: pure functions over schedules; whoever calls them says what a schedule is worth.
 
 Whole runs are all that counts: the errors of early steps heal and those of late ones do not, so what a feature's
-prediction misses at a step tells little about the picture. The search starts from the late schedule, finds how late it
-should be, and then moves one full step at a time by one or two places, keeping what is better.
+prediction misses at a step tells little about the picture. The search starts where recorded runs say (from the late
+schedule where nothing is recorded), and moves one full step at a time by one or two places, keeping what is better.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from ticache.schedule import LATE_EXPONENT, late_steps_of
+from ticache.schedule import late_steps_of
 from ticache.tuning.metrics import mean
 from ticache.tuning.trials import Candidate, Exhausted, Trials
 
-HALVINGS = 2  # of how much later or earlier the whole schedule is stretched, from 0.5 of the exponent on
 HOPELESS = 0.5  # in the metric's unit: where one place loses more than this, two places in that direction are not tried
 
 
@@ -48,8 +49,17 @@ Evaluate = Callable[[Candidate], float]  # more is better; raises Exhausted
 class LocalSearch:
     """The search at one number of full steps. `best` and `value` are the best so far, also after an interruption."""
 
-    def __init__(self, count: int, num_steps: int, evaluate: Evaluate, choices: Choices, *, seed: int = 0):
-        self.best = choices.start(late_steps_of(count, num_steps))
+    def __init__(
+        self,
+        count: int,
+        num_steps: int,
+        evaluate: Evaluate,
+        choices: Choices,
+        *,
+        begin: Candidate | None = None,
+        seed: int = 0,
+    ):
+        self.best = begin or choices.start(late_steps_of(count, num_steps))
         self.value = -math.inf
         self._num_steps = num_steps
         self._evaluate = evaluate
@@ -59,7 +69,7 @@ class LocalSearch:
         self._left = math.inf
 
     def start(self) -> float:
-        """The value of the late schedule."""
+        """The value of where the search begins."""
         self._attempt(self.best)
         return self.value
 
@@ -74,25 +84,12 @@ class LocalSearch:
             for steps in hints:
                 if self.value < goal and len(steps) == len(self.best.steps):
                     self._attempt(replace(self.best, steps=tuple(steps)))
-            self._stretch(goal)
             self._vary(goal)
             if self._move(goal):
                 self._vary(goal)
         except _Spent:
             pass
         return self.value >= goal
-
-    def _stretch(self, goal: float) -> None:
-        """Find how late the full steps should lie as a whole: ever smaller changes of the exponent, either way."""
-        exponent = LATE_EXPONENT
-        for distance in (0.5 / 2**halving for halving in range(1, HALVINGS + 1)):
-            for way in (-1, 1):
-                while self.value < goal:
-                    moved = exponent + way * distance
-                    steps = late_steps_of(len(self.best.steps), self._num_steps, moved)
-                    if moved <= 0.5 or not self._attempt(replace(self.best, steps=steps)):
-                        break
-                    exponent = moved
 
     def _vary(self, goal: float) -> None:
         for variant in self._choices.variants(self.best):
@@ -157,14 +154,16 @@ class _Spent(Exception):
     """One local search's own limit is reached."""
 
 
-def fewest_late(num_steps: int, reaches: Callable[[int], bool]) -> int:
-    """The smallest number of full steps whose late schedule `reaches` the target; T, which is exact, needs no trial.
+def fewest(num_steps: int, reaches: Callable[[int], bool], guess: Callable[[], int | None] = lambda: None) -> int:
+    """The smallest number of full steps that `reaches` the target; T, which is exact, needs no trial.
 
-    Bisection on a logarithmic scale: fidelity grows with the number of full steps, and few are wanted.
+    guess: where it may be, from what was tried so far. Without one bisection on a logarithmic scale: fidelity grows
+    with the number of full steps, and few are wanted.
     """
     low, high = 0, num_steps
     while high - low > 1:
-        middle = min(max(math.floor(math.sqrt(max(low, 1) * high)), low + 1), high - 1)
+        middle = guess() or math.floor(math.sqrt(max(low, 1) * high))
+        middle = min(max(middle, low + 1), high - 1)
         if reaches(middle):
             high = middle
         else:
@@ -186,7 +185,10 @@ def resampled(steps: Sequence[int], count: int, num_steps: int) -> tuple[int, ..
 
 
 class GoalSearch:
-    """One tuning: local searches at one number of full steps or several, until done, out of budget or interrupted."""
+    """One tuning: local searches at one number of full steps or several, until done, out of budget or interrupted.
+
+    recorded: what recorded runs say is best at a number of full steps, and how far off it is, squared.
+    """
 
     def __init__(
         self,
@@ -196,6 +198,7 @@ class GoalSearch:
         target: float | None,
         full_steps: int | None,
         hints: Iterable[Sequence[int]],
+        recorded: Callable[[int], tuple[Candidate, float] | None],
     ):
         assert trials.uncached.num_steps is not None
         self.num_steps: int = trials.uncached.num_steps
@@ -204,6 +207,7 @@ class GoalSearch:
         self.notes: list[str] = []
         self._trials, self._choices, self._seed = trials, choices, seed
         self._target, self._full_steps, self._hints = target, full_steps, hints
+        self._recorded = lru_cache(recorded)
         self._searches: dict[int, LocalSearch] = {}
         self._interrupted = False
 
@@ -276,14 +280,18 @@ class GoalSearch:
 
     def _search(self, count: int) -> LocalSearch:
         if count not in self._searches:
-            self._searches[count] = LocalSearch(count, self.num_steps, self._trials, self._choices, seed=self._seed)
+            found = self._recorded(count)
+            begin = None if found is None else found[0]
+            self._searches[count] = LocalSearch(
+                count, self.num_steps, self._trials, self._choices, begin=begin, seed=self._seed
+            )
         return self._searches[count]
 
     def _find_fewest(self) -> None:
-        """Bisect on the late schedule, then tune below while that reaches the target; what is left polishes."""
+        """Find how many reach the target untuned, then tune below while that does too; what is left polishes."""
         target, budget = self._target, self._trials.budget
         assert target is not None
-        count = fewest_late(self.num_steps, lambda count: self._search(count).start() >= target)
+        count = fewest(self.num_steps, lambda count: self._search(count).start() >= target, self._guess)
         if count == self.num_steps:
             self._search(count).start()
         while count > 1:
@@ -294,3 +302,16 @@ class GoalSearch:
             count -= 1
         below = self._searches.get(count - 1)
         self._search(count).run(hints=[resampled(below.best.steps, count, self.num_steps)] if below else [])
+
+    def _guess(self) -> int | None:
+        """How many full steps should reach the target, if fidelity follows the recorded error from the last trial."""
+        tried = [(count, search.value) for count, search in self._searches.items() if not math.isinf(search.value)]
+        if not tried or self._target is None or not self._recorded_error(tried[-1][0]):
+            return None
+        count, value = tried[-1]
+        wanted = self._recorded_error(count) * 10 ** ((value - self._target) / 10)
+        return bisect_left(range(self.num_steps), True, lo=1, key=lambda count: self._recorded_error(count) <= wanted)
+
+    def _recorded_error(self, count: int) -> float:
+        found = self._recorded(count)
+        return 0.0 if found is None else found[1]

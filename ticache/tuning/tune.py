@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def tune(
     orders, cuts, forecasters: what may be chosen beside the steps; the search begins with the first of each.
     base: every other setting (axis, dtype, noise_order, ...).
     trials, minutes: the bound, 40 trials if none is given; uncached runs and the check come on top. The uncached runs
-        are recorded, and what the recording says is best is tried first; trials=0 with full_steps returns it untried.
+        are recorded, and the search begins at what the recording says is best; trials=0 with full_steps returns that.
     journal: a file in which every trial is kept; the same search goes on from it.
     progress: a line on a terminal, or a callable that gets a `ticache.tuning.trials.Progress`.
 
@@ -161,12 +162,11 @@ class Tuning:
             self._run.cut = choices.cuts[0]
             self._uncached.on_run = lambda done: on_progress(Progress("uncached", done, len(given.calls)))
             first = self._uncached[given.calibration[0]]  # the first uncached run tells T
-            recorded = None if full_steps is None else self._recorded(full_steps, choices)
             if trials == 0:
-                if recorded is None:
+                found = self._recorded(full_steps or 1, choices)
+                if found is None:
                     raise ValueError("the uncached runs could not be recorded: allow at least one trial")
-                return settings_of(recorded, self._run.num_steps, self._base)
-            hints = [*hints, *([] if recorded is None else [recorded.steps])]
+                return settings_of(found[0], self._run.num_steps, self._base)
             seen = Trials(
                 run=self._run,
                 uncached=self._uncached,
@@ -177,7 +177,9 @@ class Tuning:
                 budget=Budget(TRIALS if trials is None and minutes is None else trials, minutes),
                 on_progress=on_progress,
             )
-            search = GoalSearch(seen, choices, self._seed, target_psnr, full_steps, hints)
+            search = GoalSearch(
+                seen, choices, self._seed, target_psnr, full_steps, hints, partial(self._recorded, choices=choices)
+            )
             search.run()
             figures = search.figures()
         provenance = Provenance(
@@ -198,8 +200,8 @@ class Tuning:
             logger.warning("tune: %s", note)
         return settings_of(search.best, search.num_steps, self._base).replaced(provenance=provenance)
 
-    def _recorded(self, full_steps: int, choices: Choices) -> Candidate | None:
-        """What recordings of the uncached calibration calls say is best; None where they tell nothing."""
+    def _recorded(self, full_steps: int, choices: Choices) -> tuple[Candidate, float] | None:
+        """What recordings of the uncached calibration calls say is best, and its error; None if they tell nothing."""
         for index in self._given.calibration:
             self._uncached[index]
         orders = [order for order in choices.orders if 1 <= order <= 3]
@@ -207,7 +209,7 @@ class Tuning:
         choice = self._run.best(full_steps, orders, forecasters) if orders and forecasters else None
         if choice is None or len(choice.steps) != full_steps:
             return None
-        return Candidate(choice.steps, choice.order, choices.cuts[0], choice.forecaster)
+        return Candidate(choice.steps, choice.order, choices.cuts[0], choice.forecaster), choice.error
 
     def _problem(self) -> str:
         """A name for everything that a measured figure depends on."""
