@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ticache.schedule import late_steps, late_steps_of, map_steps
-from ticache.tuning.local_search import Choices, LocalSearch, fewest, resampled
-from ticache.tuning.trials import Candidate, Exhausted
+from ticache.tuning.local_search import Choices, GoalSearch, LocalSearch, fewest, resampled
+from ticache.tuning.trials import Budget, Candidate, Exhausted
 
 CHOICES = Choices(orders=(2, 1), cuts=("outer",))
 
@@ -155,3 +157,25 @@ def test_a_search_begins_where_it_is_told() -> None:
     search = LocalSearch(6, 30, peak((0, 5, 12, 20, 26, 29), order=1), CHOICES, begin=begin)
     assert search.start() == 50.0
     assert search.best == begin
+
+
+def test_the_recorded_error_tells_how_many_full_steps_reach_a_target() -> None:
+    """Fidelity falls by 3 dB a full step, which is what the recorded error says too: the second guess is right."""
+    tried: list[int] = []
+
+    class Trials:
+        uncached = SimpleNamespace(num_steps=30)
+        budget = Budget(40, None)
+
+        def __call__(self, candidate: Candidate) -> float:
+            tried.append(len(candidate.steps))
+            return 3.0 * len(candidate.steps)
+
+    def recorded(count: int) -> tuple[Candidate, float]:
+        return Candidate(late_steps_of(count, 30)), 10 ** (-0.3 * count)
+
+    trials: Any = Trials()
+    search = GoalSearch(trials, CHOICES, 0, 60.0, None, (), recorded)
+    search.run()
+    assert len(search.best.steps) == 20
+    assert tried[1] == 20

@@ -195,15 +195,15 @@ def _feed(digest: Any, value: Any) -> None:
 class Progress:
     """How far a search has come, for whoever shows it.
 
-    stage: what runs now; done of total: how much of it (total None: not known). best, late: mean of the calibration
-    calls for the best so far and for the late schedule, None before there is one; candidate: the best so far.
+    stage: what runs now; done of total: how much of it (total None: not known). best, start: mean of the calibration
+    calls for the best so far and for what was tried first, None before there is one; candidate: the best so far.
     """
 
     stage: Literal["uncached", "trial", "check"]
     done: int
     total: int | None
     best: float | None = None
-    late: float | None = None
+    start: float | None = None
     candidate: Candidate | None = None
 
 
@@ -247,7 +247,7 @@ def shown_to(progress: bool | OnProgress) -> Iterator[OnProgress]:
 def described(at: Progress) -> str:
     """One line: what runs, how far it is, the best so far."""
     share = f"{at.done}" if at.total is None else f"{at.done}/{at.total}"
-    if at.best is None or at.late is None or at.candidate is None:
+    if at.best is None or at.start is None or at.candidate is None:
         return f"tune: {at.stage} {share}"
     steps = ", ".join(map(str, at.candidate.steps))
     return f"tune: {at.stage} {share}, best {at.best:.2f} with {len(at.candidate.steps)} full steps ({steps})"
@@ -362,7 +362,7 @@ class Trials:
     log: TrialLog
     budget: Budget
     on_progress: OnProgress
-    late: float | None = None
+    start: float | None = None
     _best: dict[int, tuple[Candidate, Score]] = field(default_factory=dict)
 
     def __call__(self, candidate: Candidate) -> float:
@@ -380,9 +380,9 @@ class Trials:
         else:
             value = mean(best[1].values) - _behind(score.values, best[1].values)
         shown, reached = best
-        self.late = mean(reached.values) if self.late is None else self.late
+        self.start = mean(reached.values) if self.start is None else self.start
         self.on_progress(
-            Progress("trial", self.budget.made, self.budget.trials, mean(reached.values), self.late, shown)
+            Progress("trial", self.budget.made, self.budget.trials, mean(reached.values), self.start, shown)
         )
         return value
 
@@ -405,7 +405,7 @@ class Trials:
             index = indices[len(values)]
             reference = self.uncached[index]
             if kind == "check":
-                self.on_progress(Progress("check", len(values), len(indices), None, self.late, candidate))
+                self.on_progress(Progress("check", len(values), len(indices), None, self.start, candidate))
             outcome = self.run(index, candidate)
             values.append(self.metric(outcome.result, reference, index))
             flops_ratio = outcome.flops_ratio
