@@ -41,10 +41,7 @@ def track(
     Raises `UserError`, naming the ranges in seconds and frames, where the face is missing for longer than `max_gap`
     seconds, in every frame, or at all with `no_face="error"`; and where frames differ in size or there are none.
     """
-    if no_face not in get_args(NoFace):
-        raise UserError(f"no_face must be one of {', '.join(get_args(NoFace))}, got {no_face!r}.")
-    if fps <= 0 or max_gap < 0:
-        raise UserError(f"fps must be > 0 and max_gap >= 0 seconds, got {fps} and {max_gap}.")
+    check_rules(fps, no_face, max_gap)
     spool = Spool() if spool is None else spool
     shape: tuple[int, ...] | None = None
     with spool:
@@ -59,13 +56,26 @@ def track(
                 spool.append(face and face.arrays)
             if on_progress:
                 on_progress(number + 1)
-        found = spool.found()
         fps = Fraction(fps).limit_denominator(1_000_000)
-        check_gaps(found, fps, no_face=no_face, max_gap=max_gap)
-        for gap in runs_of(~found):
-            spool.put(gap[0], _filled(spool, *gap, len(found), hold=no_face == "hold"))
+        fill_gaps(spool, fps, no_face=no_face, max_gap=max_gap)
     assert shape is not None
     return LandmarkSequence(**spool.arrays(), width=shape[1], height=shape[0], fps=fps)
+
+
+def check_rules(fps: Fraction | float, no_face: NoFace, max_gap: float) -> None:
+    """Raise `UserError` for a rule on frames without a face that there is not, or numbers that cannot be."""
+    if no_face not in get_args(NoFace):
+        raise UserError(f"no_face must be one of {', '.join(get_args(NoFace))}, got {no_face!r}.")
+    if fps <= 0 or max_gap < 0:
+        raise UserError(f"fps must be > 0 and max_gap >= 0 seconds, got {fps} and {max_gap}.")
+
+
+def fill_gaps(spool: Spool, fps: Fraction, *, no_face: NoFace, max_gap: float, who: str = "No face was") -> None:
+    """Fill the frames of an open spool that have no face; `UserError` as `check_gaps`."""
+    found = spool.found()
+    check_gaps(found, fps, no_face=no_face, max_gap=max_gap, who=who)
+    for gap in runs_of(~found):
+        spool.put(gap[0], _filled(spool, *gap, len(found), hold=no_face == "hold"))
 
 
 def _last_box(spool: Spool) -> Box | None:
@@ -74,21 +84,26 @@ def _last_box(spool: Spool) -> Box | None:
     return box_of(spool.frame(int(seen[-1]))["landmarks"]) if len(seen) else None
 
 
-def check_gaps(found: NDArray[np.bool_], fps: Fraction, *, no_face: NoFace, max_gap: float) -> None:
-    """Raise `UserError` where frames without a face (`found` [F] False) are more than the rule allows."""
+def check_gaps(
+    found: NDArray[np.bool_], fps: Fraction, *, no_face: NoFace, max_gap: float, who: str = "No face was"
+) -> None:
+    """Raise `UserError` where frames without a face (`found` [F] False) are more than the rule allows.
+
+    who: how the sentence begins, such as "Face 2 was not".
+    """
     if not len(found):
         raise UserError("The video has no frames.")
     length = f"{len(found)} frames ({float(len(found) / fps):.2f} s)"
     if not found.any():
-        raise UserError(f"No face was found in any of the video's {length}.")
+        raise UserError(f"{who} found in any of the video's {length}.")
     gaps = runs_of(~found)
     if no_face == "error" and gaps:
-        raise UserError(f"No face was found in {_ranges(gaps, fps)} of the video's {length}.")
+        raise UserError(f"{who} found in {_ranges(gaps, fps)} of the video's {length}.")
     limit = Fraction(max_gap).limit_denominator(1_000_000)  # 0.6 seconds at 10 frames a second are 6 frames
     long_gaps = [gap for gap in gaps if (gap[1] - gap[0]) / fps > limit]
     if long_gaps:
         raise UserError(
-            f"No face was found for longer than {max_gap:g} s in {_ranges(long_gaps, fps)} of the video's {length}: "
+            f"{who} found for longer than {max_gap:g} s in {_ranges(long_gaps, fps)} of the video's {length}: "
             "cut these parts out or allow a longer gap."
         )
 
