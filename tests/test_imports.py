@@ -62,6 +62,7 @@ LAYERS = {
             "training",
             "world",
             "batch",
+            "multi_portrait",
             "animate",
             "__init__",
             "pipeline",

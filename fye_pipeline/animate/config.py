@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -169,7 +169,7 @@ class AnimationSettings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _as_user_error(error) from None
+            raise _as_user_error(error, type(self)) from None
 
     @field_validator("regions")
     @classmethod
@@ -227,7 +227,7 @@ class AnimationSettings(BaseModel):
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, source: str = "the settings") -> AnimationSettings:
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "the settings") -> Self:
         """Settings from plain values, such as `to_dict` gives; what is left out has its default.
 
         Raises:
@@ -243,15 +243,15 @@ class AnimationSettings(BaseModel):
             raise UserError(f"{source}: {error}") from None
 
 
-def _as_user_error(error: ValidationError) -> UserError:
-    """The first fault as one sentence."""
+def _as_user_error(error: ValidationError, kind: type[AnimationSettings]) -> UserError:
+    """The first fault of settings of a kind as one sentence."""
     fault = error.errors()[0]
     limits = fault.get("ctx", {})
     if isinstance(limits.get("error"), UserError):
         return limits["error"]
     name, value = str(fault["loc"][0]), fault["input"]
     if fault["type"] in ("greater_than_equal", "less_than_equal", "less_than"):
-        bounds = {type(each).__name__: each for each in AnimationSettings.model_fields[name].metadata}
+        bounds = {type(each).__name__: each for each in kind.model_fields[name].metadata}
         least, most = bounds.get("Ge"), bounds.get("Le")
         if least is not None and most is not None:
             return UserError(f"{name} must be from {least.ge:g} to {most.le:g}, got {value}.")
@@ -303,14 +303,23 @@ def parse_choice(choice: str) -> tuple[str, tuple[float, ...]]:
 
 
 def row_settings(
-    base: Mapping[str, Any], row: Mapping[str, Any], name: str, check_cache: Callable[[dict[str, Any]], None]
+    base: Mapping[str, Any],
+    row: Mapping[str, Any],
+    name: str,
+    check_cache: Callable[[dict[str, Any]], None],
+    kind: type[AnimationSettings] = AnimationSettings,
 ) -> AnimationSettings:
-    """The settings of one animation: a manifest's row, if any, over what all have in common."""
+    """The settings of one animation, of some kind: a manifest's row, if any, over what all have in common."""
     values = dict(base) | {key: value for key, value in row.items() if key not in CACHE}
     if "reference" in row:
         for name_of_its_own in {"reference_landmarks", "points"} - set(row):
             values.pop(name_of_its_own, None)
-    elif "reference" not in values and values.get("framing") in (None, "whole") and "points" not in values:
+    elif (
+        kind is AnimationSettings
+        and "reference" not in values
+        and values.get("framing") in (None, "whole")
+        and "points" not in values
+    ):
         values.setdefault("reference_landmarks", str(DEMO_PORTRAIT_LANDMARKS))
     if asked := {key: row[key] for key in CACHE if key in row}:
         try:
@@ -318,7 +327,7 @@ def row_settings(
         except (TypeError, ValueError):
             raise UserError(f"{name}: N and order are whole numbers, got {asked}.") from None
         values["cache"] = cache_options(asked | numbers, values.get("cache"))
-    settings = AnimationSettings.from_dict(values, source=name)
+    settings = kind.from_dict(values, source=name)
     if settings.cache is not None:
         check_cache(settings.cache)
     return settings

@@ -49,7 +49,7 @@ class Crop:
 
     def cut(self, picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         """The square, resized. uint8 [H, W, 3] -> [size, size, 3], or one channel [H, W] -> [size, size]."""
-        rows, columns = self._inside()
+        rows, columns = self.inside()
         before = rows.start - self.top, columns.start - self.left
         after = self.top + self.side - rows.stop, self.left + self.side - columns.stop
         edges = ((before[0], after[0]), (before[1], after[1]), (0, 0))[: picture.ndim]
@@ -71,14 +71,16 @@ class Crop:
         rise = np.clip(np.broadcast_to(share, self.side), 0, 1)
         return (rise * rise * (3 - 2 * rise)).astype(np.float32)
 
-    def paste(self, frame: NDArray[np.uint8], portrait: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Lay an animated square [S, S, 3] back into the portrait [H, W, 3] -> a new picture of the portrait's size."""
-        rows, columns = self._inside()
-        inner = (
-            slice(rows.start - self.top, rows.stop - self.top),
-            slice(columns.start - self.left, columns.stop - self.left),
-        )
-        alpha = self.seam()[inner][..., None]
+    def paste(
+        self, frame: NDArray[np.uint8], portrait: NDArray[np.uint8], share: NDArray[np.float32] | None = None
+    ) -> NDArray[np.uint8]:
+        """Lay an animated square [S, S, 3] back into the portrait [H, W, 3] -> a new picture of the portrait's size.
+
+        share: how much of the square is seen at each of its pixels, [side, side]; None: as `seam` says. Where it is 0
+        the portrait stays exactly as it is.
+        """
+        (rows, columns), inner = self.inside(), self.inner()
+        alpha = (self.seam() if share is None else share)[inner][..., None]
         square = _resized(frame, self.side)[inner].astype(np.float32)
         result = portrait.copy()
         under = portrait[rows, columns].astype(np.float32)
@@ -98,7 +100,15 @@ class Crop:
             "matrix": [[scale, 0.0, float(self.left)], [0.0, scale, float(self.top)], [0.0, 0.0, 1.0]],
         }
 
-    def _inside(self) -> tuple[slice, slice]:
+    def inner(self) -> tuple[slice, slice]:
+        """Rows and columns of the square that lie in the portrait."""
+        rows, columns = self.inside()
+        return (
+            slice(rows.start - self.top, rows.stop - self.top),
+            slice(columns.start - self.left, columns.stop - self.left),
+        )
+
+    def inside(self) -> tuple[slice, slice]:
         """Rows and columns of the portrait that the square covers."""
         return (
             slice(max(self.top, 0), min(self.top + self.side, self.height)),
@@ -203,7 +213,7 @@ def read_portrait(settings: AnimationSettings, detector: LazyDetector) -> Portra
     """
     name = str(settings.reference)
     picture = read_still(settings, detector)
-    cover = _read_cover(settings) if settings.alpha else None
+    cover = cover_of(settings) if settings.alpha else None
     height, width = picture.shape[:2]
     faces = detector.open().detect_all(picture) if settings.seeks_face else []
     chosen = known_face(settings, width, height)
@@ -271,7 +281,7 @@ def face_in(crop: Crop, face: Face) -> Face:
     return make_face(moved, face.blendshapes, DRAW_SIZE, DRAW_SIZE, CanonicalFace.load())
 
 
-def _read_cover(settings: AnimationSettings) -> NDArray[np.uint8]:
+def cover_of(settings: AnimationSettings) -> NDArray[np.uint8]:
     cover = None
     if picture_frames(settings.reference):
         cover = read_cover(settings.reference, max_pixels=settings.max_pixels)

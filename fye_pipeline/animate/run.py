@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -154,8 +154,10 @@ def takes_hint(settings: AnimationSettings, portrait: Portrait, pipe: FollowYour
     return hinted
 
 
-def is_finished(output: Path, settings: AnimationSettings) -> bool:
+def is_finished(output: Path, settings: AnimationSettings, more_inputs: Mapping[str, str] | None = None) -> bool:
     """Whether `output` is there and was made with these settings from these very files, as its metadata tell.
+
+    more_inputs: digests of files beside those of `input_digests`.
 
     Raises:
         UserError: it is there and was made with others.
@@ -169,7 +171,7 @@ def is_finished(output: Path, settings: AnimationSettings) -> bool:
         made_with, made_from = None, {}
     if made_with != settings.to_dict():
         raise UserError(f"{output} was made with other settings; pass --overwrite to replace it.")
-    now = input_digests(settings)
+    now = input_digests(settings) | dict(more_inputs or {})
     if changed := [name for name in now if made_from.get(name) != now[name]]:
         raise UserError(f"{output} was made from another {', another '.join(changed)}; pass --overwrite to replace it.")
     return True
@@ -333,8 +335,8 @@ def _worth_keeping(folder: Path, error: BaseException) -> bool:
     """Whether a run that broke off has left something that another would go on from."""
     if _clips(folder):
         return True
-    detected = folder / LANDMARKS / "found.raw"
-    return not isinstance(error, UserError) and detected.is_file() and detected.stat().st_size > 0
+    detected = (folder / LANDMARKS).rglob("found.raw")
+    return not isinstance(error, UserError) and any(file.stat().st_size > 0 for file in detected)
 
 
 def _sweep(output: Path) -> None:

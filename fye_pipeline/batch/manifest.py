@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fye_pipeline.animate import run as of_one
 from fye_pipeline.animate.config import SHIPPED, AnimationSettings
-from fye_pipeline.animate.run import AnimationSession, animate, is_finished
-from fye_pipeline.animate.session import Offload
+from fye_pipeline.animate.session import AnimationSession, Offload
 from fye_pipeline.errors import UserError
+from fye_pipeline.multi_portrait import run as of_several
+from fye_pipeline.multi_portrait.settings import GroupSettings, driver_list
 from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import existing_file
 from fye_pipeline.storage.run_log import Entry, Ledger
@@ -135,9 +137,16 @@ def _placed(row: Row, folder: Path) -> Row:
     values = dict(row.values)
     for name in _PATHS:
         value = values.get(name)
-        if isinstance(value, str) and not value.startswith(SHIPPED):
-            values[name] = str(folder / Path(value).expanduser())
+        if isinstance(value, str):
+            values[name] = _path_from(folder, value)
+    drivers = driver_list(values.get("drivers"))
+    if isinstance(drivers, list):
+        values["drivers"] = [_path_from(folder, each) if isinstance(each, str) else each for each in drivers]
     return Row(row.number, values)
+
+
+def _path_from(folder: Path, value: str) -> str:
+    return value if value.startswith(SHIPPED) else str(folder / Path(value).expanduser())
 
 
 @dataclass(frozen=True)
@@ -203,9 +212,10 @@ def carry_out(
         assert task.output is not None
         output = Path(task.output)
         entry["settings"] = task.settings.to_dict()
-        if resume and not overwrite and is_finished(output, task.settings):
+        runs: Any = of_several if isinstance(task.settings, GroupSettings) else of_one
+        if resume and not overwrite and runs.is_finished(output, task.settings):
             return entry | {"status": "kept"}
-        result = animate(
+        result = runs.animate(
             task.settings, output, overwrite=overwrite, resume=resume, session=session, on_progress=on_progress
         )
         return entry | {"status": "made", "frames": result.frames, "seconds": result.seconds, "notes": result.notes}

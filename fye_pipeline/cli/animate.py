@@ -41,7 +41,7 @@ _SAME = (
     *("reference", "driving", "model", "steps", "guidance", "seed", "frames", "fps", "size", "long", "crop_scale"),
     *("crop_shift", "face", "min_face", "reference_frame", "background", "max_pixels", "regions", "intensity", "pose"),
     *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
-    *("chunk", "alpha", "vae_tiling", "dilation", "detail", "points"),
+    *("chunk", "alpha", "vae_tiling", "dilation", "detail", "points", "assign", "until", "audio_from"),
 )
 
 
@@ -66,6 +66,13 @@ class Detail(StrEnum):
 
     FULL = "full"
     NONE = "none"
+
+
+class Until(StrEnum):
+    """Which of several drivers the video ends with."""
+
+    SHORTEST = "shortest"
+    LONGEST = "longest"
 
 
 class Cut(StrEnum):
@@ -125,8 +132,11 @@ def animate(
         Path | None, typer.Option(help="The portrait: a picture or a video. Default: a rendered one that ships.")
     ] = None,
     driving: Annotated[
-        Path | None,
-        typer.Option(help="A video, GIF, folder of pictures or landmark sequence (.npz, .npy). Default: one ships."),
+        list[Path] | None,
+        typer.Option(
+            help="A video, GIF, folder of pictures or landmark sequence (.npz, .npy). Default: one ships. Given more "
+            "than once: a driver for each face of the picture, left to right."
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The video to write: .mp4, .mov or .mkv.")] = OUTPUT,
     model: Model = None,
@@ -158,6 +168,17 @@ def animate(
         str, typer.Option(help="Which face: largest, a number (from 1, left to right) or x,y.")
     ] = "largest",
     min_face: Annotated[int, typer.Option(help="Refuse a face with fewer pixels.")] = 48,
+    assign: Annotated[
+        str | None,
+        typer.Option(
+            help="Several faces: for each from the left its driver, from 0, or - for none, such as 1,0. With one "
+            "--driving the drivers are its faces."
+        ),
+    ] = None,
+    until: Annotated[
+        Until, typer.Option(help="Several drivers: end with the shortest, or hold the last frames of the others.")
+    ] = Until.SHORTEST,
+    audio_from: Annotated[int, typer.Option(help="Several drivers: the one whose sound is taken, from 0.")] = 0,
     reference_frame: Annotated[
         int | None, typer.Option(help="Frame of a portrait that is a video. Default: the calmest.")
     ] = None,
@@ -243,9 +264,11 @@ def animate(
     """Animate a portrait with a driving face video; without arguments, the demo that ships."""
     reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
     logger.debug("loading torch and diffusers")
-    from fye_pipeline.animate import run as animation
-    from fye_pipeline.animate.config import row_settings
+    from fye_pipeline.animate import run as of_one
+    from fye_pipeline.animate.config import AnimationSettings, row_settings
     from fye_pipeline.animate.session import check_detector
+    from fye_pipeline.multi_portrait import run as of_several
+    from fye_pipeline.multi_portrait.settings import OF_GROUPS, GroupSettings, without_group
     from fye_pipeline.pipeline import check_cache_options
 
     if not debug:
@@ -254,7 +277,10 @@ def animate(
     source = str(config) if config else "The flags"
 
     def settings_of(row: Mapping[str, Any], name: str) -> AnimationSettings:
-        settings = row_settings(base, row, name, check_cache_options)
+        common = without_group(base) if "driving" in row else base
+        several = not set(OF_GROUPS).isdisjoint({*common, *row})
+        kind = GroupSettings if several else AnimationSettings
+        settings = row_settings(common, row, name, check_cache_options, kind)
         if not settings.watermark and not i_accept_the_terms:
             raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
         return settings
@@ -267,12 +293,13 @@ def animate(
     settings = settings_of({}, source)
     if save_config is not None:
         _save(save_config, settings, overwrite=overwrite or resume)
-    if resume and not overwrite and animation.is_finished(output, settings):
+    runs: Any = of_several if isinstance(settings, GroupSettings) else of_one
+    if resume and not overwrite and runs.is_finished(output, settings):
         text = f"{output} was made with the same settings; nothing to do."
         reporter.result(text, {"output": str(output), "resumed": True})
         return
     with reporter.progress() as on_progress:
-        result = animation.animate(
+        result = runs.animate(
             settings,
             output,
             overwrite=overwrite,
@@ -325,6 +352,7 @@ def _save(path: Path, settings: AnimationSettings, *, overwrite: bool) -> None:
 def common_settings(context: typer.Context, config: Path | None) -> dict[str, Any]:
     """The settings of a file, if any, changed by the flags that were given, as plain values."""
     from fye_pipeline.animate.config import read_settings
+    from fye_pipeline.multi_portrait.settings import OF_GROUPS
 
     values = read_settings(config) if config is not None else {}
     given = {
@@ -335,12 +363,16 @@ def common_settings(context: typer.Context, config: Path | None) -> dict[str, An
     if "reference" in given:
         for name in ("reference_landmarks", "points"):  # those in the file belong to the portrait in the file
             values.pop(name, None)
+    if "driving" in given:
+        values = {name: value for name, value in values.items() if name not in OF_GROUPS}
     return values | _changes(given, values.get("cache"))
 
 
 def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:
     """The settings that flags change, as plain values."""
     values = {name: _plain(given[name]) for name in _SAME if name in given}
+    if files := values.pop("driving", None):
+        values |= {"driving": files[0]} if len(files) == 1 else {"drivers": files}
     if given.get("crop_only") and given.get("whole"):
         raise UserError("--crop-only and --whole exclude each other.")
     for flag, name, value in (
@@ -361,6 +393,8 @@ def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, A
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
     if isinstance(value, StrEnum):
         return value.value
     return str(value) if isinstance(value, Path | Fraction) else value

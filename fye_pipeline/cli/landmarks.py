@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,9 @@ def landmarks(
     face_index: Annotated[
         int | None, typer.Option(min=0, help="Which face, from the left. Default: the largest.")
     ] = None,
+    all_faces: Annotated[
+        bool, typer.Option("--all-faces", help="Follow every face: <output>_0.npz, _1.npz and so on, from the left.")
+    ] = False,
     points: Points = None,
     detector: Detector = "mediapipe",
     no_face: NoFaceRule = NoFace.INTERPOLATE,
@@ -47,16 +50,27 @@ def landmarks(
 ) -> None:
     """Detect a face through a video and save its landmarks; the sequence drives `animate` without the video.
 
-    Of a picture it is one frame, which `animate --reference-landmarks` takes; with --points no face is sought in it.
+    With --all-faces every face has a file of its own. Of a picture it is one frame, which `animate
+    --reference-landmarks` takes; with --points no face is sought in it.
     """
     reporter = Reporter(quiet=quiet, as_json=as_json)
     from fye_pipeline.animate.driver import open_driver
     from fye_pipeline.animate.session import LazyDetector, check_detector
     from fye_pipeline.media.source import open_source
+    from fye_pipeline.multi_portrait.drivers import read_people
     from fye_pipeline.storage.files import writable_target
 
     if output.suffix != ".npz":
         raise UserError(f"{output} must end in .npz, the format of landmark sequences.")
+    if all_faces:
+        if preview is not None or smooth or face_index is not None or points is not None:
+            raise UserError("--all-faces goes without --preview, --smooth, --face-index and --points.")
+        lazy = LazyDetector(face_landmarker, name=check_detector(detector, None))
+        with reporter.progress() as on_progress, lazy as opened:
+            rule = {"no_face": no_face.value, "max_gap": max_gap}
+            tracks = read_people(open_driver(video, frames=frames), opened, on_progress=on_progress, **rule)
+        reporter.result(*save_tracks(tracks, output, overwrite=overwrite))
+        return
     targets = [writable_target(path, overwrite=overwrite) for path in (output, preview) if path is not None]
     name = check_detector(detector, points)
     if points is not None:
@@ -87,6 +101,26 @@ def landmarks(
             "frames_without_face": sequence.gaps(),
         },
     )
+
+
+def save_tracks(tracks: list[LandmarkSequence], output: Path, *, overwrite: bool) -> tuple[str, dict[str, Any]]:
+    """Write each track to a file of its own, numbered from the left. -> what to tell, as text and as plain values.
+
+    Raises `UserError` where one of the files is there, before any is written.
+    """
+    from fye_pipeline.storage.files import writable_target
+
+    names = [output.with_name(f"{output.stem}_{number}.npz") for number in range(len(tracks))]
+    targets = [writable_target(name, overwrite=overwrite) for name in names]
+    for track, target in zip(tracks, targets, strict=True):
+        track.save(target)
+    rows = [
+        {"output": str(target), "frames": len(track), "frames_without_face": track.gaps()}
+        for track, target in zip(tracks, targets, strict=True)
+    ]
+    text = [f"{row['output']}: {row['frames']} frames, face {number} from the left" for number, row in enumerate(rows)]
+    fps = tracks[0].fps
+    return "\n".join(text), {"tracks": rows, "fps": None if fps is None else str(fps)}
 
 
 def pointed_at(picture: Path, points: Path) -> LandmarkSequence:

@@ -1,0 +1,1 @@
+"""Several people in one picture, each moved by a driver of their own."""

@@ -1,0 +1,103 @@
+"""The drivers of several people: a file for each, or the faces of one file; all at the rate of the first."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from fye_pipeline.animate.driver import Driver, OpenDriver, open_driver
+from fye_pipeline.animate.session import LazyDetector
+from fye_pipeline.landmarks.people import track_people
+from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.landmarks.spool import DiskSpool, Spool
+from fye_pipeline.landmarks.tracking import NoFace
+from fye_pipeline.multi_portrait.settings import GroupSettings
+from fye_pipeline.progress import OnProgress, logger, silent
+
+
+def open_drivers(settings: GroupSettings, folder: Path) -> list[OpenDriver]:
+    """Every file as far as it can be known before faces are sought in it; resampled to the first one's rate.
+
+    folder: where long landmark sequences are unpacked. Raises `UserError` as `open_driver`.
+    """
+    opened: list[OpenDriver] = []
+    for number, path in enumerate(settings.drivers):
+        driver = open_driver(
+            path,
+            frames=settings.frames,
+            fps=opened[0].fps if opened else settings.fps,
+            max_pixels=settings.max_pixels,
+            background=settings.background,
+            allow_partial=settings.allow_partial,
+            folder=folder / str(number),
+        )
+        opened.append(driver)
+    return opened
+
+
+def read_driver(
+    opened: OpenDriver, settings: GroupSettings, detector: LazyDetector, folder: Path, on_progress: OnProgress = silent
+) -> Driver:
+    """The largest face of a file, as where a single portrait is driven. Raises `UserError` as `OpenDriver.read`."""
+    return opened.read(
+        detector, no_face=settings.no_face, max_gap=settings.max_gap, folder=folder, on_progress=on_progress
+    )
+
+
+def split_driver(
+    opened: OpenDriver, settings: GroupSettings, detector: LazyDetector, folder: Path, on_progress: OnProgress = silent
+) -> list[Driver]:
+    """Every face of a file as a driver of its own, left to right; a landmark sequence holds one.
+
+    Raises `UserError` as `people.track_people`.
+    """
+    sequences = read_people(
+        opened, detector, no_face=settings.no_face, max_gap=settings.max_gap, folder=folder, on_progress=on_progress
+    )
+    sound = None if opened.source is None else opened.source.sound
+    return [Driver(sequence, sequence.fps or opened.fps, sound) for sequence in sequences]
+
+
+def read_people(
+    opened: OpenDriver,
+    detector: LazyDetector,
+    *,
+    no_face: NoFace,
+    max_gap: float,
+    folder: Path | None = None,
+    on_progress: OnProgress = silent,
+) -> list[LandmarkSequence]:
+    """The landmarks of every face of a file, left to right; `folder` holds them, by default memory.
+
+    Raises `UserError` as `people.track_people`.
+    """
+    if opened.source is None:
+        assert opened.sequence is not None
+        return [opened.sequence]
+
+    def new_spool(number: int) -> Spool:
+        if folder is None:
+            return Spool()
+        place = folder / f"face-{number}"
+        shutil.rmtree(place, ignore_errors=True)  # of a run that broke off: tracks begin anew
+        return DiskSpool(place)
+
+    found = detector.open()
+    return track_people(
+        found.detect_all,
+        opened.source.frames(opened.wanted),
+        opened.source.fps,
+        found.canonical,
+        on_progress=lambda done: on_progress("detecting", done, opened.frames),
+        no_face=no_face,
+        max_gap=max_gap,
+        new_spool=new_spool,
+    )
+
+
+def common_length(lengths: Collection[int], until: str) -> int:
+    """Frames of a video whose drivers have these lengths."""
+    if len(set(lengths)) > 1:
+        logger.info(f"the drivers have {', '.join(map(str, lengths))} frames; the video ends with the {until}.")
+    return max(lengths) if until == "longest" else min(lengths)

@@ -1,0 +1,91 @@
+"""What decides an animation of several people: the settings of one, and who is moved by what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from fye_pipeline.animate.config import AnimationSettings, File, Whole
+from fye_pipeline.errors import UserError
+from fye_pipeline.multi_portrait.assignment import Assignment, parse_assignment
+
+SEPARATOR = ";"  # between the drivers in a cell of a .csv manifest
+OF_GROUPS = ("drivers", "assign", "until", "audio_from")  # settings that animations of one face do not have
+
+
+def driver_list(value: Any) -> Any:
+    """The drivers of plain values as a list: a `.csv` has them in one cell."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(SEPARATOR)]
+    return [value] if isinstance(value, os.PathLike) else value
+
+
+class GroupSettings(AnimationSettings):
+    """The settings of one face, for each, and beside them:
+
+    drivers: a file for each driver, in the order of their numbers; or one whose faces, from the left, are the drivers.
+    `driving` is the first of them. assign: such as "1,0,-": the driver of each face from the left, counted from 0, `-`
+    for none; None: as many drivers as faces, left to right. until: where drivers differ in length, the video ends with
+    the shortest, or with the longest, and the others hold their last frame. audio_from: the driver whose sound goes
+    with the video.
+    """
+
+    drivers: Annotated[tuple[File, ...], BeforeValidator(driver_list)] = Field(min_length=1)
+    assign: str | None = None
+    until: Literal["shortest", "longest"] = "shortest"
+    audio_from: Whole = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_driver(cls, values: Any) -> Any:
+        drivers = driver_list(values.get("drivers"))
+        if drivers is None and "driving" in values and values.get("assign") is not None:
+            drivers = [values["driving"]]
+        if not isinstance(drivers, list | tuple) or not drivers or not all(drivers):
+            raise UserError("assign, until and audio_from are for several drivers: give --driving more than once.")
+        return values | {"drivers": drivers, "driving": drivers[0]}
+
+    @field_validator("assign")
+    @classmethod
+    def _known_assignment(cls, assign: str | None) -> str | None:
+        if assign is not None:
+            parse_assignment(assign)
+        return assign
+
+    @model_validator(mode="after")
+    def _check_group(self) -> GroupSettings:
+        if "reference" not in self.model_fields_set:
+            raise UserError("Several drivers need --reference, a picture of several people.")
+        one_only = {
+            "--unaligned": self.unaligned,
+            "--reference-landmarks": self.reference_landmarks is not None,
+            "--points": self.points is not None,
+            "--face": self.face != "largest",
+            "--crop-only": self.framing == "crop",
+            "--whole": self.framing == "whole",
+            "--compare": self.compare,
+            "--alpha": self.alpha,
+        }
+        if unfit := [flag for flag, given in one_only.items() if given]:
+            raise UserError(f"{', '.join(unfit)} cannot be used with several drivers: leave it out.")
+        if not self.splits and self.audio_from >= len(self.drivers):
+            raise UserError(f"--audio-from names driver {self.audio_from} and there are {len(self.drivers)}, from 0.")
+        return self
+
+    @property
+    def splits(self) -> bool:
+        """Whether the drivers are the faces of a single file."""
+        return len(self.drivers) == 1
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """What `assign` says."""
+        return None if self.assign is None else parse_assignment(self.assign)
+
+
+def without_group(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values without what only several people have: a driver that is named alone moves one face."""
+    return {name: value for name, value in values.items() if name not in OF_GROUPS}
