@@ -183,7 +183,8 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
             config = None if tuned is None else ticache.CacheConfig.from_json(tuned)
         tells = folder is not None and (folder / presets.FILE).is_file()
         if config is None and tells and (recordings := presets.calibration(options, folder)) is not None:
-            calibration = Calibration.from_dict(recordings)
+            # Its files were compared with the folder's: the weights fit, in whatever precision they are loaded.
+            calibration = Calibration(recordings=Calibration.from_dict(recordings).recordings)
             # A run of another scheduler would be made in full: that must be asked for.
             cut = {key: value for key, value in options.items() if key in ("cut", "depth", "resnets")}
             if options.get("schedule") == "auto" or calibration.covers(self.scheduler, **cut):

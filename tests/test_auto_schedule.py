@@ -83,6 +83,29 @@ def test_a_calibration_of_another_model_is_told_and_not_used() -> None:
         assert full_calls(session) == STEPS
 
 
+def test_a_calibration_of_other_weights_is_told_and_not_used() -> None:
+    unet, scheduler = make_unet(), ddim()
+    with ticache.apply(unet, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        calibration = session.calibration
+    with torch.no_grad():
+        unet.get_parameter("conv_out.weight").mul_(1.01)
+    with pytest.warns(UserWarning, match="with other weights or in another precision and is not used"):
+        session = ticache.apply(unet, calibration=calibration, scheduler=scheduler)
+    with session:
+        loop(unet, scheduler)
+        assert full_calls(session) == STEPS
+
+
+def test_weights_that_cannot_be_read_are_taken_at_their_word() -> None:
+    unet, scheduler = make_unet(), ddim()
+    with ticache.apply(unet, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        calibration = session.calibration
+    with ticache.apply(unet.to("meta"), calibration=calibration, scheduler=scheduler) as session:
+        assert session.config.calibration == calibration
+
+
 def test_another_scheduler_is_recorded_and_another_number_of_steps_mapped() -> None:
     unet, scheduler = make_unet(), ddim()
     euler = diffusers.EulerDiscreteScheduler()

@@ -205,6 +205,8 @@ def test_a_calibration_in_the_folder_caches_the_first_run_while_the_weights_are_
     )
     for options in others:
         assert loaded.enable_cache(**options).config.schedule != "auto"
+    rounded = FollowYourEmojiPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    assert rounded.enable_cache(N=3).config.calibration is not None  # the files are the same
     scheduler = loaded.scheduler
     loaded.scheduler = EulerDiscreteScheduler()
     assert loaded.enable_cache(N=3).config.schedule == "spread"

@@ -205,16 +205,19 @@ def _check_tuning(check: TuningCheck, config: CacheConfig, unet: nn.Module, pipe
 
 
 def _known_model(config: CacheConfig, unet: nn.Module) -> CacheConfig:
-    """The settings without a calibration that is of a model with another configuration, which a warning tells."""
+    """The settings without a calibration that is of another model, or of other weights of it, which a warning tells."""
     recorded = None if config.calibration is None else config.calibration.model
     if recorded is None:
         return config
     here = model_identity(unet)
-    if (recorded["class"], recorded["config"]) == (here["class"], here["config"]):
+    # Weights that are streamed in call by call (on "meta" between) cannot be read.
+    unread = any(parameter.device.type == "meta" for parameter in unet.parameters())
+    differing = {name for name in ("class", "config", "weights") if recorded[name] != here[name]}
+    if not differing or (unread and differing == {"weights"}):
         return config
+    how = "with other weights or in another precision" if differing == {"weights"} else "of another configuration"
     warnings.warn(
-        f"ticache: the calibration is of a {recorded['class']} of another configuration and is not used; the next run "
-        "is recorded anew",
+        f"ticache: the calibration is of a {recorded['class']} {how} and is not used; the next run is recorded anew",
         UserWarning,
         stacklevel=3,
     )
