@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -14,6 +19,7 @@ from test_pipelines import picture as drawing
 from test_streams import guided
 from ticache_models import ddim, denoise, make_inputs, make_unet
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ticache
 from ticache.config import CacheConfig
@@ -23,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings(  # of diffusers' samplers that work on 
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )
 STEPS = 12
+FOLDER = str(Path(ticache.__file__).parent)
 
 
 def loop(unet: Any, scheduler: Any = None, *, steps: int = STEPS, size: int = 8, seed: int = 1) -> Tensor:
@@ -375,3 +382,54 @@ def test_fitted_weights_serve_while_the_full_steps_are_those_they_are_for() -> N
     assert coefficients(0, 3, 6).keys() == plain.coefficients.keys()
     assert coefficients(0, 3, 5, 6) != coefficients(0, 3, 6)
     assert coefficients(3, 6)[7] != [1.0, -0.75, 0.25]
+
+
+def test_a_cached_run_costs_what_a_fixed_schedule_does() -> None:
+    """The same tensor operations, and of the cache's own functions the same at every step: more only once a run."""
+    unet, scheduler = make_unet(), ddim()
+
+    def profiled(steps: int, **options: Any) -> tuple[Counter[str], int, list[int]]:
+        with ticache.apply(unet, scheduler=scheduler, **options) as session:
+            for _ in range(2):
+                loop(unet, scheduler, steps=steps)
+            with Operations() as operations, calls_of_the_cache() as calls:
+                loop(unet, scheduler, steps=steps)
+            return operations.found, sum(calls.values()), steps_of(session)
+
+    more: dict[int, int] = {}
+    for steps in (STEPS, 2 * STEPS):
+        operations, calls, chosen = profiled(steps, N=3, schedule="auto")
+        same, fixed, _ = profiled(steps, schedule=chosen)
+        assert operations == same
+        more[steps] = calls - fixed
+    assert more[STEPS] < 100  # of 2300
+    # Each step is listed once when a run begins, each full one checked: no function is called at a step.
+    assert more[2 * STEPS] - more[STEPS] < 2 * STEPS
+
+
+class Operations(TorchDispatchMode):
+    """Counts tensor operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def calls_of_the_cache() -> Iterator[Counter[str]]:
+    """Counts calls of functions in ticache's files."""
+    found: Counter[str] = Counter()
+
+    def count(frame: Any, event: str, _argument: Any) -> None:
+        if event == "call" and FOLDER in frame.f_code.co_filename:
+            found[frame.f_code.co_qualname] += 1
+
+    sys.setprofile(count)
+    try:
+        yield found
+    finally:
+        sys.setprofile(None)
