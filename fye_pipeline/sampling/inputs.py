@@ -45,10 +45,10 @@ def check_bent(bent: Sequence[np.ndarray] | np.ndarray | None, landmarks: np.nda
 
 
 def check_region(region: np.ndarray | Tensor | None, frames: int) -> Tensor | None:
-    """Check a region, [F, H, W] with one mask per frame. Raises UserError with the shape that came."""
+    """Check a region, [F, H, W] with one mask per frame. -> float32; raises UserError with the shape that came."""
     if region is None:
         return None
-    region = torch.as_tensor(region)
+    region = torch.as_tensor(region, dtype=torch.float32)  # numpy's float64 can go onto no Apple GPU
     if region.ndim != 3 or len(region) != frames:
         raise UserError(f"region must be [{frames}, height, width], one mask per frame, got {list(region.shape)}")
     return region
