@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
-from fye_pipeline.landmarks.geometry import align
+from fye_pipeline.landmarks.geometry import CanonicalFace, align, metric_mesh
 from fye_pipeline.landmarks.sequence import LandmarkSequence, join
 from fye_pipeline.landmarks.topology import (
     INNER_LIP_BOTTOM_LEFT,
@@ -22,6 +22,7 @@ from fye_pipeline.landmarks.topology import (
     LEFT_BROW,
     LEFT_EYE_POINTS,
     LEFT_IRIS,
+    N_MESH,
     OUTER_LIPS,
     RIGHT_BROW,
     RIGHT_EYE_POINTS,
@@ -43,6 +44,43 @@ _SEEDS: dict[str, tuple[int, ...]] = {
 }
 _SMALLEST_EYE = 1e-9  # in picture widths
 _BLOCK = 4096  # frames that are looked at together
+
+
+def seen_in(driving: LandmarkSequence, left: float, top: float, side: float) -> LandmarkSequence:
+    """A sequence as a camera would have taken it that saw only a square of the picture. Pixels of the driver's frames.
+
+    A pose is told from where a face stands and how large it is in its picture. A face at the rim of a wide frame and
+    the same face filling a square are turned differently; a portrait is seen in a square, so its driver must be too.
+    """
+    scale = np.array([driving.width, driving.height, driving.width]) / side
+    shift = np.array([left, top, 0.0]) / side
+    landmarks = np.asarray(driving.landmarks, np.float64) * scale - shift
+    canonical = CanonicalFace.load()
+    meshes, transforms = zip(*(metric_mesh(frame, 1, 1, canonical) for frame in landmarks), strict=True)
+    return replace(
+        driving,
+        landmarks=landmarks.astype(np.float32),
+        mesh=np.stack(meshes).astype(np.float32),
+        transforms=np.stack(transforms),
+        width=max(round(side), 1),
+        height=max(round(side), 1),
+    )
+
+
+def matching_square(driving: LandmarkSequence, face: LandmarkSequence) -> tuple[float, float, float]:
+    """The square of the driver's frames in which its first face stands as the portrait's does in its own.
+
+    -> left, top, side in pixels.
+    """
+    boxes = []
+    for sequence in (driving, face):
+        points = np.asarray(sequence[0].landmarks[0, :N_MESH, :2], np.float64) * (sequence.width, sequence.height)
+        least, most = points.min(0), points.max(0)
+        boxes.append(((least + most) / 2, float((most - least).max())))
+    (centre, size), (own_centre, own_size) = boxes
+    side = size / max(own_size, 1e-6) * face.width
+    left, top = centre - own_centre / face.width * side
+    return float(left), float(top), side
 
 
 class RetargetedLandmarks:
@@ -73,6 +111,7 @@ class RetargetedLandmarks:
         if neutral_frame is not None and neutral_frame >= len(driving):
             raise UserError(f"neutral_frame must be below the driver's {len(driving)} frames, got {neutral_frame}.")
         self._driving, self._face = driving, face
+        self._square = None if face is None or not len(driving) else matching_square(driving, face)
         self._regions, self._intensity = regions, intensity
         self._pose: Pose = pose
         self._base = 0 if neutral_frame is None else 1  # which of the two turns are counted from
@@ -88,9 +127,10 @@ class RetargetedLandmarks:
         part = self._driving[frames]
         if self._face is None or not len(part):
             return part.landmarks
+        assert self._square is not None
         moved = retarget(
             self._face,
-            join(self._anchors, part),
+            seen_in(join(self._anchors, part), *self._square),
             regions=self._regions,
             intensity=self._intensity,
             pose=self._pose,
