@@ -28,7 +28,7 @@ class ExpressionInputs:
 
     tokens: [B, P, F, N, c]. masks: whose pixels are whose, [B, P, F, H, W]; F, H and W are those of the latents.
     scale: of the branch, for each of the B samples; 0 for guidance's half without expression. key_mask: [F, N] bool,
-    False where a token is padding.
+    False where a token is padding. muted: the branch is left out altogether, whatever else is given.
     """
 
     tokens: Tensor | None = None
@@ -36,6 +36,7 @@ class ExpressionInputs:
     scale: Tensor | None = None
     key_mask: Tensor | None = None
     isolation: Isolation = "exclusive"
+    muted: bool = False
     _shares: dict[int, Tensor] = field(default_factory=dict)
 
     @contextmanager
@@ -114,7 +115,7 @@ class ExpressionProcessor(nn.Module):
     def forward(self, attn: Any, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """As the former processor; hidden_states [B * F, L, C], or [B, F * L, C] of models that see all frames."""
         result = self.former(attn, hidden_states, *arguments, **options)
-        if self.inputs.tokens is None:
+        if self.inputs.tokens is None or self.inputs.muted:
             return result
         added = nn.functional.linear(self._branch(attn, hidden_states), attn.to_out[0].weight)
         return result + added.reshape(result.shape) / getattr(attn, "rescale_output_factor", 1.0)
