@@ -51,7 +51,8 @@ def conditions(device: torch.device | str = "cpu", **more: Any) -> dict[str, Any
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+    told = Path("/proc/cpuinfo")
+    for line in told.read_text(encoding="utf-8").splitlines() if told.exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -153,4 +154,4 @@ def write_json(path: Path, rows: Sequence[dict[str, Any]], conditions: dict[str,
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     text = f'{{\n "conditions": {json.dumps(conditions, indent=1)},\n "rows": [\n{lines}\n ]\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")

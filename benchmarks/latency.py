@@ -171,7 +171,7 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
         status = pytest.main(arguments, plugins=[_Named(plan)])
         if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             sys.exit(f"the suite ended with {status!r}")
-        entries = json.loads(path.read_text())["benchmarks"] if path.stat().st_size else []
+        entries = json.loads(path.read_text(encoding="utf-8"))["benchmarks"] if path.stat().st_size else []
     timed = {entry["name"].partition("[")[2].rstrip("]"): entry for entry in entries}
     return _with_ratios(
         [_table_row(row, plan.steps, timed.get(_id(row)), plan.errors.get(_id(row))) for row in plan.rows]

@@ -85,7 +85,7 @@ SECTIONS = (
 def load(results: Path) -> dict[str, dict[str, Any]]:
     """The files that are there, by name."""
     paths = {section.name: results / f"{section.name}.json" for section in SECTIONS}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
 
 
 def document(data: dict[str, dict[str, Any]], results: Path) -> str:
@@ -123,7 +123,7 @@ def documents(results: Path) -> dict[Path, str]:
     """What each document must say."""
     data = load(results)
     made = {ROOT / "benchmarks" / "README.md": document(data, results), ROOT / "README.md": short(data, results)}
-    return {path: replaced(path.read_text("utf-8"), text, path.name) for path, text in made.items()}
+    return {path: replaced(path.read_text(encoding="utf-8"), text, path.name) for path, text in made.items()}
 
 
 def draw_stale(results: Path) -> list[Path]:
@@ -144,11 +144,13 @@ def main() -> None:
     if not options.check:
         for path in draw_stale(options.results):
             print(f"{path}: drawn")
-    changed = {path: text for path, text in documents(options.results).items() if path.read_text("utf-8") != text}
+    changed = {
+        path: text for path, text in documents(options.results).items() if path.read_text(encoding="utf-8") != text
+    }
     for path, text in changed.items():
         print(f"{path}: {'differs from the results' if options.check else 'written'}")
         if not options.check:
-            path.write_text(text, "utf-8")
+            path.write_text(text, encoding="utf-8")
     sys.exit(1 if options.check and changed else 0)
 
 

@@ -402,7 +402,7 @@ def check_folder(folder: Path, parts: Iterable[str]) -> None:
             f"{folder} is not a model folder: it has no model_index.json; give one that save_pretrained wrote"
         )
     try:
-        entries = json.loads(index.read_text())
+        entries = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{index} is not valid JSON: {error}") from error
     faults = [fault for part in parts if (fault := _fault(folder, part, entries))]

@@ -233,7 +233,7 @@ def test_row_6_row_25_and_row_26_a_group_picture_with_a_strange_name_driven_by_a
     code, out, err = fye("animate", *files, *options, "--face", 2, "--crop-only", "--overwrite")
     assert code == 0, err
     assert "2 faces" not in err
-    crop = json.loads(Path('-it\'s "画"_crop.json').read_text())
+    crop = json.loads(Path('-it\'s "画"_crop.json').read_text(encoding="utf-8"))
     assert crop == json.loads(out)["crop"]
     assert crop["left"] > left + 200
     assert json.loads(out)["size"] == [64, 64], "as large as the model makes pictures"

@@ -80,7 +80,7 @@ def address(
     own = {"XDG_CACHE_HOME": str(cache), "FYE_FACE_LANDMARKER": str(face_landmarker_path), "PYTHONUNBUFFERED": "1"}
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-m", "fye_pipeline.cli", "app", "--port", str(port), "--model", str(random_model)]
-    with open(log, "w") as file:
+    with open(log, "w", encoding="utf-8") as file:
         server = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | own | {"PYTHONPATH": paths}
         )

@@ -46,7 +46,7 @@ class Work:
             self.most = max(self.most, self.at_work)
         self.sessions.append(session)
         try:
-            output.write_text(str(settings))
+            output.write_text(str(settings), encoding="utf-8")
             self.began.set()
             step = 0
             while not self.go_on.wait(0.01):

@@ -153,10 +153,10 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("text.mp4", "text.png", "gap.npz"):
-        Path(name).write_text("hello\n" * 20)
+        Path(name).write_text("hello\n" * 20, encoding="utf-8")
     Path("empty.mp4").touch()
     Path("half").mkdir()
-    Path("half/model_index.json").write_text('{"_class_name": "FollowYourEmojiPipeline"}')
+    Path("half/model_index.json").write_text('{"_class_name": "FollowYourEmojiPipeline"}', encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
     sentence = fye.refused("animate", "--output", "out.mp4", "--quiet", "--steps", "2", *arguments)
     assert reason in sentence

@@ -285,7 +285,7 @@ def test_the_cheap_commands_run(fye: Fye, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     document = ROOT / "docs" / "landmark-sequence.md"
     (points,) = [block.text for block in blocks_of(document) if block.language == "json" and "nose" in block.text]
-    Path("points.json").write_text(points)
+    Path("points.json").write_text(points, encoding="utf-8")
     Image.new("RGB", (1080, 1439)).save("cat.jpg")
     commands = [line for block in blocks_of(document) if block.language == "sh" for line in lines_of(block)]
     (command,) = [shlex.split(line, comments=True)[1:] for line in commands if line.startswith("fye landmarks")]

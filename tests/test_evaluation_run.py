@@ -36,7 +36,7 @@ def test_parts_in_the_journal_are_not_measured_again(tmp_path: Path) -> None:
     journal = Journal(path, {"seed": 1})
     with pytest.raises(ZeroDivisionError):
         measure_all(Squares(bad="2").open, ["1", "2", "3"], journal)
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write('{"name": "2", "fig')  # a kill while it was written
     again = Journal(path, {"seed": 1}, resume=True)
     assert set(again.entries) == {"1"}

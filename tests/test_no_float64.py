@@ -25,7 +25,7 @@ def test_the_stand_in_refuses_float64_and_mixed_places() -> None:
             with pytest.raises(TypeError, match=r"no torch\.float64 on this device"):
                 wrong()
         with pytest.raises(RuntimeError, match="two devices"):
-            there + torch.ones(3)
+            torch.add(there, torch.ones(3))
 
 
 def test_the_pipeline_and_its_cache_need_no_float64_on_the_device() -> None:

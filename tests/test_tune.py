@@ -129,7 +129,7 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path, tuned: ticache.
     killed.break_at = (break_at, MemoryError)
     with pytest.raises(MemoryError):
         killed.tune(full_steps=3, journal=journal)
-    with open(journal, "a") as file:
+    with open(journal, "a", encoding="utf-8") as file:
         file.write('{"key": "cut o')  # as a kill leaves it
     again = Subject()
     assert again.tune(full_steps=3, journal=journal).to_json() == tuned.to_json()

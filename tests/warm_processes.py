@@ -81,7 +81,7 @@ class Command:
 def _run_command(log: Path, arguments: list[str], environment: dict[str, str]) -> None:
     from fye_pipeline.cli.main import main
 
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)

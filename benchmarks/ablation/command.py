@@ -246,7 +246,7 @@ def earlier_rows(path: Path, now: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Finished rows of an interrupted run, by name. SystemExit where that run measured something else."""
     if not path.exists():
         return {}
-    data = json.loads(path.read_text())
+    data = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name in SAME if data["conditions"].get(name) != now.get(name)]
     if changed:
         sys.exit(f"benchmarks.ablation: {path} is of another run (other {', '.join(changed)}); leave out --resume")

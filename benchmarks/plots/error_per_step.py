@@ -75,6 +75,6 @@ def main() -> None:
     if not options.json.is_file():
         sys.exit(f"{options.json} is absent: python -m benchmarks.ablation --quick --json {options.json} makes it")
     for path in draw_curves(
-        json.loads(options.json.read_text()), options.json.with_suffix(""), preview=options.preview
+        json.loads(options.json.read_text(encoding="utf-8")), options.json.with_suffix(""), preview=options.preview
     ):
         print(path)

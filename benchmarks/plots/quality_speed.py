@@ -170,6 +170,6 @@ def main() -> None:
     if not options.json.is_file():
         sys.exit(f"{options.json} is absent: python -m benchmarks.acceleration --quick --json {options.json} makes it")
     folder = options.output or options.json.parent
-    data = json.loads(options.json.read_text())
+    data = json.loads(options.json.read_text(encoding="utf-8"))
     for path in draw_all(data, folder, preview=options.preview):
         print(path)

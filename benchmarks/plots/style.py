@@ -94,7 +94,9 @@ def digest(rows: Any) -> str:
 def is_drawn(path: Path, rows: Any) -> bool:
     """Do both pictures show these rows?"""
     shown = f"rows {digest(rows)}"
-    return all(each.is_file() and shown in each.read_text("utf-8") for each in (_target(path, it) for it in THEMES))
+    return all(
+        each.is_file() and shown in each.read_text(encoding="utf-8") for each in (_target(path, it) for it in THEMES)
+    )
 
 
 def _target(path: Path, theme: Theme) -> Path:

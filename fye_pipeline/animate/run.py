@@ -124,7 +124,7 @@ def animate(
         error = video.write(output, comparison, run, plain)
         if transform is not None and video.transform is not None:
             with atomic_target(transform) as temporary:
-                temporary.write_text(json.dumps(video.transform, indent=2) + "\n")
+                temporary.write_text(json.dumps(video.transform, indent=2) + "\n", encoding="utf-8")
         return AnimationResult(
             output=output,
             comparison=comparison,

@@ -237,7 +237,7 @@ def tile_vae(pipe: FollowYourEmojiPipeline, side: int | None = None) -> None:
 def _check_kind(folder: Path) -> None:
     index = folder / "model_index.json"
     try:
-        kind = json.loads(index.read_text())["_class_name"]
+        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # loading says what is wrong with it
     if kind != "FollowYourEmojiPipeline":

@@ -346,7 +346,7 @@ def _save(path: Path, settings: AnimationSettings, *, overwrite: bool) -> None:
 
     path = writable_target(path, overwrite=overwrite)
     with atomic_target(path) as temporary:
-        temporary.write_text(json.dumps(settings.to_dict(), indent=2) + "\n")
+        temporary.write_text(json.dumps(settings.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def common_settings(context: typer.Context, config: Path | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ tracebacks.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -65,6 +66,7 @@ def main() -> None:
     """Run `fye`; no traceback reaches the user unless `--debug` is given."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("GLOG_minloglevel", "2")  # MediaPipe's C++ notes
+    _print_any_letter()
     if not debug:
         warnings.simplefilter("ignore")
     try:
@@ -79,3 +81,9 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _print_any_letter() -> None:
+    """Let stdout show a name's letters that its encoding lacks as escapes, as stderr does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -207,7 +207,8 @@ class ExpressionAdapter:
         with atomic_target(folder / WEIGHTS) as temporary:
             save_file({name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}, temporary)
         with atomic_target(folder / CONFIG) as temporary:
-            temporary.write_text(json.dumps({"width": self.width, "attentions": list(self.processors)}, indent=2))
+            described = {"width": self.width, "attentions": list(self.processors)}
+            temporary.write_text(json.dumps(described, indent=2), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises `UserError` where it is absent or of another model."""
