@@ -144,6 +144,12 @@ def test_the_sound_is_of_the_driver_that_was_named(animate: Animate) -> None:
     assert animate("0.npz", "duet.mp4", more=("--audio-from", 1))[0]["sound"]
 
 
+def test_a_driver_that_moves_nobody_is_not_looked_at(animate: Animate, folder: Path) -> None:
+    blank = make_video(folder / "blank.mp4", [np.zeros((SIDE, SIDE, 3), np.uint8)] * 6)
+    result, _ = animate("0.npz", blank.name, more=("--assign", "-,0"))
+    assert [(each["face"], each["driver"]) for each in result["people"]] == [(2, 0)]
+
+
 def test_one_driver_moves_the_largest_face_of_a_group(
     fye: Fye, folder: Path, tmp_path: Path, random_model: Path
 ) -> None:
@@ -215,6 +221,7 @@ def test_a_manifest_has_rows_of_one_face_and_of_several(
         {"reference": str(folder / "group.png"), "drivers": [str(folder / "0.npz"), str(folder / "1.npz")]},
         {"reference": str(folder / "group.png"), "driving": str(folder / "0.npz")},
         {"reference": str(folder / "trio.png"), "drivers": f"{folder / '0.npz'};{folder / '1.npz'}"},
+        {"reference": str(folder / "group.png"), "drivers": str(folder / "duet.mp4")},
     ]
     lines = [json.dumps(row | {"output": f"{number}.mp4"}) for number, row in enumerate(rows)]
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
@@ -222,7 +229,7 @@ def test_a_manifest_has_rows_of_one_face_and_of_several(
     code, out, err = fye("animate", *arguments, "--json")
     assert code == 1, err
     summary = json.loads(out)
-    assert summary["made"] == [1, 2]
+    assert summary["made"] == [1, 2, 4]
     assert "shows 3 faces and there are 2 drivers" in summary["failed"]["3"]
 
 

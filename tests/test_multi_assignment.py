@@ -27,7 +27,7 @@ def test_what_is_no_assignment_is_refused(text: str) -> None:
 def test_as_many_drivers_as_faces_go_left_to_right() -> None:
     assert assign(3, 3, None, "g.png") == (0, 1, 2)
     assert assign(3, 2, (1, None, 0), "g.png") == (1, None, 0)
-    assert assign(2, 5, (4, 0), "g.png") == (4, 0)
+    assert assign(2, 5, (4, 0), "g.png", spare=True) == (4, 0)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,7 @@ def test_as_many_drivers_as_faces_go_left_to_right() -> None:
     [
         (3, 2, None, "shows 3 faces and there are 2 drivers: .*--assign 0,1,-"),
         (1, 2, None, "shows 1 face and there are 2 drivers"),
+        (2, 3, (0, 2), "shows 2 faces and there are 3 drivers"),
         (3, 2, (0, 1), "shows 3 faces and --assign has 2 entries"),
         (2, 2, (0, 2), "--assign names driver 2 and there are 2"),
     ],

@@ -20,15 +20,16 @@ def parse_assignment(text: str) -> Assignment:
     return assignment
 
 
-def assign(faces: int, drivers: int, asked: Assignment | None, name: str) -> Assignment:
+def assign(faces: int, drivers: int, asked: Assignment | None, name: str, *, spare: bool = False) -> Assignment:
     """The driver of each face; without `asked` as many drivers as there are faces, left to right.
 
-    name: of the picture, for the sentence. Raises `UserError` where the counts do not fit each other.
+    name: of the picture, for the sentence. spare: there may be more drivers than faces, as in a video of many people.
+    Raises `UserError` where the counts do not fit each other.
     """
     shows = f"{name} shows {_count(faces, 'face')}"
+    if drivers > faces and not (spare and asked):
+        raise UserError(f"{shows} and there are {_count(drivers, 'driver')}: give one driver a face.")
     if asked is None:
-        if drivers > faces:
-            raise UserError(f"{shows} and there are {_count(drivers, 'driver')}: give one driver a face.")
         if drivers < faces:
             example = ",".join([*map(str, range(drivers)), *[STILL] * (faces - drivers)])
             raise UserError(

@@ -13,11 +13,10 @@ from fye_pipeline.animate.driver import Driver, OpenDriver
 from fye_pipeline.animate.portrait import read_still
 from fye_pipeline.animate.renderer import RenderContext, Renderer
 from fye_pipeline.animate.session import MEDIAPIPE, AnimationSession, Offload, native_size
-from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.writer import check_container
-from fye_pipeline.multi_portrait.assignment import assign
+from fye_pipeline.multi_portrait.assignment import Assignment, assign
 from fye_pipeline.multi_portrait.composition import compose
 from fye_pipeline.multi_portrait.drivers import common_length, open_drivers, read_driver, split_driver
 from fye_pipeline.multi_portrait.output import GroupOutput, GroupResult, MovedPerson
@@ -59,14 +58,17 @@ def animate(
         picture = read_still(settings, session.detector)
         height, width = picture.shape[:2]
         faces = find_people(picture, session.detector, str(settings.reference))
+        assignment = settings.assignment
         if not settings.splits:  # the counts are told before the long detection
-            assign(len(faces), len(settings.drivers), settings.assignment, str(settings.reference))
+            assignment = assign(len(faces), len(settings.drivers), assignment, str(settings.reference))
         opened = open_drivers(settings, work / single.LANDMARKS)
         session.model(settings)  # loaded now, for the same reason
         frames = max((each.frames or 0 for each in opened), default=0)
         single.check_room(output, single.video_bytes(frames, (width, height)))
-        drivers = _read_drivers(settings, opened, session, work / single.LANDMARKS, on_progress)
-        assignment = assign(len(faces), len(drivers), settings.assignment, str(settings.reference))
+        drivers = _read_drivers(settings, opened, assignment, session, work / single.LANDMARKS, on_progress)
+        if settings.splits:
+            assignment = assign(len(faces), len(drivers), assignment, str(settings.reference), spare=True)
+        assert assignment is not None
         moved = [(index, driver) for index, driver in enumerate(assignment) if driver is not None]
         count = common_length([len(drivers[driver].sequence) for _, driver in moved], settings.until)
         people = [
@@ -77,7 +79,8 @@ def animate(
         ]
         owners = nearest_heads([face.box for face in faces], width, height)
         composition = compose(picture, owners, [(person.face, person.crop) for person in people])
-        sound = drivers[settings.audio_from].sound if settings.audio else None
+        speaker = opened[0 if settings.splits else settings.audio_from].source
+        sound = speaker.sound if settings.audio and speaker is not None else None
         made = GroupOutput(settings, people, composition, count, opened[0].fps, sound, inputs)
         made.write(output, overwrite=overwrite or resume, on_progress=on_progress)
         return GroupResult(
@@ -105,19 +108,20 @@ def _driver_digests(settings: GroupSettings) -> dict[str, str]:
 
 
 def _read_drivers(
-    settings: GroupSettings, opened: list[OpenDriver], session: AnimationSession, folder: Path, on_progress: OnProgress
-) -> list[Driver]:
-    """Every driver's landmarks. Raises `UserError` where faces are missing, or there is no driver to take sound of."""
+    settings: GroupSettings,
+    opened: list[OpenDriver],
+    assignment: Assignment | None,
+    session: AnimationSession,
+    folder: Path,
+    on_progress: OnProgress,
+) -> dict[int, Driver]:
+    """The landmarks of every driver that moves somebody, by its number. Raises `UserError` where faces are missing."""
     if settings.splits:
-        drivers = split_driver(opened[0], settings, session.detector, folder, on_progress)
-    else:
-        drivers = [
-            read_driver(each, settings, session.detector, folder / str(number), on_progress)
-            for number, each in enumerate(opened)
-        ]
-    if settings.audio_from >= len(drivers):
-        raise UserError(f"--audio-from names driver {settings.audio_from} and there are {len(drivers)}, from 0.")
-    return drivers
+        return dict(enumerate(split_driver(opened[0], settings, session.detector, folder, on_progress)))
+    return {
+        number: read_driver(opened[number], settings, session.detector, folder / str(number), on_progress)
+        for number in sorted({driver for driver in assignment or () if driver is not None})
+    }
 
 
 def _person(

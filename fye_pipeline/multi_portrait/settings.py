@@ -71,7 +71,7 @@ class GroupSettings(AnimationSettings):
         }
         if unfit := [flag for flag, given in one_only.items() if given]:
             raise UserError(f"{', '.join(unfit)} cannot be used with several drivers: leave it out.")
-        if not self.splits and self.audio_from >= len(self.drivers):
+        if self.audio_from >= len(self.drivers):
             raise UserError(f"--audio-from names driver {self.audio_from} and there are {len(self.drivers)}, from 0.")
         return self
 
