@@ -19,7 +19,8 @@ Array = NDArray[np.float64]
 
 REFINED = 3  # of the forecasters and orders, the most promising ones
 COHERENCE = 16.0  # steps over which errors look alike
-FLOOR = 0.05  # of a squared error that is far from the end
+FLOOR = 0.05  # of a squared error that is far from the end, polynomial weights
+FITTED_FLOOR = 0.03  # the same, fitted weights
 RIDGE = 1e-6  # of fitted weights, which features without a difference would leave open
 
 
@@ -48,9 +49,9 @@ def best_choice(
 
     gram: [T, T]. coordinates: of the steps, increasing, in which features are extrapolated, [T].
     """
-    weights = _sensitivity(len(gram)) ** 2
     started = []
     for name in forecasters if max(orders) else ("reuse",):
+        weights = _sensitivity(len(gram), name) ** 2
         for order in orders:
             # The steps that are best for order 2 are near enough where three steps behind would be too many states.
             steps = best_steps(gram, weights, count, name, min(order, 2), coordinates)[1]
@@ -75,19 +76,19 @@ def end_error(gram: Array, steps: Sequence[int], forecaster: str, order: int, co
     sum_tu s_t s_u exp(-|t - u| / COHERENCE) <e_t, e_u>, with e_t the error of step t and s_t the sensitivity to it.
     """
     step = np.arange(len(gram))
-    weight = _sensitivity(len(gram))
+    weight = _sensitivity(len(gram), forecaster)
     alike = np.exp(-np.abs(step[:, None] - step) / COHERENCE)
     missed = _missed(gram, steps, forecaster, order, coordinates)
     return float(weight @ (missed @ gram @ missed.T * alike) @ weight)
 
 
-def _sensitivity(num_steps: int) -> Array:
-    """s_t = sqrt(1 / (T - t)^2 + FLOOR): what of an error is left at the end, as later steps correct earlier ones. [T]
+def _sensitivity(num_steps: int, forecaster: str) -> Array:
+    """s_t = sqrt(1 / (T - t)^2 + floor): what of an error is left at the end, as later steps correct earlier ones. [T]
 
     The form of what single predicted steps leave at the end of whole runs, on two models and three samplers.
     """
     left = num_steps - np.arange(num_steps, dtype=np.float64)
-    return np.sqrt(left**-2 + FLOOR)
+    return np.sqrt(left**-2 + (FITTED_FLOOR if forecaster == "fitted" else FLOOR))
 
 
 def _refined(
