@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from fye_pipeline.evaluation import expression
 from fye_pipeline.evaluation.face_tracks import FACE_FIGURES, compare_faces, landmark_error, track_face
+from fye_pipeline.landmarks import expression
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 

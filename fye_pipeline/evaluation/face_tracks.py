@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline.evaluation import expression
+from fye_pipeline.landmarks import expression
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.topology import N_BLENDSHAPES, N_MESH, N_POINTS

@@ -21,13 +21,13 @@ from fye_pipeline.animate.driver import Driver, open_driver
 from fye_pipeline.animate.run import AnimationSession, animate
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics
-from fye_pipeline.evaluation.expression import landmark_jitter
 from fye_pipeline.evaluation.face_tracks import FindFace, aspect, compare_faces, track_face
 from fye_pipeline.evaluation.metric_networks import MetricNetworks, Weights
 from fye_pipeline.evaluation.pairs import VIDEOS, Pair
 from fye_pipeline.evaluation.run import Measure, measure_all
 from fye_pipeline.evaluation.summary import pair_tables, summarise_pairs
 from fye_pipeline.landmarks.drawing import facial_mask
+from fye_pipeline.landmarks.expression import landmark_jitter
 from fye_pipeline.landmarks.model_file import task_file
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from fye_pipeline.animate.detail import BentPortraits, with_detail
 from fye_pipeline.animate.session import choose_device, load_model
 from fye_pipeline.evaluation import metrics, summary
-from fye_pipeline.evaluation.expression import landmark_jitter
 from fye_pipeline.evaluation.face_tracks import FindFace, compare_faces, landmark_error, track_face
 from fye_pipeline.evaluation.run import Measure, measure_all
 from fye_pipeline.evaluation.world_identity import FITTED_PEOPLE, WorldIdentity, fit_identity, separation
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence, face_region, facial_mask
+from fye_pipeline.landmarks.expression import landmark_jitter
 from fye_pipeline.landmarks.geometry import align
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
