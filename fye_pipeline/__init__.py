@@ -6,15 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fye_pipeline.emoji.pipeline import EmojiPipeline
     from fye_pipeline.models.conditioning import AppearanceNet, LandmarkEncoder
     from fye_pipeline.models.denoising_unet import DenoisingUNet
     from fye_pipeline.pipeline import FollowYourEmojiPipeline
 
-__all__ = ["AppearanceNet", "DenoisingUNet", "FollowYourEmojiPipeline", "LandmarkEncoder"]
+__all__ = ["AppearanceNet", "DenoisingUNet", "EmojiPipeline", "FollowYourEmojiPipeline", "LandmarkEncoder"]
 
 _HOMES = {
     "AppearanceNet": "fye_pipeline.models.conditioning",
     "DenoisingUNet": "fye_pipeline.models.denoising_unet",
+    "EmojiPipeline": "fye_pipeline.emoji.pipeline",
     "FollowYourEmojiPipeline": "fye_pipeline.pipeline",
     "LandmarkEncoder": "fye_pipeline.models.conditioning",
     "ModelMixin": "diffusers",  # diffusers asks a part's library for the base class, to know how the part is loaded

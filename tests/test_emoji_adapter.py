@@ -158,30 +158,31 @@ def picture(pipe: Any, **more: Any) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "animatediff"])
 def test_the_files_load_into_an_untouched_diffusers(kind: str, tmp_path: Path) -> None:
     text = {name: torch.randn(1, 6, CROSS) for name in ("prompt_embeds", "negative_prompt_embeds")}
-    none: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer"))
-    scheduler: Any = DDIMScheduler(clip_sample=False, steps_offset=1)
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
 
     def build() -> Any:
+        parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "feature_extractor", "image_encoder"))
+        parts |= {"vae": small_vae(), "scheduler": scheduler}
         if kind == "sdxl":
-            more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4,
-                    "projection_class_embeddings_input_dim": 24 + 6 * 4}  # fmt: skip
-            return StableDiffusionXLPipeline(
-                vae=small_vae(), unet=small_unet(**more), scheduler=scheduler, text_encoder_2=None, tokenizer_2=None,
-                add_watermarker=False, **none,
-            )  # fmt: skip
+            more = {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 4,
+                "projection_class_embeddings_input_dim": 24 + 6 * 4,
+            }
+            parts |= {"unet": small_unet(**more), "text_encoder_2": None, "tokenizer_2": None}
+            return StableDiffusionXLPipeline(**parts, add_watermarker=False)
         if kind == "animatediff":
             torch.manual_seed(6)
-            motion = MotionAdapter(block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=4,
-                                   motion_num_attention_heads=2)  # fmt: skip
-            unet: Any = UNetMotionModel.from_unet2d(small_unet(), motion)
-            return AnimateDiffPipeline(
-                vae=small_vae(), unet=unet, motion_adapter=motion, scheduler=scheduler, feature_extractor=None,
-                image_encoder=None, **none,
-            )  # fmt: skip
-        return StableDiffusionPipeline(
-            vae=small_vae(), unet=small_unet(), scheduler=scheduler, safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False, **none,
-        )  # fmt: skip
+            motion = MotionAdapter(
+                block_out_channels=(8, 16),
+                motion_layers_per_block=1,
+                motion_norm_num_groups=4,
+                motion_num_attention_heads=2,
+            )
+            parts |= {"unet": UNetMotionModel.from_unet2d(small_unet(), motion), "motion_adapter": motion}
+            return AnimateDiffPipeline(**parts)
+        parts |= {"unet": small_unet(), "safety_checker": None, "requires_safety_checker": False}
+        return StableDiffusionPipeline(**parts)
 
     more: dict[str, Any] = {**text, "height": 8, "width": 8}
     if kind == "sdxl":
@@ -239,15 +240,14 @@ def test_published_sizes_have_the_published_names() -> None:
 
 def test_sdxl_has_eleven_groups_and_seventy_layers() -> None:
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(
-            cross_attention_dim=2048,
-            attention_head_dim=(5, 10, 20),
-            block_out_channels=(320, 640, 1280),
-            transformer_layers_per_block=(1, 2, 10),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            use_linear_projection=True,
-        )
+        shape: dict[str, Any] = {
+            "attention_head_dim": (5, 10, 20),
+            "block_out_channels": (320, 640, 1280),
+            "transformer_layers_per_block": (1, 2, 10),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        }
+        unet: Any = UNet2DConditionModel(**shape, cross_attention_dim=2048, use_linear_projection=True)
         layers, groups = adapter.cross_attentions(unet), adapter.groups_of(unet)
         adapter.attach(unet, [adapter.identity_projection(2048), adapter.expression_projection(2048)])
     assert len(layers) == 70

@@ -39,7 +39,7 @@ def test_a_similarity_finds_turn_scale_and_shift() -> None:
 def test_the_roll_is_taken_out() -> None:
     picture, landmarks = head()
     turn = cv2.getRotationMatrix2D((64, 64), 25, 1)
-    turned = cv2.warpAffine(picture, turn, (128, 128), borderMode=cv2.BORDER_REPLICATE)
+    turned = np.asarray(cv2.warpAffine(picture, turn, (128, 128), borderMode=cv2.BORDER_REPLICATE), np.uint8)
     points = (landmarks[:, :2] * 128) @ turn[:, :2].T + turn[:, 2]
     straight, upright = expression_crop(picture, landmarks, 64), expression_crop(turned, points / 128, 64)
     assert np.abs(straight.astype(int) - upright).mean() < 4

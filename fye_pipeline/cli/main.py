@@ -17,6 +17,7 @@ import typer
 from fye_pipeline.cli import doctor as machine
 from fye_pipeline.cli.animate import animate
 from fye_pipeline.cli.app import app as page
+from fye_pipeline.cli.emoji import app as emoji_app
 from fye_pipeline.cli.evaluate import app as evaluate_app
 from fye_pipeline.cli.landmarks import landmarks
 from fye_pipeline.cli.models import app as models_app
@@ -37,6 +38,7 @@ app.command("app")(page)
 for command in (animate, landmarks, prepare, train, tune, world):
     app.command()(command)
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(emoji_app, name="emoji")
 app.add_typer(models_app, name="models")
 
 
