@@ -15,6 +15,7 @@ from fye_command import Fye, assert_same_pictures, make_video, read_sound
 from PIL import Image
 
 from fye_pipeline.animate.renderer import RenderContext
+from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.faces import box_of
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.sequence import LandmarkSequence
@@ -90,7 +91,20 @@ def still(folder: Path, name: str = "group.png") -> np.ndarray:
     return np.asarray(Image.open(folder / name))
 
 
-def test_every_face_is_moved_by_its_own_driver_and_by_no_other(animate: Animate, folder: Path) -> None:
+def distance(frames: np.ndarray, wanted: LandmarkSequence, task: Path) -> float:
+    """How far the face in frames [F, SIDE, SIDE, 3] is from a sequence, its place aside; mean, in widths."""
+    with FaceLandmarkDetector(task) as detector:
+        found = [detector.detect(np.ascontiguousarray(frame)) for frame in frames]
+    made = np.stack([face.landmarks[:, :2] for face in found if face is not None])
+    truth = wanted.landmarks[: len(frames), :, :2]
+    assert len(made) == len(truth)
+    apart = (made - made.mean(axis=1, keepdims=True)) - (truth - truth.mean(axis=1, keepdims=True))
+    return float(np.linalg.norm(apart, axis=-1).mean())
+
+
+def test_every_face_is_moved_by_its_own_driver_and_by_no_other(
+    animate: Animate, folder: Path, face_landmarker_path: Path
+) -> None:
     result, frames = animate("0.npz", "1.npz", shipped=True)
     assert [(each["face"], each["driver"]) for each in result["people"]] == [(1, 0), (2, 1)]
     assert (result["frames"], result["size"], result["faces"]) == (3, [2 * SIDE, SIDE], 2)
@@ -99,6 +113,9 @@ def test_every_face_is_moved_by_its_own_driver_and_by_no_other(animate: Animate,
     left, right = change(frames, others)
     assert left < 0.05
     assert right > 0.5
+    wanted = LandmarkSequence.load(folder / "1.npz")
+    own, foreign = (distance(each[:, :, SIDE:], wanted, face_landmarker_path) for each in (frames, others))
+    assert own < foreign / 2, "the second face does not follow its own driver"
 
 
 def test_people_in_another_order_with_their_drivers_are_the_same_video(animate: Animate) -> None:

@@ -15,6 +15,7 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.people import match, track_people
 from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.landmarks.spool import DiskSpool
 from fye_pipeline.landmarks.windows import distinct, find_in_windows, window_around, windows_of
 from fye_pipeline.media.image import read_picture
 
@@ -107,6 +108,27 @@ def test_a_passer_by_is_left_out() -> None:
     script: list[Places] = [[(20, 40), (150, 40) if 5 <= step < 8 else None] for step in range(20)]
     (only,) = follow(script)
     assert who(only) == [0] * 20
+
+
+def test_nothing_is_kept_of_who_comes_late(tmp_path: Path) -> None:
+    """An hour of a busy street would fill the disk with frames in which a passer-by is not there."""
+    script: list[Places] = [[(20, 40), (150, 40) if 8 <= step < 11 else None] for step in range(20)]
+    spools: list[Path] = []
+
+    def new_spool(number: int) -> DiskSpool:
+        spools.append(tmp_path / str(number))
+        return DiskSpool(spools[-1])
+
+    (only,) = follow(script, new_spool=new_spool)
+    assert who(only) == [0] * 20
+    assert len(spools) == 1
+
+
+def test_who_comes_late_and_stays_is_told() -> None:
+    script: list[Places] = [[(20, 40), (150, 40) if step >= 8 else None] for step in range(20)]
+    with pytest.raises(UserError, match=r"Face 2 of 2 .* in frames 0-9"):
+        follow(script)
+    assert [who(track) for track in follow(script, max_gap=0.8)] == [[0] * 20, [1] * 20]
 
 
 def test_a_face_far_from_every_track_is_somebody_else() -> None:

@@ -16,7 +16,7 @@ from fye_pipeline.landmarks.faces import Box, Face, FindFaces, Picture, check_pi
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.spool import Spool
-from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace, check_rules, fill_gaps
+from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace, check_gaps, check_rules, fill_gaps
 from fye_pipeline.landmarks.windows import find_in_windows
 from fye_pipeline.progress import logger
 
@@ -29,12 +29,21 @@ _FAR = 1e6  # the cost of a match that is not allowed
 
 @dataclass
 class _Track:
-    """One person: where the landmarks go, and the face where it was last seen, and how far right it was at first."""
+    """One person: where the landmarks go, the face where it was last seen, how far right it was at first.
 
-    spool: Spool
+    spool: None for who comes so late that the gap before is too long: a passer-by, of whom nothing is kept.
+    """
+
+    spool: Spool | None
     face: Face
     first: float
-    seen: bool = True  # in the last frame
+    sights: list[int]  # the frames in which the face was seen
+
+    def found(self, frames: int) -> NDArray[np.bool_]:
+        """[frames]: in which of them the face was seen."""
+        seen = np.zeros(frames, bool)
+        seen[self.sights] = True
+        return seen
 
 
 def track_people(
@@ -61,7 +70,8 @@ def track_people(
     and where frames differ in size.
     """
     check_rules(fps, no_face, max_gap)
-    every = max(int(fps * max_gap), 1)
+    rate, limit = (Fraction(value).limit_denominator(1_000_000) for value in (fps, max_gap))
+    patience = int(rate * limit)  # frames that a gap may have
     tracks: list[_Track] = []
     shape: tuple[int, ...] | None = None
     count = 0
@@ -70,40 +80,55 @@ def track_people(
             shape = shape or image.shape
             if image.shape != shape:
                 raise UserError(f"Frame {number} of the video is {image.shape[:2]} (H, W), the first is {shape[:2]}.")
-            faces, owners = _look(find_faces, check_picture(image), canonical, tracks, everywhere=not number % every)
+            faces, owners = _look(find_faces, check_picture(image), canonical, tracks, number, patience)
             for track, face in zip(tracks, _of_tracks(owners, faces, len(tracks)), strict=True):
-                track.spool.append(face and face.arrays)
-                track.face, track.seen = face or track.face, face is not None
+                if track.spool is not None:
+                    track.spool.append(face and face.arrays)
+                if face:
+                    track.face = face
+                    track.sights.append(number)
             for face in (face for face, owner in zip(faces, owners, strict=True) if owner is None):
-                spool = Spool() if new_spool is None else new_spool(len(tracks))
-                stack.enter_context(spool)
-                for _ in range(number):
-                    spool.append(None)
-                spool.append(face.arrays)
-                tracks.append(_Track(spool, face, face.box[0] + face.box[2]))
+                spool = None
+                if number <= patience:
+                    spool = stack.enter_context(Spool() if new_spool is None else new_spool(len(tracks)))
+                    for _ in range(number):
+                        spool.append(None)
+                    spool.append(face.arrays)
+                tracks.append(_Track(spool, face, face.box[0] + face.box[2], [number]))
             count = number + 1
             if on_progress:
                 on_progress(count)
-        fps = Fraction(fps).limit_denominator(1_000_000)
         people = _people(tracks, count)
         for number, track in enumerate(people, 1):
             who = "No face was" if len(people) == 1 else f"Face {number} of {len(people)} (left to right) was not"
-            fill_gaps(track.spool, fps, no_face=no_face, max_gap=max_gap, who=who)
+            check_gaps(track.found(count), rate, no_face=no_face, max_gap=max_gap, who=who)
+            if track.spool is not None:
+                fill_gaps(track.spool, rate, no_face=no_face, max_gap=max_gap)
     assert shape is not None
-    return [LandmarkSequence(**each.spool.arrays(), width=shape[1], height=shape[0], fps=fps) for each in people]
+    spools = [track.spool for track in people if track.spool is not None]
+    return [LandmarkSequence(**spool.arrays(), width=shape[1], height=shape[0], fps=rate) for spool in spools]
 
 
 def _look(
-    find_faces: FindFaces, image: Picture, canonical: CanonicalFace, tracks: Sequence[_Track], *, everywhere: bool
+    find_faces: FindFaces,
+    image: Picture,
+    canonical: CanonicalFace,
+    tracks: Sequence[_Track],
+    number: int,
+    patience: int,
 ) -> tuple[list[Face], list[int | None]]:
-    """The faces of a frame and the track of each: near those that are known, and, if one is lost there, everywhere."""
+    """The faces of frame `number` and the track of each: near those that are there, and, if one is lost, everywhere.
+
+    Everywhere also once in `patience` frames; who was not seen for so long is not looked for, but known again.
+    """
     known = [track.face for track in tracks]
-    least = _LEAST_WINDOW * min((face.size for face in known), default=0)
-    if known and not everywhere:
-        faces = find_in_windows(find_faces, image, canonical, near=[face.box for face in known])
+    near = [track.face.box for track in tracks if number - track.sights[-1] <= patience + 1]
+    if near and number % max(patience, 1):
+        faces = find_in_windows(find_faces, image, canonical, near=near)
         owners = match(known, faces)
-        if all(number in owners for number, track in enumerate(tracks) if track.seen):
+        if all(index in owners for index, track in enumerate(tracks) if track.sights[-1] == number - 1):
             return faces, owners
+    least = _LEAST_WINDOW * min((face.size for face in known), default=0)
     faces = find_in_windows(find_faces, image, canonical, least=least)
     return faces, match(known, faces)
 
@@ -150,7 +175,7 @@ def _people(tracks: list[_Track], frames: int) -> list[_Track]:
         raise UserError("The video has no frames.")
     if not tracks:
         raise UserError(f"No face was found in any of the video's {frames} frames.")
-    people = [track for track in tracks if track.spool.found().sum() >= _LEAST_SHARE * frames]
+    people = [track for track in tracks if len(track.sights) >= _LEAST_SHARE * frames]
     if not people:
         raise UserError(f"No face could be followed through half of the video's {frames} frames: use a calmer video.")
     if left_out := len(tracks) - len(people):

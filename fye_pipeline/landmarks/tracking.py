@@ -70,10 +70,10 @@ def check_rules(fps: Fraction | float, no_face: NoFace, max_gap: float) -> None:
         raise UserError(f"fps must be > 0 and max_gap >= 0 seconds, got {fps} and {max_gap}.")
 
 
-def fill_gaps(spool: Spool, fps: Fraction, *, no_face: NoFace, max_gap: float, who: str = "No face was") -> None:
+def fill_gaps(spool: Spool, fps: Fraction, *, no_face: NoFace, max_gap: float) -> None:
     """Fill the frames of an open spool that have no face; `UserError` as `check_gaps`."""
     found = spool.found()
-    check_gaps(found, fps, no_face=no_face, max_gap=max_gap, who=who)
+    check_gaps(found, fps, no_face=no_face, max_gap=max_gap)
     for gap in runs_of(~found):
         spool.put(gap[0], _filled(spool, *gap, len(found), hold=no_face == "hold"))
 
