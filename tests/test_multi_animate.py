@@ -127,6 +127,7 @@ def test_people_in_another_order_with_their_drivers_are_the_same_video(animate: 
 def test_who_has_no_driver_stays_as_in_the_picture(animate: Animate, folder: Path) -> None:
     result, frames = animate("0.npz", "1.npz", reference="trio.png", more=("--assign", "1,-,0"))
     assert [each["face"] for each in result["people"]] == [1, 3]
+    assert any("shows 3 faces, from the left 1: " in note for note in result["notes"])
     trio = still(folder, "trio.png")
     middle = slice(SIDE + SIDE // 4, 2 * SIDE - SIDE // 4)
     assert (frames[:, :, middle] == trio[None, :, middle]).all()

@@ -137,7 +137,7 @@ def pick_face(faces: list[Face], choice: str, name: str) -> tuple[Face, str | No
         face = max(faces, key=lambda each: each.size)
         if len(faces) == 1:
             return face, None
-        listed = "; ".join(f"{number}: {_place(each)}" for number, each in enumerate(faces, 1))
+        listed = "; ".join(f"{number}: {place_of(each)}" for number, each in enumerate(faces, 1))
         chosen = next(number for number, each in enumerate(faces, 1) if each is face)
         return face, f"{name} shows {len(faces)} faces, the largest ({chosen}) is used; choose with --face: {listed}."
     kind, values = parse_choice(choice)
@@ -149,7 +149,8 @@ def pick_face(faces: list[Face], choice: str, name: str) -> tuple[Face, str | No
     return min(faces, key=lambda each: _distance(each, values[0], values[1])), None
 
 
-def _place(face: Face) -> str:
+def place_of(face: Face) -> str:
+    """How large a face is and where, in words."""
     left, top, right, bottom = face.box
     centre = (left + right) / 2 * face.width, (top + bottom) / 2 * face.height
     return f"{face.size:.0f} pixels at {centre[0]:.0f},{centre[1]:.0f}"

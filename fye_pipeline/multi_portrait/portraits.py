@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline.animate.portrait import Portrait, box_in, crop_around, face_in, no_face_sentence
+from fye_pipeline.animate.portrait import Portrait, box_in, crop_around, face_in, no_face_sentence, place_of
 from fye_pipeline.animate.session import LazyDetector
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.windows import find_in_windows, is_same
 from fye_pipeline.multi_portrait.settings import GroupSettings
+from fye_pipeline.progress import logger
 
 
 def find_people(picture: NDArray[np.uint8], detector: LazyDetector, name: str) -> list[Face]:
@@ -20,6 +21,9 @@ def find_people(picture: NDArray[np.uint8], detector: LazyDetector, name: str) -
     faces = find_in_windows(opened.detect_all, picture, opened.canonical)
     if not faces:
         raise UserError(no_face_sentence(name, detector.best_score(picture)))
+    if len(faces) > 1:
+        listed = "; ".join(f"{number}: {place_of(face)}" for number, face in enumerate(faces, 1))
+        logger.info(f"{name} shows {len(faces)} faces, from the left {listed}.")
     return faces
 
 
