@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional
 from training_parts import small_parts
 
+import ticache
 from fye_pipeline.errors import UserError
+from fye_pipeline.models.official import SCHEDULER
 from fye_pipeline.multi_portrait.adapter import ExpressionAdapter, ExpressionInputs, grid_of
 from fye_pipeline.multi_portrait.attention import Isolation, people_attention
 from fye_pipeline.multi_portrait.expression import FACTORS
@@ -322,3 +325,17 @@ def test_an_adapter_comes_back_from_its_folder_and_fits_strictly(tmp_path: Path)
             other.load_state_dict(wrong)
     with pytest.raises(UserError, match="does not fit"):
         ExpressionAdapter(small_parts()["unet"], 8).load(tmp_path)
+
+
+def test_a_cache_forecasts_a_host_with_branches_too() -> None:
+    """An unknown processor is taken for one that keeps something, and its block runs at every step."""
+    unet = small_parts()["unet"]
+    adapter = trained(unet)
+    scheduler = DDIMScheduler(**SCHEDULER)
+    scheduler.set_timesteps(6)
+    tokens, masks = drawn(1, 2, 2, 10, 16, seed=5), stripes(2, 8, 8).expand(1, 2, 2, 8, 8)
+    sample, prompt = drawn(1, 9, 2, 8, 8, seed=3), drawn(1, 1, 16, seed=4)
+    with ticache.apply(unet, N=3, scheduler=scheduler) as session, torch.no_grad(), adapter.inputs.given(tokens, masks):
+        for moment in scheduler.timesteps:
+            unet(sample, moment, prompt)
+    assert session.report().to_dict()["predicted_calls"] == 4

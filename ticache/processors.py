@@ -24,9 +24,13 @@ def attentions_in(modules: Iterable[nn.Module]) -> list[Any]:
 def keeps_state(processor: Any) -> bool:
     """May a call of this processor leave something behind that somebody reads?
 
-    diffusers' own in its models do not. Another does if its code sets attributes outside `__init__`, or if it reaches
-    an object that it could put something into: a list, a dict, a store.
+    diffusers' own in its models do not. One with a bool attribute `keeps_state` is believed. Another does if its code
+    sets attributes outside `__init__`, or if it reaches an object that it could put something into: a list, a dict, a
+    store.
     """
+    declared = getattr(processor, "keeps_state", None)
+    if isinstance(declared, bool):
+        return declared
     if isinstance(processor, types.FunctionType):
         return _leaves_something(processor, ())
     kind = type(processor)

@@ -99,6 +99,7 @@ class ExpressionProcessor(nn.Module):
 
     former: Any
     inputs: ExpressionInputs
+    keeps_state: bool | None  # False: a cache may leave its calls out; None: nothing is known of the former one
 
     def __init__(self, former: Any, attention: Any, width: int, inputs: ExpressionInputs) -> None:
         super().__init__()
@@ -108,6 +109,8 @@ class ExpressionProcessor(nn.Module):
         nn.init.zeros_(self.to_v.weight)
         object.__setattr__(self, "former", former)  # not a part of this module, even where it is one
         object.__setattr__(self, "inputs", inputs)
+        harmless = type(former).__module__.startswith(("diffusers.models.", "fye_pipeline."))
+        self.keeps_state = False if harmless else None
         # diffusers asks a processor's `__call__` which arguments it may hand over: those of the former one.
         object.__setattr__(self, "__call__", former.__call__)
         self.to(attention.to_q.weight.device, attention.to_q.weight.dtype)
