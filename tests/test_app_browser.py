@@ -28,7 +28,7 @@ from fye_pipeline.world import World
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
-PATIENCE = 60_000  # milliseconds, as the browser counts
+PATIENCE = 180_000  # milliseconds, as the browser counts
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -272,6 +272,24 @@ def test_a_job_is_cancelled(person: Person) -> None:
     person.says("#status", "Cancelled.")
     person.page.wait_for_function("!document.querySelector('#animate').disabled")
     assert person.page.locator("#video video").count() == 0
+
+
+def test_five_points_are_clicked_where_no_face_is_found(person: Person, faces: Path) -> None:
+    person.agree()
+    person.upload("#portrait", faces / "wall.png")
+    person.page.locator("#points button").first.click()
+    for number, (x, y) in enumerate(((0.4, 0.4), (0.6, 0.4), (0.5, 0.5), (0.43, 0.6), (0.57, 0.6)), 1):
+        person.says("#points-told", f"{number} of 5")
+        picture = person.page.locator("#points-picture img")
+        while (box := picture.bounding_box()) is None:  # it is being replaced by the one with the last dot
+            person.page.wait_for_timeout(100)
+        picture.click(position={"x": x * box["width"], "y": y * box["height"]})
+    person.says("#points-told", "All five are placed")
+    person.says("#command", "--points points.json")
+    person.picture("points")
+    person.quick()
+    person.animate()
+    person.says("#status", "2 frames of 256 x 256")
 
 
 @pytest.mark.parametrize(("name", "sentence"), [("wall.png", "No face was found in"), ("broken.png", "broken.png")])

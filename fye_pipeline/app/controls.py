@@ -144,15 +144,17 @@ CONTROLS = (
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a run; None is what ships."""
+    """The files of a run; None is what ships. points: five points placed in the portrait, None to seek its face."""
 
     reference: Path | None
     driving: Path | None
+    points: Path | None = None
 
     def names(self) -> Files:
         """The same without their folders, which are the server's."""
-        reference, driving = (None if path is None else Path(path.name) for path in (self.reference, self.driving))
-        return Files(reference, driving)
+        return Files(
+            *(None if path is None else Path(path.name) for path in (self.reference, self.driving, self.points))
+        )
 
 
 def settings_of(
@@ -170,7 +172,7 @@ def settings_of(
         row |= control.settings(value)
     row |= {
         name: str(path)
-        for name, path in (("reference", files.reference), ("driving", files.driving))
+        for name, path in (("reference", files.reference), ("driving", files.driving), ("points", files.points))
         if path is not None
     }
     return row_settings(base, row, "The settings", check_cache_options)
@@ -181,7 +183,11 @@ def command_line(
 ) -> str:
     """The `fye animate` command that makes the same video from files of these names, quoted for this system's shell."""
     words = ["fye", "animate"]
-    for flag, path in (("--reference", files.reference), ("--driving", files.driving)):
+    for flag, path in (
+        ("--reference", files.reference),
+        ("--driving", files.driving),
+        ("--points", files.points),
+    ):
         words += [] if path is None else [flag, str(path)]
     words += [] if model is None else ["--model", model]
     for control, value in zip(controls, values, strict=True):

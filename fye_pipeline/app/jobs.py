@@ -273,7 +273,7 @@ class _Job:
 
 def without_folders(text: str, place: Path) -> str:
     """A text about a job's files, without the folders in which they lie: those are the server's affair."""
-    return re.sub(rf"{re.escape(str(place))}[/\\](?:(?:portrait|driver)[/\\])?", "", text)
+    return re.sub(rf"{re.escape(str(place))}[/\\](?:(?:portrait|driver|points)[/\\])?", "", text)
 
 
 def _check(stop: threading.Event) -> None:
@@ -292,4 +292,4 @@ def _copied(files: Files, place: Path) -> Files:
         shutil.copyfile(path, target)
         return target
 
-    return Files(copy(files.reference, "portrait"), copy(files.driving, "driver"))
+    return Files(copy(files.reference, "portrait"), copy(files.driving, "driver"), copy(files.points, "points"))

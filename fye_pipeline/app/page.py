@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fye_pipeline.app import words
+from fye_pipeline.app import points, words
 from fye_pipeline.app.controls import CONTROLS, Control, Files, command_line, settings_of
 from fye_pipeline.app.jobs import KEPT_SECONDS, Cancelled, Finished, JobQueue
 from fye_pipeline.errors import UserError
@@ -84,8 +84,10 @@ def _portrait_tab(gradio: Any, options: PageOptions, accepted: Any) -> None:
     """One portrait and one driver: what goes in on the left, what comes out on the right."""
     first = str(options.examples[0]) if options.examples else None
 
-    def show_command(reference: str | None, choice: str, driving: str | None, *values: Any) -> str:
-        files = _files(reference, choice, driving)
+    def show_command(
+        reference: str | None, choice: str, driving: str | None, clicks: points.Clicks, *values: Any
+    ) -> str:
+        files = _files(reference, choice, driving, clicks)
         return command_line(files.names(), values, options.model)
 
     with gradio.Row(elem_id="columns", equal_height=False):
@@ -93,6 +95,7 @@ def _portrait_tab(gradio: Any, options: PageOptions, accepted: Any) -> None:
             if options.model is None:
                 gradio.Markdown(words.SMALL_MODEL, elem_id="model-note")
             portrait = _portrait_input(gradio, options.examples)
+            clicks, told = _points_input(gradio, portrait, options.queue.folder.uploads)
             source, driver = _driver_input(gradio)
             controls = _control_inputs(gradio, CONTROLS)
         with gradio.Column(min_width=320, elem_id="outcome"):
@@ -112,7 +115,7 @@ def _portrait_tab(gradio: Any, options: PageOptions, accepted: Any) -> None:
             )
             with gradio.Accordion("The same on the command line", open=True, elem_id="same"):
                 command = gradio.Code(
-                    show_command(first, DEMO, None, *(control.default for control in CONTROLS)),
+                    show_command(first, DEMO, None, points.Clicks(), *(control.default for control in CONTROLS)),
                     language="shell",
                     interactive=False,
                     show_label=False,
@@ -127,7 +130,7 @@ def _portrait_tab(gradio: Any, options: PageOptions, accepted: Any) -> None:
                     "", language=None, interactive=False, show_label=False, show_line_numbers=False, buttons=["copy"]
                 )
     ticket = gradio.State(None, time_to_live=KEPT_SECONDS)
-    inputs = [portrait, source, driver, *controls]
+    inputs = [portrait, source, driver, clicks, *controls]
     outputs = [status, start, cancel, video, compared, report]
 
     def show_driver(choice: str) -> Any:
@@ -136,11 +139,11 @@ def _portrait_tab(gradio: Any, options: PageOptions, accepted: Any) -> None:
     def take_ticket() -> str:
         return options.queue.ticket()
 
-    def animate(name: str, agreed: bool, reference: str | None, choice: str, driving: str | None, *values: Any) -> Any:
+    def animate(name: str, agreed: bool, *given: Any) -> Any:
         """Drive the page through one job; it yields what changes."""
         yield {start: gradio.Button(interactive=False), cancel: gradio.Button(interactive=True)}
         try:
-            for event in _job(options, name, agreed, reference, choice, driving, values):
+            for event in _job(options, name, agreed, *given):
                 if not isinstance(event, Finished):
                     yield {status: words.progress(event)}
                     continue
@@ -161,7 +164,7 @@ def _portrait_tab(gradio: Any, options: PageOptions, accepted: Any) -> None:
         yield {start: gradio.Button(interactive=True), cancel: gradio.Button(interactive=False)}
 
     source.change(show_driver, source, driver, queue=False, **_OWN)
-    for each in inputs:
+    for each in (portrait, source, driver, told, *controls):  # what is told changes with every click
         each.change(show_command, inputs, command, queue=False, trigger_mode="always_last", **_OWN)
     asked = start.click(take_ticket, None, ticket, queue=False, **_OWN)
     asked.then(animate, [ticket, accepted, *inputs], outputs, concurrency_limit=None, **_OWN)
@@ -178,14 +181,16 @@ def _job(
     reference: str | None,
     choice: str,
     driving: str | None,
-    values: Sequence[Any],
+    clicks: points.Clicks,
+    *values: Any,
 ) -> Iterator[Any]:
     """The events of a job on the page's values. Raises `UserError` where something is not chosen yet."""
-    files = _files(reference, choice, driving)
+    files = _files(reference, choice, driving, clicks)
     for lacks, text in (
         (not agreed, words.NOT_ACCEPTED),
         (files.reference is None, words.NO_PORTRAIT),
         (choice == OWN and files.driving is None, words.NO_DRIVER),
+        (bool(clicks.placed) and clicks.file is None, words.POINTS_MISSING),
     ):
         if lacks:
             raise UserError(text)
@@ -193,10 +198,11 @@ def _job(
     yield from options.queue.run(ticket, files, lambda copies: settings_of(copies, values, base))
 
 
-def _files(reference: str | None, choice: str, driving: str | None) -> Files:
+def _files(reference: str | None, choice: str, driving: str | None, clicks: points.Clicks) -> Files:
     return Files(
         None if reference is None else Path(reference),
         Path(driving) if choice == OWN and driving is not None else None,
+        clicks.file,
     )
 
 
@@ -217,6 +223,42 @@ def _portrait_input(gradio: Any, examples: Sequence[Path]) -> Any:
     if examples:
         gradio.Examples([[str(path)] for path in examples], [portrait], label="Examples", api_name=False)
     return portrait
+
+
+def _points_input(gradio: Any, portrait: Any, folder: Path) -> tuple[Any, Any]:
+    """Where five points are clicked, folded away at first. -> the state that holds them, and what is told.
+
+    folder: of the uploads, which are deleted after an hour.
+    """
+    clicks = gradio.State(points.Clicks(), time_to_live=KEPT_SECONDS)
+    new_file = points.new_file_in(folder)
+    with gradio.Accordion("No face is found? Click five points", open=False, elem_id="points") as place:
+        gradio.Markdown(words.POINTS)
+        told = gradio.Markdown("", elem_id="points-told")
+        picture = gradio.Image(
+            None, show_label=False, interactive=False, format="png", buttons=[], elem_id="points-picture"
+        )
+        with gradio.Row():
+            back = gradio.Button("Take the last one back", size="sm", elem_id="points-back")
+            clear = gradio.Button("Begin anew", size="sm", elem_id="points-clear")
+            keep = gradio.DownloadButton("Keep them", size="sm", interactive=False, elem_id="points-keep")
+
+    def show(now: points.Clicks) -> Any:
+        file = None if now.file is None else str(now.file)
+        return now, now.sentence, now.shown, gradio.DownloadButton(value=file, interactive=file is not None)
+
+    def put(now: points.Clicks, event: Any) -> Any:
+        return show(points.click(now, event.index, new_file))
+
+    put.__annotations__["event"] = gradio.SelectData  # by which Gradio knows to hand over where it was
+    shown = [clicks, told, picture, keep]
+    picture.select(put, clicks, shown, queue=False, **_OWN)
+    back.click(lambda now: show(points.take_back(now)), clicks, shown, queue=False, **_OWN)
+    for event in (place.expand, clear.click):
+        event(lambda path: show(points.begin(path)), portrait, shown, queue=False, **_OWN)
+    portrait.change(lambda: show(points.Clicks()), None, shown, queue=False, **_OWN)
+    portrait.change(lambda: gradio.Accordion(open=False), None, place, queue=False, **_OWN)
+    return clicks, told
 
 
 def _driver_input(gradio: Any) -> tuple[Any, Any]:
