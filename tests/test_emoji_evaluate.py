@@ -25,7 +25,6 @@ from fye_pipeline.emoji.layers import Choice, GroupEnergy, choose_layers, ranked
 from fye_pipeline.emoji.model import EmojiSettings
 from fye_pipeline.emoji.pairs import compare_expressions
 from fye_pipeline.emoji.people import BACKGROUNDS, Meta, People, caption, render_people, render_twins, sample_look
-from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.world import World
 
@@ -93,24 +92,16 @@ def test_rows_are_compared_pair_by_pair() -> None:
     assert told["refined - base"]["exp"] == [-1.0, -1.0, -1.0]
 
 
-def test_a_missing_row_is_told_and_the_models_own_is_in_its_folder(tmp_path: Path) -> None:
+def test_a_row_is_the_models_own_or_the_tables_or_not_there(tmp_path: Path) -> None:
     EmojiSettings(stage="aligned").write(tmp_path)
     (tmp_path / "table").mkdir()
     for row in ("base", "refined", "refined_no_swap", "refined_no_filter"):
         (tmp_path / "table" / f"{row}.safetensors").touch()
     (tmp_path / "expression.safetensors").touch()
-    with pytest.raises(UserError, match=r"oracle\.safetensors is missing"):
-        row_files(tmp_path, tmp_path / "table")
-    (tmp_path / "table" / "oracle.safetensors").touch()
     files = row_files(tmp_path, tmp_path / "table")
-    assert list(files) == list(ROWS)
+    assert list(files) == [row for row in ROWS if row != "oracle"]
     assert files["aligned"] == files["no_expression"] == tmp_path / "expression.safetensors"
-
-
-def test_a_missing_table_is_told(tmp_path: Path) -> None:
-    EmojiSettings().write(tmp_path)
-    with pytest.raises(UserError, match="is missing; the table's adapters lie in"):
-        row_files(tmp_path, tmp_path)
+    assert files["base"] == tmp_path / "table" / "base.safetensors"
 
 
 def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
@@ -124,6 +115,9 @@ def test_the_table_names_every_row() -> None:
     row = dict.fromkeys(("exp", "lms", "id", "leak", "style_leak"), 0.25)
     text = describe({"rows": dict.fromkeys(ROWS, row), "floors": row})
     assert [line.split()[0] for line in text.splitlines()[1:]] == [*ROWS, "floor"]
+    none = dict.fromkeys(row) | {"error": "oracle.safetensors is not in emoji"}
+    text = describe({"rows": {"base": row, "oracle": none}, "floors": row})
+    assert text.splitlines()[2].split(maxsplit=1) == ["oracle", "oracle.safetensors is not in emoji"]
 
 
 def test_a_caption_says_what_the_picture_shows() -> None:

@@ -116,7 +116,7 @@ def train(
 @app.command()
 def iterate(
     work: Work = Path("runs/emoji"),
-    count: Annotated[int, typer.Option(min=1, help="How many pairs are made.")] = 3000,
+    count: Annotated[int, typer.Option(min=1, help="How many pairs are made.")] = 2000,
     swap: Annotated[str, typer.Option(help="none, recolour, mesh or module:function.")] = "recolour",
     absolute: Annotated[bool, typer.Option("--absolute", help="The paper's limits, not the best 83 %.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of people and noise.")] = 0,

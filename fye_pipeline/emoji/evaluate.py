@@ -25,7 +25,6 @@ from fye_pipeline.emoji.pairs import compare_expressions
 from fye_pipeline.emoji.people import People, Twins, render_twins
 from fye_pipeline.emoji.pipeline import EmojiPipeline
 from fye_pipeline.emoji.sampling import sample_batch
-from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.expression import blendshape_difference, ratio_difference
 from fye_pipeline.landmarks.topology import FACE_OVAL
@@ -228,16 +227,11 @@ def interval(values: NDArray[np.float64], seed: int = 0, draws: int = 1000) -> t
 
 
 def row_files(model: Path, table: Path) -> dict[str, Path]:
-    """Where the expression adapter of each row lies: the model's own for its stage, else the table's.
-
-    UserError where one is missing.
-    """
+    """Where the expression adapter of each row lies: the model's own for its stage, else the table's, if there."""
     own = EmojiSettings.read(model).stage
     files = {row: table / f"{row}.safetensors" for row in ROWS}
     files |= dict.fromkeys((own, "no_expression"), model / EXPRESSION)
-    if gone := [str(files[row]) for row in ROWS if not files[row].is_file()]:
-        raise UserError(f"{gone[0]} is missing; the table's adapters lie in {table}: name another by --table.")
-    return {row: files[row] for row in ROWS}
+    return {row: files[row] for row in ROWS if files[row].is_file()}
 
 
 def evaluate(
@@ -262,7 +256,7 @@ def evaluate(
     result: dict[str, Any] = {}
     shown = np.empty(0, np.uint8)
     each: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for row in ("no_expression", *(r for r in rows if r != "no_expression")):
+    for row in ("no_expression", *(r for r in rows if r in files and r != "no_expression")):
         adapter.load_branch(model.pipe.unet, 1, adapter.read_branch(files[row]), str(files[row]))
 
         def tell(done: int, total: int, row: str = row) -> None:
@@ -282,6 +276,10 @@ def evaluate(
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
             np.save(keep / f"{row}.npy", pictures)
+    for row in rows:
+        if row not in result:
+            gone = f"{row}.safetensors is not in {table.name}; train its stage (`fye emoji train`)"
+            result[row] = {**dict.fromkeys(FIGURES), "error": gone}
     cached = {}
     if plan.cache is not None:
         adapter.load_branch(model.pipe.unet, 1, adapter.read_branch(folder / EXPRESSION), EXPRESSION)
@@ -289,7 +287,7 @@ def evaluate(
     return {
         "conditions": conditions(folder, files, plan),
         "floors": evaluation.floors(),
-        "rows": result,
+        "rows": {row: result[row] for row in ("no_expression", *rows) if row in result},
         "compared": compare(each),
         **cached,
     }
@@ -350,7 +348,8 @@ def describe(result: Mapping[str, Any]) -> str:
     """The table in words and columns."""
     lines = [f"{'':18}{'Exp':>8}{'LMS':>8}{'ID':>8}{'leak':>8}{'style':>8}"]
     for name, row in {**result["rows"], "floor": result["floors"]}.items():
-        lines.append(f"{name:18}" + "".join(f"{row[figure]:8.4f}" for figure in FIGURES))
+        figures = [f"{row[figure]:8.4f}" for figure in FIGURES] if row["exp"] is not None else [f"  {row['error']}"]
+        lines.append(f"{name:18}" + "".join(figures))
     return "\n".join(lines)
 
 

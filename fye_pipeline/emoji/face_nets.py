@@ -176,4 +176,4 @@ def encoder_states(encoder: CLIPVisionModel, crops: Tensor) -> Tensor:
 
 def as_batch(pictures: NDArray[np.uint8]) -> Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255

@@ -59,7 +59,7 @@ class IterateConfig:
     swap: `none`, `recolour`, `mesh`, or `module:function` of (picture, landmarks, donor, donor's landmarks) -> picture.
     """
 
-    count: int = 3000
+    count: int = 2000
     steps: int = 10
     guidance: float = 3.0
     batch: int = 16

@@ -50,7 +50,7 @@ class StageConfig:
 
 # Of the tiny model, and what the paper says of published bases.
 TINY = {
-    "identity": StageConfig(3600, 1.5e-3, betas=(0.9, 0.99), drop_images=0.1, drop_expression=0.3),
+    "identity": StageConfig(7600, 1.5e-3, betas=(0.9, 0.99), drop_images=0.1, drop_expression=0.3),
     "base": StageConfig(500, 1e-3),
     "refined": StageConfig(500, 1e-3),
     "oracle": StageConfig(500, 1e-3),

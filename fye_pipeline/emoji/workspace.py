@@ -9,6 +9,7 @@ stages/<stage>/                             checkpoints and logs
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ from fye_pipeline.emoji.training import TINY, Batches, Examples, Pairs, StageCon
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.storage.files import digest_of_file
+from fye_pipeline.training.checkpointing import LAST
 from fye_pipeline.world import World
 
 Stage = Literal["networks", "identity", "base", "refined", "refined_no_swap", "refined_no_filter", "oracle", "align"]
@@ -156,12 +158,11 @@ class Workspace:
         with _seeded(0):
             expression = adapter.expression_projection(CROSS, STATES, WIDTH)
             adapter.attach(pipe.unet, [adapter.identity_projection(CROSS, IDENTITY_DIMENSION), expression])
-        tokens = NetworkConfig(max(round(1000 * self.share), 2), batch=32)
-        train_projection(
-            people, encoder, expression, tokens, lambda n, loss: self.report(f"tokens {n}  loss {loss:.4f}")
-        )
         config = self.config("identity")
         folder = self.folder / "stages" / "identity"
+        if not (folder / LAST).exists():
+            steps = NetworkConfig(max(round(1000 * self.share), 2), batch=32)
+            train_projection(people, encoder, expression, steps, lambda n, loss: self.report(f"tokens {n}  {loss:.4f}"))
         batches = Batches(self.examples(pipe), own_pairs(people), encoder, config)
         train_stage("identity", pipe, batches, folder, config, report=self.report)
         adapter.write_branch(self.adapters / IMAGE_PROMPT, pipe.unet, 1)
@@ -250,6 +251,10 @@ class Workspace:
         """The finished model, and what only the table needs, into folders of their own."""
         self.use(stage)
         shutil.copytree(self.model, output, dirs_exist_ok=True)
+        for path in output.rglob("config.json"):  # where a part once lay is nobody's business
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if told.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         if table is not None:
             table.mkdir(parents=True, exist_ok=True)
             for path in self.adapters.glob("*.safetensors"):
