@@ -102,6 +102,8 @@ def test_a_row_is_the_models_own_or_the_tables_or_not_there(tmp_path: Path) -> N
     assert list(files) == [row for row in ROWS if row != "oracle"]
     assert files["aligned"] == files["no_expression"] == tmp_path / "expression.safetensors"
     assert files["base"] == tmp_path / "table" / "base.safetensors"
+    EmojiSettings(stage="image_prompt").write(tmp_path)
+    assert row_files(tmp_path, tmp_path / "table")["base"] == tmp_path / "expression.safetensors"
 
 
 def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:

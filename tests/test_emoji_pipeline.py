@@ -84,6 +84,8 @@ def test_words_that_are_not_known_are_told_and_left_out(pipe: EmojiPipeline, cap
     assert not caplog.messages
     assert np.array_equal(made(pipe, prompt="a cyberpunk photo of a man, trending"), known)
     assert caplog.messages == ["words that this small model does not know are left out: cyberpunk, trending."]
+    made(pipe, prompt="a cyberpunk man", expression=[WINK[0], SMILE[0]], num_inference_steps=1)
+    assert len(caplog.messages) == 2, "it is said for each expression"
 
 
 def test_prepared_embeds_serve_an_untouched_pipeline(pipe: EmojiPipeline, folder: Path) -> None:

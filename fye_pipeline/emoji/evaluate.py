@@ -227,8 +227,12 @@ def interval(values: NDArray[np.float64], seed: int = 0, draws: int = 1000) -> t
 
 
 def row_files(model: Path, table: Path) -> dict[str, Path]:
-    """Where the expression adapter of each row lies: the model's own for its stage, else the table's, if there."""
-    own = EmojiSettings.read(model).stage
+    """Where the expression adapter of each row lies: the model's own for its stage, else the table's, if there.
+
+    A branch that was trained beside the base only has seen what `base` sees, pairs of one person: it is that row.
+    """
+    stage = EmojiSettings.read(model).stage
+    own = "base" if stage == "image_prompt" else stage
     files = {row: table / f"{row}.safetensors" for row in ROWS}
     files |= dict.fromkeys((own, "no_expression"), model / EXPRESSION)
     return {row: files[row] for row in ROWS if files[row].is_file()}
@@ -265,7 +269,7 @@ def evaluate(
         pictures = evaluation.pictures(0.0 if row == "no_expression" else 1.0, tell)
         if row == "no_expression":
             evaluation.plain = pictures
-        if row == model.settings.stage:
+        if files[row] == folder / EXPRESSION and row != "no_expression":
             shown = pictures
         each[row] = evaluation.measure(pictures)
         result[row] = {name: float(values.mean()) for name, values in each[row].items()}

@@ -129,10 +129,11 @@ class EmojiPipeline:
             settings.expression_scale if expression_scale is None else expression_scale,
         )
         images: list[Any] = []
+        known = {text: self._known_words(text) for text in dict.fromkeys(prompts)}
         for text, each in zip(prompts, states, strict=True):  # a pipeline takes one set of embeddings a call
             noise = None if seed is None else [_generator(seed + k) for k in range(num_images_per_prompt)]
             made = self.pipe(
-                self._known_words(text),
+                known[text],
                 ip_adapter_image_embeds=self.model.embeds(own, each, guided=guidance > 1),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance,
