@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emoji_parts import small_model
+from emoji_parts import save_model, small_model
+from safetensors.torch import load_file
 
 from fye_pipeline.emoji import expression_adapter as adapter
 from fye_pipeline.emoji import training
@@ -153,6 +154,24 @@ def test_a_stage_before_its_time_says_which_comes_first(tmp_path: Path) -> None:
     for stage, first in (("identity", "networks"), ("base", "identity"), ("align", "identity")):
         with pytest.raises(UserError, match=f"run `fye emoji train --stage {first}` first"):
             workspace.train(stage)  # pyright: ignore[reportArgumentType]
+
+
+def test_training_goes_on_from_a_finished_model(model: EmojiModel, tmp_path: Path) -> None:
+    """The networks are taken over, the weights are where they were, and a run that has begun is left alone."""
+    finished = save_model(copy.deepcopy(model), tmp_path / "finished")
+    workspace = Workspace(tmp_path / "run", share=0.0005, report=lambda message: None)
+    workspace.begin_from(finished)
+    workspace.train("identity")
+    before, after = (
+        load_file(folder / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+        for folder in (finished, tmp_path / "run" / "model")
+    )
+    moved = max(float((after[name].float() - before[name].float()).abs().max()) for name in before)
+    assert 0 < moved < 0.02, "a run of two steps began elsewhere"
+    with pytest.raises(UserError, match="holds a run already"):
+        workspace.begin_from(finished)
+    with pytest.raises(UserError, match="holds no EmojiDiff model"):
+        Workspace(tmp_path / "other").begin_from(tmp_path)
 
 
 @pytest.mark.slow

@@ -97,6 +97,7 @@ def generate(
 def train(
     stage: Annotated[str, typer.Option(help="networks, identity, base, refined, refined_no_swap, ..., oracle, align.")],
     work: Work = Path("runs/emoji"),
+    init: Annotated[Path | None, typer.Option(help="A model's folder, or `shipped`, to go on from (identity).")] = None,
     share: Annotated[float, typer.Option(min=0.001, max=1.0, help="Of people and steps, for a trial.")] = 1.0,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -105,11 +106,15 @@ def train(
     reporter = Reporter(quiet=quiet)
     if not debug:
         hush_libraries()
+    from fye_pipeline.emoji.pipeline import SHIPPED
     from fye_pipeline.emoji.workspace import STAGES, Workspace
 
     if stage not in STAGES:
         raise UserError(f"--stage must be one of {', '.join(STAGES)}, got {stage!r}.")
-    Workspace(work, share=share, report=logger.info).train(stage)
+    workspace = Workspace(work, share=share, report=logger.info)
+    if init is not None:
+        workspace.begin_from(SHIPPED if str(init) == "shipped" else init)
+    workspace.train(stage)
     reporter.result(f"{work}: {stage} has ended", {"work": str(work), "stage": stage})
 
 

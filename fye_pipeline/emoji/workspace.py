@@ -151,22 +151,34 @@ class Workspace:
 
         A frozen base that has never been trained beside an image prompt can hardly be steered by one.
         """
-        vae = AutoencoderKL.from_pretrained(SHIPPED_MODEL / "vae", torch_dtype=torch.float32).eval()
-        pipe = build_base(vae)
         encoder = load_encoder(self._made(self.model / ENCODER, "networks"))
         people = self.people("train")
-        with _seeded(0):
-            expression = adapter.expression_projection(CROSS, STATES, WIDTH)
-            adapter.attach(pipe.unet, [adapter.identity_projection(CROSS, IDENTITY_DIMENSION), expression])
         config = self.config("identity")
         folder = self.folder / "stages" / "identity"
-        if not (folder / LAST).exists():
-            steps = NetworkConfig(max(round(1000 * self.share), 2), batch=32)
-            train_projection(people, encoder, expression, steps, lambda n, loss: self.report(f"tokens {n}  {loss:.4f}"))
+        if (self.model / EXPRESSION).is_file() and (self.model / BASE).is_dir():
+            pipe = load_base(self.model / BASE, torch.float32)
+            hang(pipe.unet, *(adapter.read_branch(self.model / name) for name in (IDENTITY, EXPRESSION)))
+        else:
+            pipe = build_base(AutoencoderKL.from_pretrained(SHIPPED_MODEL / "vae", torch_dtype=torch.float32).eval())
+            with _seeded(0):
+                expression = adapter.expression_projection(CROSS, STATES, WIDTH)
+                adapter.attach(pipe.unet, [adapter.identity_projection(CROSS, IDENTITY_DIMENSION), expression])
+            if not (folder / LAST).exists():
+                steps = NetworkConfig(max(round(1000 * self.share), 2), batch=32)
+                report = self.report
+                train_projection(people, encoder, expression, steps, lambda n, loss: report(f"tokens {n}  {loss:.4f}"))
         batches = Batches(self.examples(pipe), own_pairs(people), encoder, config)
         train_stage("identity", pipe, batches, folder, config, report=self.report)
+        self.adapters.mkdir(parents=True, exist_ok=True)
         adapter.write_branch(self.adapters / IMAGE_PROMPT, pipe.unet, 1)
         self.write_base(pipe)
+
+    def begin_from(self, folder: Path) -> None:
+        """Let `identity` go on from a finished model, its networks too. UserError where this run has begun."""
+        EmojiSettings.read(folder)
+        if self.model.exists():
+            raise UserError(f"{self.folder} holds a run already; --init begins a new one: choose another folder.")
+        shutil.copytree(folder, self.model)
 
     def write_base(self, pipe: Any) -> None:
         """The identity branch and, without it, the base into the model's folder, in float16."""
