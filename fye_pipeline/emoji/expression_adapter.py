@@ -34,15 +34,26 @@ SDXL_LAYERS = ("up_blocks.0.attentions.1",)  # the paper's expression layers on 
 
 # What a saved name is called in memory, branch by branch: of the FaceID projection, of the resampler.
 _FACE_ID = (("proj.0.", "ff.net.0.proj."), ("proj.2.", "ff.net.2."))
-_RESAMPLER = (
-    (r"^layers\.(\d+)\.0\.norm1\.", r"layers.\1.ln0."),
-    (r"^layers\.(\d+)\.0\.norm2\.", r"layers.\1.ln1."),
-    (r"^layers\.(\d+)\.0\.to_out\.", r"layers.\1.attn.to_out.0."),
-    (r"^layers\.(\d+)\.0\.to_", r"layers.\1.attn.to_"),
-    (r"^layers\.(\d+)\.1\.0\.", r"layers.\1.ff.0."),
-    (r"^layers\.(\d+)\.1\.1\.", r"layers.\1.ff.1.net.0.proj."),
-    (r"^layers\.(\d+)\.1\.3\.", r"layers.\1.ff.1.net.2."),
+# Of a resampler's layer; of two that begin alike the longer stands first.
+_LAYER = (
+    ("0.norm1.", "ln0."),
+    ("0.norm2.", "ln1."),
+    ("0.to_out.", "attn.to_out.0."),
+    ("0.to_", "attn.to_"),
+    ("1.0.", "ff.0."),
+    ("1.1.", "ff.1.net.0.proj."),
+    ("1.3.", "ff.1.net.2."),
 )
+_TO_FILE = tuple((inner, saved) for saved, inner in _LAYER)
+
+
+def _layer_name(name: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """A tensor's name with the part behind `layers.N.` renamed by the first pair that it begins with."""
+    if not (layer := re.match(r"layers\.\d+\.", name)):
+        return name
+    rest = name[layer.end() :]
+    old, new = next((pair for pair in pairs if rest.startswith(pair[0])), ("", ""))
+    return layer.group() + new + rest[len(old) :]
 
 
 def identity_projection(cross: int, identity: int = 512) -> IPAdapterFaceIDImageProjection:
@@ -159,28 +170,13 @@ def _saved_names(projection: nn.Module) -> dict[str, Tensor]:
         for saved, inner in _FACE_ID:
             state = {name.replace(inner, saved): value for name, value in state.items()}
     elif isinstance(projection, IPAdapterPlusImageProjection):
-        state = {_to_file(name): value for name, value in state.items()}
+        state = {_layer_name(name, _TO_FILE): value for name, value in state.items()}
         for layer in range(DEPTH):
             keys, values = (state.pop(f"layers.{layer}.0.to_{kind}.weight") for kind in "kv")
             state[f"layers.{layer}.0.to_kv.weight"] = torch.cat([keys, values])
     else:
         state = {name.replace("image_embeds.", "proj."): value for name, value in state.items()}
     return state
-
-
-def _to_file(name: str) -> str:
-    pairs = (
-        (r"\.ln0\.", ".0.norm1."),
-        (r"\.ln1\.", ".0.norm2."),
-        (r"\.attn\.to_out\.0\.", ".0.to_out."),
-        (r"\.attn\.to_", ".0.to_"),
-        (r"\.ff\.0\.", ".1.0."),
-        (r"\.ff\.1\.net\.0\.proj\.", ".1.1."),
-        (r"\.ff\.1\.net\.2\.", ".1.3."),
-    )
-    for inner, saved in pairs:
-        name = re.sub(inner, saved, name)
-    return name
 
 
 def _inner_names(projection: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,9 +189,7 @@ def _inner_names(projection: nn.Module, state: Mapping[str, Tensor]) -> dict[str
         return {name.replace("proj.", "image_embeds.", 1): value for name, value in state.items()}
     renamed = {}
     for name, value in state.items():
-        inner = name
-        for pattern, replacement in _RESAMPLER:
-            inner = re.sub(pattern, replacement, inner)
+        inner = _layer_name(name, _LAYER)
         if inner.endswith("to_kv.weight"):
             for kind, half in zip("kv", value.chunk(2), strict=True):
                 renamed[inner.replace("to_kv", f"to_{kind}")] = half

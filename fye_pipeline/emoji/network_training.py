@@ -32,10 +32,10 @@ class NetworkConfig:
     seed: int = 0
 
 
-def rate(step: int, config: NetworkConfig) -> float:
-    """A rise over the first fifty steps, then a half cosine to a fiftieth."""
-    fall = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return config.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * fall)
+def learning_rate(step: int, steps: int, lr: float) -> float:
+    """A rise over the first fifty steps, then a half cosine to a fiftieth of `lr`."""
+    fall = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * fall)
 
 
 Loss = Callable[[np.random.Generator], Tensor]
@@ -47,7 +47,7 @@ def _optimise(modules: list[nn.Module], loss_of: Loss, config: NetworkConfig, re
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=1e-2)
     for step in range(config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, config)
+            group["lr"] = learning_rate(step, config.steps, config.lr)
         loss = loss_of(np.random.default_rng([71, config.seed, step]))
         optimizer.zero_grad()
         loss.backward()

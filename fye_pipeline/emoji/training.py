@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from transformers import CLIPVisionModel
 from fye_pipeline.emoji import expression_adapter as adapter
 from fye_pipeline.emoji.face_nets import IdentityNet, as_batch, encoder_states
 from fye_pipeline.emoji.model import grey_states
-from fye_pipeline.emoji.network_training import embed
+from fye_pipeline.emoji.network_training import embed, learning_rate
 from fye_pipeline.emoji.people import People
 from fye_pipeline.landmarks.drawing import expression_mask, facial_mask, reduce_mask
 from fye_pipeline.training.checkpointing import Average, Progress, load_checkpoint, save_checkpoint
@@ -48,20 +47,13 @@ class StageConfig:
     checkpoint_every: int = 250
 
 
-# Of the tiny model, and what the paper says of published bases.
+# Of the tiny model.
 TINY = {
     "identity": StageConfig(7600, 1.5e-3, betas=(0.9, 0.99), drop_images=0.1, drop_expression=0.3),
     "base": StageConfig(500, 1e-3),
     "refined": StageConfig(500, 1e-3),
     "oracle": StageConfig(500, 1e-3),
     "align": StageConfig(150, 2e-4),
-}
-PAPER = {
-    "identity": StageConfig(20000, 1e-4),
-    "base": StageConfig(20000, 2e-5),
-    "refined": StageConfig(40000, 2e-5),
-    "oracle": StageConfig(40000, 2e-5),
-    "align": StageConfig(6000, 5e-6),
 }
 
 
@@ -219,12 +211,6 @@ def choose_trained(model: Trained, stage: str) -> list[nn.Parameter]:
     return chosen
 
 
-def learning_rate(step: int, config: StageConfig) -> float:
-    """A rise over the first steps, then a half cosine to a fiftieth."""
-    fall = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return config.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * fall)
-
-
 Loss = Callable[[Trained, Batch, Tensor, Tensor], Tensor]
 
 
@@ -259,7 +245,7 @@ def train_stage(
         begun = time.monotonic()
         batch = batches[progress.step]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress.step, config)
+            group["lr"] = learning_rate(progress.step, config.steps, config.lr)
         noisy = scheduler.add_noise(batch.clean, batch.noise, batch.timesteps)
         prediction = prepared(noisy, batch.timesteps, batch.tokens, batch.embeds)
         loss = (batch.weight * (prediction - target_of(scheduler, batch)).square()).mean()
