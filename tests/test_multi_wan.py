@@ -7,63 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from wan_parts import DIMS, drawn, pipeline, trained, transformer
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.multi_portrait.expression import FACTORS
-from fye_pipeline.multi_portrait.expression_encoder import ExpressionEncoder
 from fye_pipeline.multi_portrait.wan import WanExpression, latent_masks, token_windows
 
 FRAMES, HEIGHT, WIDTH = 9, 8, 16  # of the video and of its latents; 3 latent frames
-DIMS = {"head": 6, "eye": 6, "emotion": 8, "lip": 12}
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def transformer(seed: int = 0, layers: int = 2) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return WanTransformer3DModel(
-            num_attention_heads=4,
-            attention_head_dim=12,
-            in_channels=36,
-            out_channels=16,
-            text_dim=16,
-            freq_dim=16,
-            ffn_dim=32,
-            num_layers=layers,
-            image_dim=16,
-            added_kv_proj_dim=48,
-        ).eval()
-
-
-def encoder(seed: int = 0) -> ExpressionEncoder:
-    widths: dict[str, Any] = {f"{name}_dim": dim for name, dim in DIMS.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ExpressionEncoder(
-            **widths,
-            width=16,
-            queries=(4, 2),
-            resampler_dim=8,
-            resampler_depth=2,
-            resampler_heads=2,
-            resampler_head_dim=4,
-        ).eval()
-
-
-def trained(host: Any) -> WanExpression:
-    """Branches that do something."""
-    made = WanExpression(host, encoder())
-    for number, processor in enumerate(made.adapter.processors.values()):
-        torch.nn.init.normal_(processor.to_v.weight, std=0.5, generator=torch.Generator().manual_seed(number))
-    return made
 
 
 def features(people: int = 2, seed: int = 0) -> dict[str, Tensor]:
@@ -165,7 +118,11 @@ def test_it_comes_back_from_its_folder(tmp_path: Path) -> None:
         wanted = call(host)
     made.save(tmp_path)
     other = transformer()
-    with WanExpression.load(tmp_path, other).given(features(), halves()):
+    read = WanExpression.load(tmp_path, other)
+    for own, theirs in ((made.adapter, read.adapter), (made.encoder, read.encoder)):
+        weights = theirs.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in own.state_dict().items())
+    with read.given(features(), halves()):
         torch.testing.assert_close(call(other), wanted, rtol=0, atol=1e-6)
     with pytest.raises(UserError, match="does not fit"):
         WanExpression.load(tmp_path, transformer(layers=3))
@@ -237,34 +194,6 @@ def test_what_does_not_fit_leaves_the_transformer_as_it_was(tmp_path: Path) -> N
     assert not any("processor" in name for name in host.state_dict())
 
 
-def pipeline(host: Any) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=16,
-        )
-        vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
-        image_encoder = CLIPVisionModel(config).eval()
-    pipe = WanImageToVideoPipeline(
-        tokenizer=None,  # pyright: ignore[reportArgumentType]
-        text_encoder=None,  # pyright: ignore[reportArgumentType]
-        vae=vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
-        image_processor=CLIPImageProcessorPil(  # pyright: ignore[reportArgumentType]
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-        ),
-        image_encoder=image_encoder,
-        transformer=host,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def video(pipe: Any, scale: float) -> Tensor:
     prompt = torch.zeros(1, 512, 16)
     return pipe(
@@ -302,20 +231,38 @@ def test_with_equal_prompts_the_pipelines_guidance_is_that_of_the_expression() -
             (uncond,) = host(**named)
             assert (cond - uncond).abs().max() > 1e-4
             (latents,) = scheduler.step(uncond + 4.5 * (cond - uncond), moment, latents, return_dict=False)
-    torch.testing.assert_close(moved, latents, rtol=0, atol=1e-5)
+    torch.testing.assert_close(moved, latents, rtol=0, atol=1e-6)
+
+
+def test_people_with_their_drivers_may_come_in_any_order_in_a_whole_video() -> None:
+    host = transformer()
+    pipe, made = pipeline(host), trained(host)
+    with made.given(features(), halves()):
+        first = video(pipe, 4.5)
+    with made.given({name: value.flip(1) for name, value in features().items()}, halves().flip(1)):
+        torch.testing.assert_close(video(pipe, 4.5), first, rtol=0, atol=1e-5)
 
 
 def test_it_runs_in_bfloat16() -> None:
+    """The features may come in other numbers."""
     host = transformer().to(torch.bfloat16)
-    made = trained(host)
+    pipe, made = pipeline(host), trained(host)
     torch.nn.Module.to(made.encoder, torch.bfloat16)
-    given = {name: value.to(torch.bfloat16) for name, value in features().items()}
-    with made.given(given, halves()), torch.no_grad():
-        named = {
-            "hidden_states": drawn(1, 36, 3, HEIGHT, WIDTH, seed=1),
-            "encoder_hidden_states": drawn(1, 512, 16, seed=2),
-        }
-        inputs = {name: value.to(torch.bfloat16) for name, value in named.items()}
-        image = drawn(1, 5, 16, seed=3).to(torch.bfloat16)
-        made_of = host(**inputs, timestep=torch.tensor([500]), encoder_hidden_states_image=image, return_dict=False)[0]
-    assert made_of.isfinite().all()
+    with made.given(features(), halves()):
+        moved = video(pipe, 4.5)
+    assert moved.isfinite().all()
+    assert not torch.equal(moved, video(pipe, 4.5))
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_it_runs_while_parts_of_the_transformer_wait_elsewhere(kind: str) -> None:
+    """Groups of layers come to the device as they are needed, the branches' weights with them."""
+    host = transformer()
+    pipe, made = pipeline(host), trained(host)
+    with made.given(features(), halves()):
+        wanted = video(pipe, 4.5)
+    cpu = torch.device("cpu")
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    host.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type=kind, **blocks)
+    with made.given(features(), halves()):
+        torch.testing.assert_close(video(pipe, 4.5), wanted, rtol=0, atol=1e-6)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -124,6 +126,7 @@ class AnimationSettings(BaseModel):
         UserError: a value that cannot be, in one sentence.
     """
 
+    made_by: ClassVar[str] = "fye_pipeline.animate.run"
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=False)
 
     reference: File = DEMO_PORTRAIT
@@ -208,6 +211,10 @@ class AnimationSettings(BaseModel):
             raise UserError("--points tells which face is meant: leave out --face.")
         return self
 
+    def runner(self) -> ModuleType:
+        """The module whose `animate` and `is_finished` are for settings of this kind."""
+        return import_module(self.made_by)
+
     @property
     def seeks_face(self) -> bool:
         """Whether a face is looked for in the portrait."""
@@ -277,6 +284,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: give JSON written by --save-config, or an mp4 made by fye animate.")
     return content
+
+
+def pipeline_class(folder: Any) -> str | None:
+    """The pipeline that a folder of diffusers says it holds; None where it says nothing."""
+    try:
+        index = json.loads((Path(folder).expanduser() / "model_index.json").read_text(encoding="utf-8"))
+        return str(index["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _json_or_none(text: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fye_pipeline import presets
-from fye_pipeline.animate.config import AnimationSettings, DType
+from fye_pipeline.animate.config import AnimationSettings, DType, pipeline_class
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector, Mode
 from fye_pipeline.landmarks.model_file import (
@@ -59,7 +60,7 @@ class AnimationSession:
         self.offload: Offload = offload
         check_offload(offload, self.device)
         self.detector = LazyDetector(face_landmarker, name=detector)
-        self._loaded: tuple[tuple[Any, ...], FollowYourEmojiPipeline] | None = None
+        self._loaded: tuple[tuple[Any, ...], Any] | None = None
 
     def __enter__(self) -> Self:
         self.detector.__enter__()
@@ -75,10 +76,16 @@ class AnimationSession:
         """The model of these settings, loaded once while its files stay. Raises `UserError` as `load_model`."""
         dtype = choose_dtype(settings.dtype, self.device)
         key = (settings.model, digest_of_folder(settings.model, but=(presets.FILE,)), dtype, settings.vae_tiling)
-        if self._loaded is None or self._loaded[0] != key or self._loaded[1].unet.dtype != dtype:
-            self._loaded = None  # two models need not be held at once
-            options: dict[str, Any] = {"offload": self.offload, "vae_tiling": settings.vae_tiling}
-            self._loaded = (key, load_model(settings.model, self.device, dtype, **options))
+        if self._loaded is not None and self._loaded[0] == key and self._loaded[1].unet.dtype != dtype:
+            self._loaded = None
+        options: dict[str, Any] = {"offload": self.offload, "vae_tiling": settings.vae_tiling}
+        return self.held(key, lambda: load_model(settings.model, self.device, dtype, **options))
+
+    def held(self, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
+        """A model of any kind, loaded once while `key` stays the same; two need not be held at once."""
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None
+            self._loaded = (key, load())
         return self._loaded[1]
 
 
@@ -235,12 +242,8 @@ def tile_vae(pipe: FollowYourEmojiPipeline, side: int | None = None) -> None:
 
 
 def _check_kind(folder: Path) -> None:
-    index = folder / "model_index.json"
-    try:
-        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # loading says what is wrong with it
-    if kind != "FollowYourEmojiPipeline":
+    kind = pipeline_class(folder)  # where it is unknown, loading says what is wrong
+    if kind not in (None, "FollowYourEmojiPipeline"):
         raise UserError(
             f"{folder} holds a {kind}, not a FollowYourEmojiPipeline: it has no landmark encoder and no appearance net."
         )

@@ -11,17 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fye_pipeline.animate import run as of_one
 from fye_pipeline.animate.config import SHIPPED, AnimationSettings
 from fye_pipeline.animate.session import AnimationSession, Offload
 from fye_pipeline.errors import UserError
-from fye_pipeline.multi_portrait import run as of_several
-from fye_pipeline.multi_portrait.settings import GroupSettings, driver_list
+from fye_pipeline.multi_portrait.settings import driver_list
 from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import existing_file
 from fye_pipeline.storage.run_log import Entry, Ledger
 
-_PATHS = ("reference", "driving", "output", "model", "reference_landmarks", "points")
+_PATHS = ("reference", "driving", "output", "model", "reference_landmarks", "points", "expression_adapter")
 
 Values = dict[str, Any]
 SettingsOf = Callable[[Mapping[str, Any], str], AnimationSettings]
@@ -212,7 +210,7 @@ def carry_out(
         assert task.output is not None
         output = Path(task.output)
         entry["settings"] = task.settings.to_dict()
-        runs: Any = of_several if isinstance(task.settings, GroupSettings) else of_one
+        runs: Any = task.settings.runner()
         if resume and not overwrite and runs.is_finished(output, task.settings):
             return entry | {"status": "kept"}
         result = runs.animate(

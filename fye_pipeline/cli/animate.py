@@ -42,6 +42,7 @@ _SAME = (
     *("crop_shift", "face", "min_face", "reference_frame", "background", "max_pixels", "regions", "intensity", "pose"),
     *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
     *("chunk", "alpha", "vae_tiling", "dilation", "detail", "points", "assign", "until", "audio_from"),
+    "expression_adapter",
 )
 
 
@@ -179,6 +180,10 @@ def animate(
         Until, typer.Option(help="Several drivers: end with the shortest, or hold the last frames of the others.")
     ] = Until.SHORTEST,
     audio_from: Annotated[int, typer.Option(help="Several drivers: the one whose sound is taken, from 0.")] = 0,
+    expression_adapter: Annotated[
+        Path | None,
+        typer.Option(help="A Wan model: the published expression adapter. Default: the one that lies in its folder."),
+    ] = None,
     reference_frame: Annotated[
         int | None, typer.Option(help="Frame of a portrait that is a video. Default: the calmest.")
     ] = None,
@@ -264,11 +269,9 @@ def animate(
     """Animate a portrait with a driving face video; without arguments, the demo that ships."""
     reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
     logger.debug("loading torch and diffusers")
-    from fye_pipeline.animate import run as of_one
-    from fye_pipeline.animate.config import AnimationSettings, row_settings
+    from fye_pipeline.animate.config import row_settings
     from fye_pipeline.animate.session import check_detector
-    from fye_pipeline.multi_portrait import run as of_several
-    from fye_pipeline.multi_portrait.settings import OF_GROUPS, GroupSettings, without_group
+    from fye_pipeline.multi_portrait.settings import without_group
     from fye_pipeline.pipeline import check_cache_options
 
     if not debug:
@@ -278,9 +281,7 @@ def animate(
 
     def settings_of(row: Mapping[str, Any], name: str) -> AnimationSettings:
         common = without_group(base) if "driving" in row else base
-        several = not set(OF_GROUPS).isdisjoint({*common, *row})
-        kind = GroupSettings if several else AnimationSettings
-        settings = row_settings(common, row, name, check_cache_options, kind)
+        settings = row_settings(common, row, name, check_cache_options, settings_kind({**common, **row}))
         if not settings.watermark and not i_accept_the_terms:
             raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
         return settings
@@ -293,7 +294,7 @@ def animate(
     settings = settings_of({}, source)
     if save_config is not None:
         _save(save_config, settings, overwrite=overwrite or resume)
-    runs: Any = of_several if isinstance(settings, GroupSettings) else of_one
+    runs: Any = settings.runner()
     if resume and not overwrite and runs.is_finished(output, settings):
         text = f"{output} was made with the same settings; nothing to do."
         reporter.result(text, {"output": str(output), "resumed": True})
@@ -311,6 +312,24 @@ def animate(
             on_progress=on_progress,
         )
     reporter.result(str(result), result.to_dict())
+
+
+def settings_kind(values: Mapping[str, Any]) -> type[AnimationSettings]:
+    """The settings that plain values are of: of Wan's pipeline, else of several people, else of one face.
+
+    Raises:
+        UserError: what only Wan's pipeline has, for another model.
+    """
+    from fye_pipeline.animate.config import AnimationSettings, pipeline_class
+    from fye_pipeline.multi_portrait.settings import OF_GROUPS, GroupSettings
+    from fye_pipeline.multi_portrait.wan_settings import OF_WAN, WAN, WanSettings
+
+    if pipeline_class(values.get("model")) == WAN:
+        return WanSettings
+    if unfit := [name for name in OF_WAN if values.get(name) is not None]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unfit)
+        raise UserError(f"{flags} is for a folder with a {WAN}: name it with --model.")
+    return AnimationSettings if set(OF_GROUPS).isdisjoint(values) else GroupSettings
 
 
 def _run_manifest(

@@ -50,7 +50,7 @@ def animate(
             return animate(settings, output, overwrite=overwrite, resume=resume, session=own, on_progress=on_progress)
     check_container(output, alpha=False)
     output = writable_target(output, overwrite=overwrite)
-    inputs = single.input_digests(settings) | _driver_digests(settings)
+    inputs = single.input_digests(settings) | driver_digests(settings)
     if session.detector.name != MEDIAPIPE:
         inputs["detector"] = session.detector.name
     identity = settings.to_dict() | inputs
@@ -65,7 +65,7 @@ def animate(
         session.model(settings)  # loaded now, for the same reason
         frames = max((each.frames or 0 for each in opened), default=0)
         single.check_room(output, single.video_bytes(frames, (width, height)))
-        drivers = _read_drivers(settings, opened, assignment, session, work / single.LANDMARKS, on_progress)
+        drivers = read_drivers(settings, opened, assignment, session, work / single.LANDMARKS, on_progress)
         if settings.splits:
             assignment = assign(len(faces), len(drivers), assignment, str(settings.reference), spare=True)
         assert assignment is not None
@@ -99,15 +99,15 @@ def animate(
 
 def is_finished(output: Path, settings: GroupSettings) -> bool:
     """Whether the output was made with these settings from these files; `UserError` as `animate.run.is_finished`."""
-    return single.is_finished(output, settings, _driver_digests(settings))
+    return single.is_finished(output, settings, driver_digests(settings))
 
 
-def _driver_digests(settings: GroupSettings) -> dict[str, str]:
+def driver_digests(settings: GroupSettings) -> dict[str, str]:
     """What tells the contents of the drivers after the first from others."""
     return {f"driver {number} file": digest_of_path(path) for number, path in enumerate(settings.drivers[1:], 1)}
 
 
-def _read_drivers(
+def read_drivers(
     settings: GroupSettings,
     opened: list[OpenDriver],
     assignment: Assignment | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -33,6 +33,8 @@ class GroupSettings(AnimationSettings):
     with the video.
     """
 
+    made_by: ClassVar[str] = "fye_pipeline.multi_portrait.run"
+
     drivers: Annotated[tuple[File, ...], BeforeValidator(driver_list)] = Field(min_length=1)
     assign: str | None = None
     until: Literal["shortest", "longest"] = "shortest"
@@ -59,7 +61,14 @@ class GroupSettings(AnimationSettings):
     def _check_group(self) -> GroupSettings:
         if "reference" not in self.model_fields_set:
             raise UserError("Several drivers need --reference, a picture of several people.")
-        one_only = {
+        if unfit := [flag for flag, given in self.one_face_only().items() if given]:
+            raise UserError(f"{', '.join(unfit)} cannot be used with several drivers: leave it out.")
+        self.check_sound()
+        return self
+
+    def one_face_only(self) -> dict[str, bool]:
+        """The flags that are for one face alone, and whether they were given."""
+        return {
             "--unaligned": self.unaligned,
             "--reference-landmarks": self.reference_landmarks is not None,
             "--points": self.points is not None,
@@ -69,11 +78,11 @@ class GroupSettings(AnimationSettings):
             "--compare": self.compare,
             "--alpha": self.alpha,
         }
-        if unfit := [flag for flag, given in one_only.items() if given]:
-            raise UserError(f"{', '.join(unfit)} cannot be used with several drivers: leave it out.")
+
+    def check_sound(self) -> None:
+        """Raise `UserError` where the sound is of a driver that there is not."""
         if self.audio_from >= len(self.drivers):
             raise UserError(f"--audio-from names driver {self.audio_from} and there are {len(self.drivers)}, from 0.")
-        return self
 
     @property
     def splits(self) -> bool:

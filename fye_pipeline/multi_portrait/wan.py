@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.multi_portrait.adapter import ExpressionAdapter, ExpressionInputs
+from fye_pipeline.multi_portrait.adapter import WEIGHTS, ExpressionAdapter, ExpressionInputs
 from fye_pipeline.multi_portrait.attention import Isolation
 from fye_pipeline.multi_portrait.expression import FACTORS
 from fye_pipeline.multi_portrait.expression_encoder import ExpressionEncoder
@@ -152,9 +152,11 @@ class WanExpression:
     ) -> Iterator[None]:
         """Move the people of one video for the length of a block.
 
-        features: [B, P, F, d] of every factor. masks: whose pixels are whose, [B, P, F, H, W], as large as latents.
+        features: [B, P, F, d] of every factor, any numbers. masks: whose pixels are whose, [B, P, F, H, W], as large
+        as latents.
         """
-        tokens, key_mask = token_windows(self.encoder(features), windows)
+        own = self.encoder.norm.weight
+        tokens, key_mask = token_windows(self.encoder({name: each.to(own) for name, each in features.items()}), windows)
         with self.adapter.inputs.given(
             tokens, latent_masks(masks), scale=scale, key_mask=key_mask, isolation=isolation
         ):
@@ -173,8 +175,18 @@ class WanExpression:
     @classmethod
     def load(cls, folder: Path, transformer: nn.Module) -> WanExpression:
         """Read what `save` wrote. Raises `UserError` where it does not fit the transformer."""
-        made = cls(transformer, ExpressionEncoder.from_pretrained(folder / "encoder"))
-        made.adapter.load(folder)
+        existing_file(folder / WEIGHTS, "the expression adapter")
+        try:
+            encoder = ExpressionEncoder.from_pretrained(folder / "encoder")
+        except (OSError, ValueError, RuntimeError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder / 'encoder'} is no encoder of expressions ({said}).") from error
+        made = cls(transformer, encoder)
+        try:
+            made.adapter.load(folder)
+        except UserError:
+            made.remove()
+            raise
         return made
 
 
