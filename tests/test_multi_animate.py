@@ -19,7 +19,7 @@ from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.faces import box_of
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.media.video import probe, read_comment
+from fye_pipeline.media.video import probe, read_comment, read_frames
 from fye_pipeline.multi_portrait import output as group_output
 from fye_pipeline.world import World
 
@@ -73,7 +73,7 @@ def animate(
         arguments = ("--reference", folder / reference, *files, *model, *FAST, "--json", "--overwrite")
         code, out, err = fye("animate", *arguments, "--output", tmp_path / "out.mp4", *more)
         assert code == 0, err
-        return json.loads(out), np.stack(kept)
+        return json.loads(out), np.stack([frame for frame in kept if frame.shape == kept[0].shape])
 
     return run
 
@@ -160,6 +160,55 @@ def test_the_sound_is_of_the_driver_that_was_named(animate: Animate) -> None:
     assert animate("duet.mp4", "0.npz")[0]["sound"]
     assert not animate("duet.mp4", "0.npz", more=("--audio-from", 1))[0]["sound"]
     assert animate("0.npz", "duet.mp4", more=("--audio-from", 1))[0]["sound"]
+
+
+def test_a_comparison_shows_picture_landmarks_and_both_runs(animate: Animate, tmp_path: Path) -> None:
+    result, frames = animate("0.npz", "short.npz", more=("--compare", "--steps", 4, "--N", 2, "--until", "longest"))
+    compared = list(read_frames(tmp_path / "out_compare.mp4"))
+    assert result["comparison"] == str(tmp_path / "out_compare.mp4")
+    assert (len(compared), compared[0].shape) == (6, (256, 4 * 512, 3))
+    assert len(frames) == 6
+    assert 0 < result["psnr"] < 100
+    assert result["uncached_seconds"] > 0
+    drawn = compared[0][:, 512:1024]
+    assert (drawn.max(axis=-1) > 60).any()
+    assert (drawn.max(axis=-1) < 30).mean() > 0.5, "the landmarks are on black"
+
+
+def test_the_pictures_transparency_comes_back(animate: Animate, folder: Path, tmp_path: Path) -> None:
+    cover = np.full((SIDE, 2 * SIDE), 255, np.uint8)
+    cover[:, :20] = 0
+    Image.fromarray(np.dstack([still(folder), cover])).save(folder / "clear.png")
+    _, frames = animate("0.npz", "1.npz", reference="clear.png", more=("--alpha", "--output", tmp_path / "a.webm"))
+    assert frames.shape == (6, SIDE, 2 * SIDE, 4)
+    assert (frames[:, :, :20, 3] == 0).all()
+    assert (frames[:, :, 20:, 3] == 255).all()
+    assert (tmp_path / "a.webm").is_file()
+
+
+def test_faces_may_be_pointed_to(animate: Animate, fye: Fye, folder: Path, tmp_path: Path) -> None:
+    """Five points a face, in any order; no face is sought."""
+    places = {"left_eye": (48, 54), "right_eye": (80, 54), "nose": (64, 74), "left_mouth": (52, 92)}
+    one = {**places, "right_mouth": (76, 92)}
+    other = {name: (x + SIDE, y) for name, (x, y) in one.items()}
+    points = tmp_path / "points.json"
+    points.write_text(json.dumps([other, one]))
+    result, frames = animate("0.npz", "1.npz", more=("--points", points))
+    assert [each["crop"]["left"] < SIDE // 2 for each in result["people"]] == [True, False]
+    assert min(change(frames, still(folder)[None])) > 0.5
+    points.write_text(json.dumps([one, {**other, "nose": 1}]))
+    files = ("--driving", folder / "0.npz", "--driving", folder / "1.npz", "--output", tmp_path / "no.mp4")
+    refused = fye.refused("animate", "--reference", folder / "group.png", *files, "--points", points, *FAST)
+    assert "face 2: nose must be two numbers" in refused
+
+
+@pytest.mark.parametrize("flags", [("--face", 1), ("--unaligned",), ("--crop-only",), ("--whole",)])
+def test_what_is_for_one_face_says_what_to_do_instead(
+    fye: Fye, folder: Path, tmp_path: Path, flags: tuple[Any, ...]
+) -> None:
+    two = ("--driving", folder / "0.npz", "--driving", folder / "1.npz", *FAST, "--output", tmp_path / "out.mp4")
+    refused = fye.refused("animate", "--reference", folder / "group.png", *two, *flags)
+    assert f"{flags[0]} is for one face: with several drivers " in refused
 
 
 def test_a_driver_that_moves_nobody_is_not_looked_at(animate: Animate, folder: Path) -> None:

@@ -41,15 +41,32 @@ Points = Mapping[str, Sequence[float]]
 
 def read_points(path: Path) -> dict[str, tuple[float, float]]:
     """The five points in a JSON file, as they stand there. Raises `UserError` for any other content."""
-    path = existing_file(path, "the points")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); it must name the points {', '.join(NAMES)}.") from None
+    content = _read_json(path)
     try:
         return check_points(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def read_points_of_several(path: Path) -> list[dict[str, tuple[float, float]]]:
+    """The five points of every face in a JSON list, or of one face. Raises `UserError` for any other content."""
+    content = _read_json(path)
+    faces = content if isinstance(content, list) and content else [content]
+    found = []
+    for number, points in enumerate(faces, 1):
+        try:
+            found.append(check_points(points))
+        except UserError as error:
+            raise UserError(f"{path}, face {number}: {error}") from None
+    return found
+
+
+def _read_json(path: Path) -> Any:
+    path = existing_file(path, "the points")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); it must name the points {', '.join(NAMES)}.") from None
 
 
 def check_points(points: Any) -> dict[str, tuple[float, float]]:

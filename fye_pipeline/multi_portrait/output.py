@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline.animate.output import to_uint8
+from fye_pipeline.animate.output import PANEL, to_uint8
 from fye_pipeline.animate.portrait import Crop
 from fye_pipeline.animate.renderer import Renderer
-from fye_pipeline.media.writer import VideoWriter, watermark
+from fye_pipeline.media.writer import Matte, VideoWriter, watermark
 from fye_pipeline.multi_portrait.composition import Composition
 from fye_pipeline.multi_portrait.settings import GroupSettings
 from fye_pipeline.progress import OnProgress
@@ -36,6 +38,7 @@ class MovedPerson:
     crop: Crop
     gaps: list[tuple[int, int]]
     run: Renderer
+    plain: Renderer | None = None  # without the cache, to compare with
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -52,7 +55,7 @@ class MovedPerson:
 
 @dataclass(frozen=True)
 class GroupOutput:
-    """Lays everybody's frames into the picture and writes them. inputs: digests of the files."""
+    """Lays everybody's frames into the picture and writes them. inputs: digests of the files. matte: of the picture."""
 
     settings: GroupSettings
     people: Sequence[MovedPerson]
@@ -61,6 +64,13 @@ class GroupOutput:
     fps: Fraction
     sound: Path | None
     inputs: dict[str, str]
+    matte: Matte | None = None
+
+    @property
+    def uncached_seconds(self) -> float | None:
+        """Of everybody's runs without the cache, once they are made; None where none are."""
+        runs = [person.plain for person in self.people if person.plain is not None]
+        return sum(run.statistics.seconds for run in runs) if runs else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -68,8 +78,12 @@ class GroupOutput:
         height, width = self.composition.picture.shape[:2]
         return width, height
 
-    def write(self, output: Path, *, overwrite: bool, on_progress: OnProgress) -> None:
-        """Make the frames and write them; the file takes its name when the last one is in."""
+    def write(self, output: Path, comparison: Path | None, *, overwrite: bool, on_progress: OnProgress) -> float | None:
+        """Make the frames and write them; the file takes its name when the last one is in.
+
+        comparison: gets picture, landmarks, the frame and that without the cache, side by side.
+        -> mean squared error of people's squares against those without the cache, None where there are none.
+        """
         mark = watermark if self.settings.watermark else np.ascontiguousarray
         note = {
             "note": "AI-generated",
@@ -78,19 +92,53 @@ class GroupOutput:
             "people": [{"face": person.face, "driver": person.driven_by} for person in self.people],
             "picture": list(self.size),
         }
-        writer = VideoWriter(
-            output,
-            self.fps,
-            comment=json.dumps(note),
-            sound=self.sound,
-            overwrite=overwrite,
-        )
+        options: dict[str, Any] = {"comment": json.dumps(note), "sound": self.sound, "overwrite": overwrite}
         everybody = [held(person.run.frames(), self.frames) for person in self.people]
-        with writer as video:
-            for done, squares in enumerate(zip(*everybody, strict=True), 1):
-                frame = self.composition.lay([to_uint8(square) for square in squares])
-                video.write(mark(frame))
-                on_progress("decoding", done, self.frames)
+        others = self._others()
+        error = 0.0
+        with ExitStack() as stack:
+            video = stack.enter_context(VideoWriter(output, self.fps, alpha=self.matte is not None, **options))
+            pairs = None if comparison is None else stack.enter_context(VideoWriter(comparison, self.fps, **options))
+            for done, squares in enumerate(zip(*everybody, strict=True)):
+                frame = self._laid(squares)
+                video.write(mark(frame) if self.matte is None else self.matte.lay(frame, mark(frame)))
+                if pairs is not None and others is not None:
+                    plain = next(others)
+                    apart = [
+                        np.mean((one.astype(np.float64) - two) ** 2) for one, two in zip(squares, plain, strict=True)
+                    ]
+                    error += float(np.mean(apart)) / self.frames
+                    panels = (self.composition.picture, self._landmarks(done), frame, self._laid(plain))
+                    pairs.write(mark(in_a_row(panels)))
+                on_progress("decoding", done + 1, self.frames)
+        return None if others is None else error
+
+    def _others(self) -> Iterator[tuple[Frame, ...]] | None:
+        """Everybody's frames without the cache, where they are asked for."""
+        runs = [person.plain for person in self.people if person.plain is not None]
+        return zip(*(held(run.frames(), self.frames) for run in runs), strict=True) if runs else None
+
+    def _laid(self, squares: Sequence[Frame]) -> NDArray[np.uint8]:
+        return self.composition.lay([to_uint8(square) for square in squares])
+
+    def _landmarks(self, frame: int) -> NDArray[np.uint8]:
+        """Everybody's landmarks as they are drawn for the model, on black."""
+        drawn = []
+        for person in self.people:
+            at = min(frame, len(person.run.context) - 1)
+            drawn.append(person.run.context.pictures(at, at + 1)[0])
+        black = np.zeros_like(self.composition.picture)
+        return replace(self.composition, picture=black).lay(drawn)
+
+
+def in_a_row(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pictures of one size side by side, each `PANEL` pixels high."""
+    height, width = pictures[0].shape[:2]
+    size = max(round(width * PANEL / height), 1), PANEL
+    way = cv2.INTER_AREA if height > PANEL else cv2.INTER_CUBIC
+    return np.concatenate(
+        [np.asarray(cv2.resize(each, size, interpolation=way), np.uint8) for each in pictures], axis=1
+    )
 
 
 def held(frames: Iterator[Frame], count: int) -> Iterator[Frame]:
@@ -117,6 +165,14 @@ class GroupResult:
     sound: bool
     notes: list[str]
     settings: GroupSettings
+    comparison: Path | None = None
+    uncached_seconds: float | None = None
+    psnr: float | None = None
+
+    @property
+    def time_ratio(self) -> float | None:
+        """Time of the uncached runs over time of these, encoding and denoising."""
+        return None if self.uncached_seconds is None else self.uncached_seconds / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -126,6 +182,10 @@ class GroupResult:
             "fps": str(self.fps),
             "size": list(self.size),
             "seconds": self.seconds,
+            "comparison": None if self.comparison is None else str(self.comparison),
+            "uncached_seconds": self.uncached_seconds,
+            "time_ratio": self.time_ratio,
+            "psnr": self.psnr,
             "faces": self.faces,
             "people": self.people,
             "sound": self.sound,
@@ -143,4 +203,9 @@ class GroupResult:
             gaps = ", ".join(f"{start}-{stop - 1}" for start, stop in drivers[face]["frames_without_face"])
             filled = f"; frames without a face, filled in: {gaps}" if gaps else ""
             lines.append(f"face {face}: driver {drivers[face]['driver']}{filled}")
+        if self.psnr is not None:
+            lines += [
+                f"against the uncached runs: PSNR {self.psnr:.2f} dB, {self.time_ratio:.2f}x faster (without decoding)",
+                f"side by side (picture, landmarks, cached, uncached): {self.comparison}",
+            ]
         return "\n".join(lines)

@@ -10,15 +10,25 @@ from fye_pipeline.animate.session import LazyDetector
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.drawing import DRAW_SIZE
 from fye_pipeline.landmarks.faces import Face
+from fye_pipeline.landmarks.points import fit_points, read_points_of_several
 from fye_pipeline.landmarks.windows import find_in_windows, is_same
 from fye_pipeline.multi_portrait.settings import GroupSettings
 from fye_pipeline.progress import logger
 
 
-def find_people(picture: NDArray[np.uint8], detector: LazyDetector, name: str) -> list[Face]:
-    """Every face of a picture uint8 [H, W, 3], left to right. Raises `UserError` where there is none."""
-    opened = detector.open()
-    faces = find_in_windows(opened.detect_all, picture, opened.canonical)
+def find_people(settings: GroupSettings, picture: NDArray[np.uint8], detector: LazyDetector) -> list[Face]:
+    """Every face of a picture uint8 [H, W, 3], left to right; those that were pointed to, where some were.
+
+    Raises `UserError` where there is none, and for points that cannot be used.
+    """
+    name = str(settings.reference)
+    if settings.points is not None:
+        height, width = picture.shape[:2]
+        placed = (fit_points(points, width, height) for points in read_points_of_several(settings.points))
+        faces = sorted(placed, key=lambda face: face.box[0] + face.box[2])
+    else:
+        opened = detector.open()
+        faces = find_in_windows(opened.detect_all, picture, opened.canonical)
     if not faces:
         raise UserError(no_face_sentence(name, detector.best_score(picture)))
     if len(faces) > 1:
@@ -44,6 +54,8 @@ def portrait_of(
     square = crop.cut(picture, DRAW_SIZE)
     known = face_in(crop, face)
     near = box_in(crop, face.box)
-    seen = [each for each in detector.open().detect_all(square) if is_same(each, known)]
+    seen: list[Face] = []
+    if settings.points is None:
+        seen = [each for each in detector.open().detect_all(square) if is_same(each, known)]
     best = min(seen, key=lambda each: np.abs(np.subtract(each.box, near)).sum(), default=known)
     return Portrait(picture, square, crop, best.as_sequence())

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from fye_pipeline.animate import run as single
 from fye_pipeline.animate.detail import BentPortraits
 from fye_pipeline.animate.driver import Driver, OpenDriver
-from fye_pipeline.animate.portrait import read_still
+from fye_pipeline.animate.output import decibels
+from fye_pipeline.animate.portrait import cover_of, read_still
 from fye_pipeline.animate.renderer import RenderContext, Renderer
 from fye_pipeline.animate.session import MEDIAPIPE, AnimationSession, Offload, native_size
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
-from fye_pipeline.media.writer import check_container
+from fye_pipeline.media.writer import Matte, check_container
 from fye_pipeline.multi_portrait.assignment import Assignment, assign
 from fye_pipeline.multi_portrait.composition import compose
 from fye_pipeline.multi_portrait.drivers import common_length, open_drivers, read_driver, split_driver
@@ -48,16 +49,21 @@ def animate(
     if session is None:
         with AnimationSession(face_landmarker, device=device, offload=offload, detector=detector) as own:
             return animate(settings, output, overwrite=overwrite, resume=resume, session=own, on_progress=on_progress)
-    check_container(output, alpha=False)
+    check_container(output, alpha=settings.alpha)
     output = writable_target(output, overwrite=overwrite)
+    opaque = ".mp4" if settings.alpha else output.suffix
+    comparison = output.with_name(f"{output.stem}_compare{opaque}") if settings.compare else None
+    if comparison is not None:
+        writable_target(comparison, overwrite=overwrite or resume)
     inputs = single.input_digests(settings) | driver_digests(settings)
     if session.detector.name != MEDIAPIPE:
         inputs["detector"] = session.detector.name
     identity = settings.to_dict() | inputs
     with collected_notes() as notes, single.work_dir(output, identity, resume=resume, overwrite=overwrite) as work:
         picture = read_still(settings, session.detector)
+        matte = Matte(cover_of(settings), settings.background) if settings.alpha else None
         height, width = picture.shape[:2]
-        faces = find_people(picture, session.detector, str(settings.reference))
+        faces = find_people(settings, picture, session.detector)
         assignment = settings.assignment
         if not settings.splits:  # the counts are told before the long detection
             assignment = assign(len(faces), len(settings.drivers), assignment, str(settings.reference))
@@ -81,14 +87,17 @@ def animate(
         composition = compose(picture, owners, [(person.face, person.crop) for person in people])
         speaker = opened[0 if settings.splits else settings.audio_from].source
         sound = speaker.sound if settings.audio and speaker is not None else None
-        made = GroupOutput(settings, people, composition, count, opened[0].fps, sound, inputs)
-        made.write(output, overwrite=overwrite or resume, on_progress=on_progress)
+        made = GroupOutput(settings, people, composition, count, opened[0].fps, sound, inputs, matte)
+        error = made.write(output, comparison, overwrite=overwrite or resume, on_progress=on_progress)
         return GroupResult(
             output=output,
             frames=count,
             fps=made.fps,
             size=made.size,
             seconds=sum(person.run.statistics.seconds for person in people),
+            comparison=comparison,
+            uncached_seconds=made.uncached_seconds,
+            psnr=None if error is None else decibels(error),
             faces=len(faces),
             people=[person.to_dict() for person in people],
             sound=sound is not None,
@@ -158,7 +167,10 @@ def _person(
     context = RenderContext(pipe, settings, portrait.square, landmarks, size, pipe.unet.dtype, tell, bent, sharp)
     folder = work / "denoising" / str(number)
     run = Renderer(context, settings.cache is not None, f"denoising face {number}", folder)
-    return MovedPerson(number, driven_by, portrait.crop, driver.sequence.gaps(), run)
+    plain = Renderer(context, False, f"uncached face {number}", work / "uncached" / str(number))
+    return MovedPerson(
+        number, driven_by, portrait.crop, driver.sequence.gaps(), run, plain if settings.compare else None
+    )
 
 
 def _but_decoding(on_progress: OnProgress) -> OnProgress:

@@ -12,6 +12,14 @@ from fye_pipeline.animate.config import AnimationSettings, File, Whole
 from fye_pipeline.errors import UserError
 from fye_pipeline.multi_portrait.assignment import Assignment, parse_assignment
 
+# What is for one face alone, and what to do in its place.
+_INSTEAD = {
+    "--unaligned": "each is brought to its face; leave it out",
+    "--reference-landmarks": "the faces are detected, or pointed to with --points",
+    "--face": "--assign says who is moved",
+    "--crop-only": "each face has a square of its own; animate it alone, with --face",
+    "--whole": "each face has a square of its own; leave it out",
+}
 SEPARATOR = ";"  # between the drivers in a cell of a .csv manifest
 OF_GROUPS = ("drivers", "assign", "until", "audio_from")  # settings that animations of one face do not have
 
@@ -27,10 +35,10 @@ class GroupSettings(AnimationSettings):
     """The settings of one face, for each, and beside them:
 
     drivers: a file for each driver, in the order of their numbers; or one whose faces, from the left, are the drivers.
-    `driving` is the first of them. assign: such as "1,0,-": the driver of each face from the left, counted from 0, `-`
-    for none; None: as many drivers as faces, left to right. until: where drivers differ in length, the video ends with
-    the shortest, or with the longest, and the others hold their last frame. audio_from: the driver whose sound goes
-    with the video.
+    `driving` is the first of them. points: a list of them, five for each face of the picture. assign: such as "1,0,-":
+    the driver of each face from the left, counted from 0, `-` for none; None: as many drivers as faces, left to right.
+    until: where drivers differ in length, the video ends with the shortest, or with the longest, and the others hold
+    their last frame. audio_from: the driver whose sound goes with the video.
     """
 
     made_by: ClassVar[str] = "fye_pipeline.multi_portrait.run"
@@ -61,8 +69,9 @@ class GroupSettings(AnimationSettings):
     def _check_group(self) -> GroupSettings:
         if "reference" not in self.model_fields_set:
             raise UserError("Several drivers need --reference, a picture of several people.")
-        if unfit := [flag for flag, given in self.one_face_only().items() if given]:
-            raise UserError(f"{', '.join(unfit)} cannot be used with several drivers: leave it out.")
+        for flag, given in self.one_face_only().items():
+            if given:
+                raise UserError(f"{flag} is for one face: with several drivers {_INSTEAD[flag]}.")
         self.check_sound()
         return self
 
@@ -71,12 +80,9 @@ class GroupSettings(AnimationSettings):
         return {
             "--unaligned": self.unaligned,
             "--reference-landmarks": self.reference_landmarks is not None,
-            "--points": self.points is not None,
             "--face": self.face != "largest",
             "--crop-only": self.framing == "crop",
             "--whole": self.framing == "whole",
-            "--compare": self.compare,
-            "--alpha": self.alpha,
         }
 
     def check_sound(self) -> None:

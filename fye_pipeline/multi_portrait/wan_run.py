@@ -98,7 +98,7 @@ def animate(
         model = wan_model(session, settings)
         extract = extractor_for(model.expression.encoder.config)
         size = model.size(width, height, settings.size)
-        faces = find_people(picture, session.detector, str(settings.reference))
+        faces = find_people(settings, picture, session.detector)
         assignment = _assignment(settings, faces)
         opened = open_drivers(settings, work / single.LANDMARKS)
         frames = max((each.frames or 0 for each in opened), default=0)

@@ -41,7 +41,6 @@ class WanSettings(GroupSettings):
     def _check_group(self) -> WanSettings:
         unfit = {
             **self.one_face_only(),
-            "--points": self.points is not None,
             "--crop-only": self.framing == "crop",
             "--compare": self.compare,
             "--alpha": self.alpha,
