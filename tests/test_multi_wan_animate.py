@@ -19,7 +19,7 @@ from wan_parts import save_wan, trained, transformer
 
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.media.video import read_comment
-from fye_pipeline.multi_portrait import wan_run
+from fye_pipeline.multi_portrait import pdfgc, wan_run
 from fye_pipeline.multi_portrait.wan import WanExpression
 from fye_pipeline.multi_portrait.wan_model import choose_dtype
 from fye_pipeline.multi_portrait.wan_settings import window_starts
@@ -150,6 +150,22 @@ def test_a_published_checkpoint_is_named_beside_the_folder(
     result, others = animate("0.npz", "1.npz", more=("--expression-adapter", tmp_path / "release.pt"))
     assert result["settings"]["expression_adapter"] == str(tmp_path / "release.pt")
     assert change(frames, others) < 0.05
+
+
+def test_the_features_of_pd_fgc_need_its_weights_and_the_drivers_pixels(
+    animate: Animate, fye: Fye, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network of the published features, with fewer maps."""
+    monkeypatch.setattr(pdfgc, "MotionNet", partial(pdfgc.MotionNet, width=16, points=6))
+    torch.save(pdfgc.MotionNet().state_dict(), tmp_path / "motion.pth")
+    wan = shutil.copytree(folder / "wan", tmp_path / "wan")
+    trained(transformer(), pdfgc.DIMS).save(wan)
+    weights = ("--expression-weights", tmp_path / "motion.pth")
+    _, frames = animate("1.mp4", "1.mp4", more=("--model", wan, *weights))
+    assert len(frames) == FRAMES
+    two = ("animate", *arguments(folder, "1.mp4", "0.npz"), "--output", tmp_path / "no.mp4", "--model", wan)
+    assert "--expression-weights" in fye.refused(*two)
+    assert "looks at pixels" in fye.refused(*two, *weights)
 
 
 def test_folders_without_an_adapter_that_fits_end_in_one_sentence(fye: Fye, folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import existing_file
 from fye_pipeline.storage.run_log import Entry, Ledger
 
-_PATHS = ("reference", "driving", "output", "model", "reference_landmarks", "points", "expression_adapter")
+_PATHS = (
+    *("reference", "driving", "output", "model", "reference_landmarks", "points"),
+    *("expression_adapter", "expression_weights"),
+)
 
 Values = dict[str, Any]
 SettingsOf = Callable[[Mapping[str, Any], str], AnimationSettings]

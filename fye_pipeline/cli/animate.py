@@ -16,6 +16,7 @@ from fye_pipeline.cli.options import (
     Debug,
     Detector,
     Device,
+    ExpressionWeights,
     Json,
     MaxGap,
     Model,
@@ -43,6 +44,7 @@ _SAME = (
     *("neutral_frame", "compare", "no_face", "max_gap", "allow_partial", "unaligned", "reference_landmarks", "dtype"),
     *("chunk", "alpha", "vae_tiling", "dilation", "detail", "points", "assign", "until", "audio_from"),
     "expression_adapter",
+    "expression_weights",
 )
 
 
@@ -184,6 +186,7 @@ def animate(
         Path | None,
         typer.Option(help="A Wan model: the published expression adapter. Default: the one that lies in its folder."),
     ] = None,
+    expression_weights: ExpressionWeights = None,
     reference_frame: Annotated[
         int | None, typer.Option(help="Frame of a portrait that is a video. Default: the calmest.")
     ] = None,

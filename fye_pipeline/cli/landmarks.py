@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from fye_pipeline.cli.options import (
     Debug,
     Detector,
+    ExpressionWeights,
     Json,
     MaxGap,
     NoFace,
@@ -24,6 +26,7 @@ from fye_pipeline.progress import Reporter
 
 if TYPE_CHECKING:
     from fye_pipeline.landmarks.sequence import LandmarkSequence
+    from fye_pipeline.multi_portrait.expression import ExpressionSequence
 
 
 def landmarks(
@@ -38,6 +41,11 @@ def landmarks(
     all_faces: Annotated[
         bool, typer.Option("--all-faces", help="Follow every face: <output>_0.npz, _1.npz and so on, from the left.")
     ] = False,
+    expression: Annotated[
+        str | None,
+        typer.Option(help="Also write <output>_expression.npz, by an extractor of features: blendshapes or pdfgc."),
+    ] = None,
+    expression_weights: ExpressionWeights = None,
     points: Points = None,
     detector: Detector = "mediapipe",
     no_face: NoFaceRule = NoFace.INTERPOLATE,
@@ -58,30 +66,40 @@ def landmarks(
     from fye_pipeline.animate.session import LazyDetector, check_detector
     from fye_pipeline.media.source import open_source
     from fye_pipeline.multi_portrait.drivers import read_people
+    from fye_pipeline.multi_portrait.extractors import extract, extractor_named
     from fye_pipeline.storage.files import writable_target
 
     if output.suffix != ".npz":
         raise UserError(f"{output} must end in .npz, the format of landmark sequences.")
+    if expression is not None and points is not None:
+        raise UserError("--expression needs a face that is detected: leave out --points.")
+    extractor = None if expression is None else extractor_named(expression, expression_weights)
     if all_faces:
         if preview is not None or smooth or face_index is not None or points is not None:
             raise UserError("--all-faces goes without --preview, --smooth, --face-index and --points.")
         lazy = LazyDetector(face_landmarker, name=check_detector(detector, None))
+        source = open_driver(video, frames=frames)
         with reporter.progress() as on_progress, lazy as opened:
             rule = {"no_face": no_face.value, "max_gap": max_gap}
-            tracks = read_people(open_driver(video, frames=frames), opened, on_progress=on_progress, **rule)
-        reporter.result(*save_tracks(tracks, output, overwrite=overwrite))
+            tracks = read_people(source, opened, on_progress=on_progress, **rule)
+        features = [] if extractor is None else [extract(extractor, source, track) for track in tracks]
+        reporter.result(*save_tracks(tracks, output, features, overwrite=overwrite))
         return
-    targets = [writable_target(path, overwrite=overwrite) for path in (output, preview) if path is not None]
+    beside = None if extractor is None else expression_file(output)
+    targets = [writable_target(path, overwrite=overwrite) for path in (output, preview, beside) if path is not None]
     name = check_detector(detector, points)
     if points is not None:
         sequence = pointed_at(video, points)
     else:
         lazy = LazyDetector(face_landmarker, mode="video" if smooth else "image", name=name)
         with reporter.progress() as on_progress, lazy as opened:
-            driver = open_driver(video, frames=frames).read(
+            source = open_driver(video, frames=frames)
+            driver = source.read(
                 opened, no_face=no_face.value, max_gap=max_gap, face_index=face_index, on_progress=on_progress
             )
         sequence = driver.sequence
+        if extractor is not None and beside is not None:
+            extract(extractor, source, sequence).save(beside)
     sequence.save(output)
     if preview is not None:
         from PIL import Image
@@ -103,15 +121,26 @@ def landmarks(
     )
 
 
-def save_tracks(tracks: list[LandmarkSequence], output: Path, *, overwrite: bool) -> tuple[str, dict[str, Any]]:
+def expression_file(output: Path) -> Path:
+    """Where the features lie that belong to a landmark sequence."""
+    return output.with_name(f"{output.stem}_expression.npz")
+
+
+def save_tracks(
+    tracks: list[LandmarkSequence], output: Path, features: Sequence[ExpressionSequence] = (), *, overwrite: bool
+) -> tuple[str, dict[str, Any]]:
     """Write each track to a file of its own, numbered from the left. -> what to tell, as text and as plain values.
 
+    features: of each track, or of none.
     Raises `UserError` where one of the files is there, before any is written.
     """
     from fye_pipeline.storage.files import writable_target
 
     names = [output.with_name(f"{output.stem}_{number}.npz") for number in range(len(tracks))]
     targets = [writable_target(name, overwrite=overwrite) for name in names]
+    beside = [writable_target(expression_file(name), overwrite=overwrite) for name in names[: len(features)]]
+    for made, target in zip(features, beside, strict=True):
+        made.save(target)
     for track, target in zip(tracks, targets, strict=True):
         track.save(target)
     rows = [

@@ -40,6 +40,10 @@ Model = Annotated[
         help="A pipeline folder or a published model's name (follow-your-emoji). Default: the one that ships."
     ),
 ]
+ExpressionWeights = Annotated[
+    Path | None,
+    typer.Option("--expression-weights", help="PD-FGC's motion weights, for the extractor of expressions pdfgc."),
+]
 Guidance = Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]

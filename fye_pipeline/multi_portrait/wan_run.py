@@ -28,8 +28,8 @@ from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.writer import VideoWriter, check_container, watermark
 from fye_pipeline.multi_portrait.assignment import Assignment, assign
 from fye_pipeline.multi_portrait.drivers import common_length, open_drivers
-from fye_pipeline.multi_portrait.expression import FACTORS, ExpressionExtractor, ExpressionSequence
-from fye_pipeline.multi_portrait.extractors import extractor_for
+from fye_pipeline.multi_portrait.expression import FACTORS, ExpressionSequence
+from fye_pipeline.multi_portrait.extractors import extract, extractor_for
 from fye_pipeline.multi_portrait.output import GroupResult
 from fye_pipeline.multi_portrait.ownership import face_masks
 from fye_pipeline.multi_portrait.portraits import find_people, portrait_of
@@ -96,7 +96,7 @@ def animate(
         picture = read_still(settings, session.detector)
         height, width = picture.shape[:2]
         model = wan_model(session, settings)
-        extract = extractor_for(model.expression.encoder.config)
+        extractor = extractor_for(model.expression.encoder.config, settings.expression_weights, session.device)
         size = model.size(width, height, settings.size)
         faces = find_people(settings, picture, session.detector)
         assignment = _assignment(settings, faces)
@@ -109,8 +109,12 @@ def animate(
         assert assignment is not None
         moved = [(index, driver) for index, driver in enumerate(assignment) if driver is not None]
         count = common_length([len(drivers[driver].sequence) for _, driver in moved], settings.until)
+        features = {
+            driver: extract(extractor, opened[0 if settings.splits else driver], drivers[driver].sequence)
+            for driver in sorted({driver for _, driver in moved})
+        }
         people = [
-            _person(settings, picture, faces[index], index + 1, driver, drivers[driver], extract, session)
+            _person(settings, picture, faces[index], index + 1, driver, drivers[driver], features[driver], session)
             for index, driver in moved
         ]
         speaker = opened[0 if settings.splits else settings.audio_from].source
@@ -151,8 +155,9 @@ def is_finished(output: Path, settings: WanSettings) -> bool:
 
 
 def _more_digests(settings: WanSettings) -> dict[str, str]:
-    adapter = settings.expression_adapter
-    return driver_digests(settings) | ({} if adapter is None else {"expression adapter": digest_of_path(adapter)})
+    named = {"expression adapter": settings.expression_adapter, "expression weights": settings.expression_weights}
+    digests = {name: digest_of_path(path) for name, path in named.items() if path is not None}
+    return driver_digests(settings) | digests
 
 
 def _assignment(settings: WanSettings, faces: Sequence[Face]) -> Assignment | None:
@@ -172,12 +177,12 @@ def _person(
     number: int,
     driven_by: int,
     driver: Driver,
-    extract: ExpressionExtractor,
+    features: ExpressionSequence,
     session: AnimationSession,
 ) -> WanPerson:
     portrait = portrait_of(settings, picture, face, number, session.detector)
     landmarks = RetargetedLandmarks(driver.sequence, portrait.face)
-    return WanPerson(number, driven_by, portrait, landmarks, extract((), driver.sequence), driver.sequence.gaps())
+    return WanPerson(number, driven_by, portrait, landmarks, features, driver.sequence.gaps())
 
 
 def _frames(

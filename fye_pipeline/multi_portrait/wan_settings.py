@@ -12,7 +12,7 @@ from fye_pipeline.landmarks.retargeting import REGIONS
 from fye_pipeline.multi_portrait.settings import GroupSettings, driver_list
 
 WAN = "WanImageToVideoPipeline"
-OF_WAN = ("expression_adapter",)  # settings that no other host has
+OF_WAN = ("expression_adapter", "expression_weights")  # settings that no other host has
 MOST_FRAMES = 81  # of a window: what the model was trained on
 
 
@@ -20,13 +20,15 @@ class WanSettings(GroupSettings):
     """As for several people, but:
 
     drivers: one without `assign` moves one face, the largest or `face`. expression_adapter: a published checkpoint;
-    None: the adapter that lies in the model's folder. size: pixels of the shorter side. guidance: of the expression;
-    None: 4.5. chunk: most frames of a window; each window begins with the last frame of the one before.
+    None: the adapter that lies in the model's folder. expression_weights: of the extractor `pdfgc`. size: pixels of the
+    shorter side. guidance: of the expression; None: 4.5. chunk: most frames of a window; each window begins with the
+    last frame of the one before.
     """
 
     made_by: ClassVar[str] = "fye_pipeline.multi_portrait.wan_run"
 
     expression_adapter: File | None = None
+    expression_weights: File | None = None
     cache: dict[str, Any] | None = None
     chunk: Whole = Field(MOST_FRAMES, ge=5)
     dtype: DType = "auto"
