@@ -28,6 +28,17 @@ def prepare(
     fps: Annotated[str | None, typer.Option(help="Bring all videos to this rate. Default: each keeps its own.")] = None,
     quality: Annotated[int, typer.Option(help="Quality of the JPEG frames, 1 to 100.")] = 95,
     shard_mb: Annotated[int, typer.Option(min=1, help="A shard is closed at this size.")] = 256,
+    people: Annotated[
+        str | None,
+        typer.Option(help="Choose videos of so many people instead (2, 2-3, 2+), by how sharp and lively faces are."),
+    ] = None,
+    drop: Annotated[
+        float, typer.Option(help="With --people: percent of the folder that each filter leaves out.")
+    ] = 10.0,
+    aesthetics: Annotated[
+        str | None,
+        typer.Option(help="With --people: a scorer of pictures, package.module:function. Default: none."),
+    ] = None,
     face_landmarker: TaskFile = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last finished video; also adds new videos.")
@@ -37,9 +48,32 @@ def prepare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Cut videos into clips of one face, with landmarks; what was left out is listed with its reason."""
+    """Cut videos into clips of one face, with landmarks; what was left out is listed with its reason.
+
+    With --people the videos are not cut: people.jsonl lists those that show so many people, sharp and moving.
+    """
     reporter = Reporter(quiet=quiet, as_json=as_json)
     from fye_pipeline.animate.session import obtain_face_landmarker
+
+    if people is not None:
+        from fye_pipeline.training.prepare_people import PeopleOptions, parse_people, prepare_people
+
+        least, most = parse_people(people)
+        chosen = PeopleOptions(least, most, drop, _rate(fps) if fps else PeopleOptions.rate, aesthetics)
+        task = obtain_face_landmarker(face_landmarker)
+        with reporter.progress() as on_progress:
+            report = prepare_people(
+                folder,
+                output,
+                chosen,
+                jobs=jobs,
+                task=task,
+                resume=resume,
+                overwrite=overwrite,
+                on_progress=on_progress,
+            )
+        reporter.result(_people_table(report, output), {"output": str(output), **report})
+        return
     from fye_pipeline.training.prepare import PrepareOptions
     from fye_pipeline.training.prepare import prepare as run
     from fye_pipeline.training.segment import CutRules
@@ -75,6 +109,17 @@ def _rate(text: str) -> str:
     if rate <= 0:
         raise UserError(f"--fps must be a rate such as 25 or 30000/1001, got {text!r}.")
     return str(rate)
+
+
+def _people_table(report: dict[str, Any], output: Path) -> str:
+    """How many videos were kept, and how many each filter left out, in plain text."""
+    totals, thresholds = report["totals"], report["thresholds"]
+    lines = [f"{output}: {totals['kept']} of {totals['videos']} videos kept"]
+    for reason in dict.fromkeys([*report["dropped"], *thresholds]):
+        limit = thresholds.get(reason)
+        below = f"  (below {limit:.3g})" if limit is not None else ""
+        lines.append(f"{reason:32}{report['dropped'].get(reason, 0):8d}{below}")
+    return "\n".join([*lines, f"aesthetics: {report['aesthetics']}"])
 
 
 def _table(report: dict[str, Any], output: Path) -> str:

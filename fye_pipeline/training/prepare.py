@@ -69,10 +69,12 @@ def prepare(
     videos = find_videos(folder, options.rules.min_frames)
     if not videos:
         raise UserError(f"{folder} holds no videos ({', '.join(VIDEOS)}) and no folders of pictures.")
-    _open_output(output, options, resume=resume, overwrite=overwrite)
+    open_output(output, _plain(options), resume=resume, overwrite=overwrite)
+    (output / SHARDS).mkdir(exist_ok=True)
+    _remove_stale(output / SHARDS)
     ledger = output / LEDGER
     names = {name_in(folder, video): video for video in videos}
-    todo = {name: video for name, video in names.items() if not _entry(ledger, name).is_file()}
+    todo = {name: video for name, video in names.items() if not entry_of(ledger, name).is_file()}
     if len(todo) < len(names):
         logger.info(f"{len(names) - len(todo)} of {len(names)} videos were done before")
     works = _work(todo, ledger, options, jobs, task, on_progress)
@@ -82,12 +84,12 @@ def prepare(
             packer.advance()
     packer.finish()
     report = _report(ledger)
-    _write_json(output / REPORT, report)
+    write_json(output / REPORT, report)
     shards = sorted((output / SHARDS).glob("*.tar"))
     if not shards:
         raise UserError(f"No clip could be made of the {len(names)} videos in {folder}: {output / REPORT} says why.")
     note = {"kind": KIND, "version": VERSION, "size": options.size, "shards": [path.name for path in shards]}
-    _write_json(output / INDEX, note | report["totals"] | {"options": _plain(options)})
+    write_json(output / INDEX, note | report["totals"] | {"options": _plain(options)})
     return report
 
 
@@ -117,8 +119,11 @@ def name_in(folder: Path, video: Path) -> str:
     return video.name if folder in (video, video.parent) else video.relative_to(folder).as_posix()
 
 
-def _open_output(output: Path, options: PrepareOptions, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder, or check that what is there may be gone on with."""
+def open_output(output: Path, options: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make a folder with a ledger, or check that what is there may be gone on with.
+
+    options: plain values that decide what comes into it. Raises `UserError` where it may not.
+    """
     marker = output / LEDGER / OPTIONS
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; name a folder for the dataset.")
@@ -129,13 +134,17 @@ def _open_output(output: Path, options: PrepareOptions, *, resume: bool, overwri
             shutil.rmtree(output)
         elif not resume:
             raise UserError(f"{output} exists; go on with it by --resume, or begin anew by --overwrite.")
-        elif json.loads(marker.read_text(encoding="utf-8")) != _plain(options):
+        elif json.loads(marker.read_text(encoding="utf-8")) != options:
             raise UserError(f"{output} was begun with other options ({marker}); use the same, or another folder.")
-    for part in (SHARDS, LEDGER):
-        (output / part).mkdir(parents=True, exist_ok=True)
-        for stale in (output / part).glob(".*.part*"):  # a killed run's
-            stale.unlink()
-    _write_json(marker, _plain(options))
+    (output / LEDGER).mkdir(parents=True, exist_ok=True)
+    _remove_stale(output / LEDGER)
+    write_json(marker, options)
+
+
+def _remove_stale(folder: Path) -> None:
+    """What a killed run left half written."""
+    for stale in folder.glob(".*.part*"):
+        stale.unlink()
 
 
 def _plain(options: PrepareOptions) -> dict[str, Any]:
@@ -148,7 +157,8 @@ def _key(name: str) -> str:
     return f"{stem}-{digest_of_text(name)[:8]}"
 
 
-def _entry(ledger: Path, name: str) -> Path:
+def entry_of(ledger: Path, name: str) -> Path:
+    """Where the ledger says that a video is done."""
     return ledger / f"{_key(name)}.json"
 
 
@@ -191,7 +201,7 @@ class _Extractor:
 
     def prepare_one(self, name: str) -> None:
         """One video into the ledger: `KEY.tar` with its clips, then `KEY.json`, which says that it is done."""
-        part, options = _entry(self.ledger, name).with_suffix(".tar"), self.options
+        part, options = entry_of(self.ledger, name).with_suffix(".tar"), self.options
         with atomic_target(part) as temporary, closing(ShardWriter(temporary, quality=options.quality)) as shard:
             outcome = make_clips(
                 self.videos[name],
@@ -207,7 +217,7 @@ class _Extractor:
             size, clips = shard.size, [asdict(entry) for entry in shard.entries]
         if not clips:
             part.unlink()
-        _write_json(_entry(self.ledger, name), {"outcome": asdict(outcome), "size": size, "clips": clips})
+        write_json(entry_of(self.ledger, name), {"outcome": asdict(outcome), "size": size, "clips": clips})
 
 
 class _Packer:
@@ -225,7 +235,7 @@ class _Packer:
     def advance(self) -> None:
         """Take in what is done by now."""
         while self._next < len(self._names):
-            entry = _entry(self._ledger, self._names[self._next])
+            entry = entry_of(self._ledger, self._names[self._next])
             if not entry.is_file():
                 return
             self._next += 1
@@ -279,6 +289,7 @@ def _report(ledger: Path) -> dict[str, Any]:
     return {"totals": totals, "rejected": rejected, "videos": videos}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write plain values; no half file stays behind."""
     with atomic_target(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
