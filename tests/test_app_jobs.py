@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emoji_parts import save_model, small_model
+from PIL import Image
 
 from fye_pipeline.animate.config import DEMO_PORTRAIT, DEMO_PORTRAIT_LANDMARKS
 from fye_pipeline.animate.session import AnimationSession
-from fye_pipeline.app.controls import Files
+from fye_pipeline.app import words
+from fye_pipeline.app.controls import GROUP_CONTROLS, Files, group_settings_of
 from fye_pipeline.app.jobs import (
     KEPT_SECONDS,
     Cancelled,
@@ -25,9 +28,12 @@ from fye_pipeline.app.jobs import (
     Working,
     seconds_left,
 )
+from fye_pipeline.app.pictures import PICTURE, picture_controls, picture_settings_of
+from fye_pipeline.app.server import render_examples
+from fye_pipeline.emoji.model import EmojiSettings
 from fye_pipeline.errors import UserError
 
-NONE = Files(None, None)
+NONE = Files()
 PATIENCE = 60.0
 
 
@@ -201,11 +207,11 @@ def test_a_sentence_names_files_and_no_folder_of_the_server(queue: JobQueue, wor
     portrait.write_text("a picture")
 
     def settings_of(files: Files) -> Any:
-        work.error = UserError(f"No face was found in {files.reference}: choose another.")
+        work.error = UserError(f"No face was found in {files['reference'][0]}: choose another.")
         return "a"
 
     work.go_on.set()
-    events = queue.run(queue.ticket(), Files(portrait, None), settings_of)
+    events = queue.run(queue.ticket(), Files.of(reference=portrait), settings_of)
     with pytest.raises(UserError) as told:
         until(events, Finished)
     assert str(told.value) == "No face was found in my photo.png: choose another."
@@ -225,23 +231,37 @@ def test_uploads_may_go_while_their_job_waits(queue: JobQueue, work: Work, tmp_p
     assert until(first, Working)
     portrait = tmp_path / "my photo.png"
     portrait.write_text("a picture")
-    read: list[str] = []
     seen: list[Files] = []
 
     def settings_of(files: Files) -> Any:
         seen.append(files)
         return "second"
 
-    second = queue.run(queue.ticket(), Files(portrait, None), settings_of)
+    second = queue.run(queue.ticket(), Files.of(reference=portrait), settings_of)
     assert next(second) == Waiting(1)
     portrait.unlink()
     (files,) = seen
-    assert files.reference is not None
-    assert files.reference.name == "my photo.png"
-    read.append(files.reference.read_text())
-    assert read == ["a picture"]
+    (copy,) = files["reference"]
+    assert (copy.name, copy.read_text()) == ("my photo.png", "a picture")
     work.go_on.set()
     until(second, Finished)
+
+
+def test_drivers_of_one_name_stay_apart(queue: JobQueue, work: Work, tmp_path: Path) -> None:
+    drivers = [tmp_path / side / "driver.mp4" for side in ("left", "right")]
+    for path in drivers:
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+    seen: list[Path] = []
+
+    def settings_of(files: Files) -> Any:
+        seen.extend(files["driving"])
+        assert [path.read_text() for path in seen] == ["left", "right"]
+        return "a"
+
+    work.go_on.set()
+    until(queue.run(queue.ticket(), Files.of(driving=drivers), settings_of), Finished)
+    assert [path.name for path in seen] == ["driver.mp4", "driver.mp4"]
 
 
 def test_what_is_an_hour_old_is_deleted_and_what_is_in_use_is_not(
@@ -304,7 +324,7 @@ def test_a_job_animates(folder: JobFolder, random_model: Path) -> None:
     def settings_of(files: Files) -> AnimationSettings:
         return AnimationSettings.from_dict(
             {
-                "reference": str(files.reference),
+                "reference": str(files["reference"][0]),
                 "reference_landmarks": str(DEMO_PORTRAIT_LANDMARKS),
                 "model": str(random_model),
                 "frames": 2,
@@ -315,8 +335,55 @@ def test_a_job_animates(folder: JobFolder, random_model: Path) -> None:
     with AnimationSession(device="cpu") as session:
         queue = JobQueue([session], folder)
         ticket = queue.ticket()
-        result = until(queue.run(ticket, Files(DEMO_PORTRAIT, None), settings_of), Finished).result
+        result = until(queue.run(ticket, Files.of(reference=DEMO_PORTRAIT), settings_of), Finished).result
         assert result.frames == 2
         assert result.output == folder.results / ticket / "animated.mp4"
         assert result.output.is_file()
         queue.close()
+
+
+def test_a_job_animates_several_people(folder: JobFolder, random_model: Path, face_landmarker_path: Path) -> None:
+    examples = render_examples(folder.examples)
+    files = Files.of(reference=examples.group, driving=examples.drivers)
+    values = [{"frames": 2, "steps": 2}.get(control.name, control.default) for control in GROUP_CONTROLS]
+    base = {"model": str(random_model)}
+    with AnimationSession(face_landmarker_path, device="cpu") as session:
+        queue = JobQueue([session], folder)
+        events = queue.run(queue.ticket(), files, lambda copies: group_settings_of(copies, values, base))
+        result = until(events, Finished).result
+        queue.close()
+    assert (result.frames, result.size, result.faces) == (2, (1024, 512), 2)
+    assert [(person["face"], person["driver"]) for person in result.people] == [(1, 0), (2, 1)]
+    assert "2 of 2 faces are moved" in words.outcome(result)
+    assert str(folder.folder) not in words.report(result)
+
+
+def test_a_job_draws_a_sheet_and_can_be_cancelled(
+    folder: JobFolder, face_landmarker_path: Path, tmp_path: Path
+) -> None:
+    model = save_model(small_model(), tmp_path / "model")
+    examples = render_examples(folder.examples)
+    controls = picture_controls(EmojiSettings.read(model))
+    files = Files.of(identity=examples.portraits[1], expression=examples.expressions)
+
+    def settings_of(steps: int) -> Any:
+        values = [{"steps": steps, "interval": "two"}.get(control.name, control.default) for control in controls]
+        return lambda copies: picture_settings_of(copies, "a photo of a zebra", values, {"model": model}, controls)
+
+    with AnimationSession(face_landmarker_path, device="cpu") as session:
+        queue = JobQueue([session], folder)
+        result = until(queue.run(queue.ticket(), files, settings_of(2), PICTURE), Finished).result
+        ticket = queue.ticket()
+        events = queue.run(ticket, files, settings_of(1000), PICTURE)
+        while not (isinstance(event := until(events, Working), Working) and event.stage == "drawing"):
+            pass
+        queue.cancel(ticket)
+        with pytest.raises(Cancelled):
+            until(events, Finished)
+        queue.close()
+    with Image.open(result.output) as picture:
+        assert (result.pictures, result.size, picture.size) == (3, (3 * 128, 128), (3 * 128, 128))
+        assert picture.info["Comment"].startswith("AI-generated")
+    assert "3 pictures, 384 x 128 pixels" in words.outcome(result)
+    assert "ticache N=2" in words.report(result)
+    assert "zebra" in words.report(result), "what the model does not know is told"

@@ -45,7 +45,7 @@ def test_five_clicks_are_a_file_that_the_animator_reads(cat: Path, tmp_path: Pat
     assert clicks.file is not None, clicks.sentence
     assert tuple(read_points(clicks.file)) == NAMES
     assert placed(clicks, ((0.9, 0.9),), tmp_path) == clicks, "a sixth changes nothing"
-    files = Files(cat, None, clicks.file)
+    files = Files.of(reference=cat, points=clicks.file)
     defaults = [control.default for control in CONTROLS]
     assert "--points points.json" in command_line(files.names(), defaults)
     settings = settings_of(files, defaults, {})

@@ -1,1 +1,1 @@
-"""The page in a browser: what it offers, the jobs behind it, and the page itself. Only `page` needs Gradio."""
+"""The page in a browser: settings, jobs, and the page itself. Only the page and its tabs need Gradio."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from fye_pipeline.animate.config import AnimationSettings, row_settings
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.retargeting import MOST_INTENSITY, REGIONS
+from fye_pipeline.multi_portrait.settings import GroupSettings
 from fye_pipeline.pipeline import check_cache_options
 
 OUTPUT = "animated.mp4"
@@ -32,13 +34,13 @@ class Control:
     """A setting on the page.
 
     kind: `choice` (one of `options`), `several` (some of `names`), `range` and `whole` (numbers from `low` to `high`),
-    `switch`. A value that is the default, or none at all, changes nothing.
+    `switch`, `text`. A value that is the default, or none at all, changes nothing.
     name, flag: of the setting and of `fye animate`; a `choice` has its own in every option.
     """
 
     name: str
     label: str
-    kind: Literal["choice", "several", "range", "whole", "switch"]
+    kind: Literal["choice", "several", "range", "whole", "switch", "text"]
     default: Any
     info: str = ""
     flag: str = ""
@@ -75,9 +77,10 @@ class Control:
         """A browser's number may be 7.0 where 7 is meant, and what is ticked comes in the order of the ticks."""
         if self.kind == "several":
             return tuple(name for name in self.names if name in value) or tuple(value)
-        if self.kind == "whole" and isinstance(value, float) and value.is_integer():
+        whole = self.kind == "whole" or (self.kind == "range" and isinstance(self.step, int))
+        if whole and isinstance(value, float) and value.is_integer():
             return int(value)
-        return value
+        return str(value).strip() if self.kind == "text" else value
 
     def _option(self, value: Any) -> Option:
         if value not in self.options:
@@ -142,55 +145,115 @@ CONTROLS = (
 )
 
 
+# Several faces: each has a square of its own.
+GROUP_CONTROLS = (
+    Control(
+        "assign",
+        "Who is moved by which driver",
+        "text",
+        "",
+        "For each face from the left its driver, counted from 0, such as 1,0; - leaves a face still. "
+        "Empty: the first driver moves the leftmost face, and so on.",
+        "--assign",
+    ),
+    Control(
+        "until",
+        "Drivers of different length",
+        "choice",
+        "shortest",
+        options={
+            "shortest": Option("End with the shortest"),
+            "longest": Option("The others hold their last frame", {"until": "longest"}, ("--until", "longest")),
+        },
+        advanced=True,
+    ),
+    *(control for control in CONTROLS if control.name != "framing"),
+)
+
+
 @dataclass(frozen=True)
 class Files:
-    """The files of a run; None is what ships. points: five points placed in the portrait, None to seek its face."""
+    """The files of a run in the order of the command line, each with its flag; what is not given is what ships."""
 
-    reference: Path | None
-    driving: Path | None
-    points: Path | None = None
+    given: tuple[tuple[str, Path], ...] = ()
+
+    @classmethod
+    def of(cls, **named: str | Path | Sequence[str | Path] | None) -> Files:
+        """From one path or several for a flag; None and nothing are left out."""
+        lists = {name: [paths] if isinstance(paths, str | Path) else list(paths or ()) for name, paths in named.items()}
+        return cls(tuple((name, Path(path)) for name, paths in lists.items() for path in paths))
+
+    def __getitem__(self, flag: str) -> list[Path]:
+        return [path for name, path in self.given if name == flag]
 
     def names(self) -> Files:
         """The same without their folders, which are the server's."""
-        return Files(
-            *(None if path is None else Path(path.name) for path in (self.reference, self.driving, self.points))
-        )
+        return Files(tuple((flag, Path(path.name)) for flag, path in self.given))
+
+    def copied(self, place: Path) -> Files:
+        """The same, copied under their own names, each into a numbered folder; the absent stay as they are."""
+
+        def copy(number: int, path: Path) -> Path:
+            if not path.is_file():
+                return path
+            target = place / str(number) / path.name
+            target.parent.mkdir()
+            shutil.copyfile(path, target)
+            return target
+
+        return Files(tuple((flag, copy(number, path)) for number, (flag, path) in enumerate(self.given)))
+
+
+def row_of(values: Sequence[Any], controls: Sequence[Control]) -> dict[str, Any]:
+    """The settings that the values of controls mean, in their order. Raises `UserError` for an unknown choice."""
+    row: dict[str, Any] = {}
+    for control, value in zip(controls, values, strict=True):
+        row |= control.settings(value)
+    return row
 
 
 def settings_of(
     files: Files, values: Sequence[Any], base: Mapping[str, Any], controls: Sequence[Control] = CONTROLS
 ) -> AnimationSettings:
-    """The settings that the page's values mean, checked as those of the command line are.
+    """The settings of one face that the page's values mean, checked as those of the command line are.
 
-    values: in the controls' order. base: settings that the page does not offer, such as the model.
+    base: settings that the page does not offer, such as the model.
 
     Raises:
         UserError: a value that cannot be, in one sentence.
     """
-    row: dict[str, Any] = {}
-    for control, value in zip(controls, values, strict=True):
-        row |= control.settings(value)
-    row |= {
-        name: str(path)
-        for name, path in (("reference", files.reference), ("driving", files.driving), ("points", files.points))
-        if path is not None
-    }
+    row = row_of(values, controls) | {flag: str(path) for flag, path in files.given}
     return row_settings(base, row, "The settings", check_cache_options)
 
 
+def group_settings_of(files: Files, values: Sequence[Any], base: Mapping[str, Any]) -> GroupSettings:
+    """The settings of several people that the page's values mean; arguments and errors as `settings_of`."""
+    row = row_of(values, GROUP_CONTROLS)
+    row |= {"reference": str(files["reference"][0]), "drivers": [str(path) for path in files["driving"]]}
+    if len(row["drivers"]) == 1 and "assign" not in row:
+        raise UserError(
+            "A single driver needs to be told who is moved: 0,1 takes the first two faces of that video, from the left."
+        )
+    settings = row_settings(base, row, "The settings", check_cache_options, GroupSettings)
+    assert isinstance(settings, GroupSettings)
+    return settings
+
+
 def command_line(
-    files: Files, values: Sequence[Any], model: str | None = None, controls: Sequence[Control] = CONTROLS
+    files: Files,
+    values: Sequence[Any],
+    model: str | None = None,
+    controls: Sequence[Control] = CONTROLS,
+    *,
+    command: Sequence[str] = ("animate",),
+    output: str = OUTPUT,
 ) -> str:
-    """The `fye animate` command that makes the same video from files of these names, quoted for this system's shell."""
-    words = ["fye", "animate"]
-    for flag, path in (
-        ("--reference", files.reference),
-        ("--driving", files.driving),
-        ("--points", files.points),
-    ):
-        words += [] if path is None else [flag, str(path)]
+    """The `fye` command that makes the same from files of these names, quoted for this system's shell."""
+    words = ["fye", *command]
+    for flag, path in files.given:
+        words += [f"--{flag}", str(path)]
     words += [] if model is None else ["--model", model]
     for control, value in zip(controls, values, strict=True):
         words += control.flags(value)
-    words += ["--output", OUTPUT]
+    words += ["--output", output]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -15,16 +15,19 @@ from typing import Any, Self
 
 from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.output import AnimationResult
-from fye_pipeline.animate.run import animate
 from fye_pipeline.animate.session import AnimationSession
 from fye_pipeline.app.controls import OUTPUT, Files
+from fye_pipeline.app.pictures import PictureResult, PictureSettings, draw
 from fye_pipeline.errors import UserError
+from fye_pipeline.multi_portrait.output import GroupResult
 from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import FolderLock
 
 KEPT_SECONDS = 3600.0  # uploads and results
 _SWEEP_EVERY = 300.0
 _LOOK_EVERY = 0.2  # seconds between two looks at a job
+
+Result = AnimationResult | GroupResult | PictureResult
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Working:
 class Finished:
     """A job that is done."""
 
-    result: AnimationResult
+    result: Result
 
 
 class Cancelled(Exception):
@@ -56,7 +59,15 @@ class Cancelled(Exception):
 
 
 Event = Waiting | Working | Finished
-Settings = Callable[[Files], AnimationSettings]
+JobSettings = AnimationSettings | PictureSettings
+SettingsOf = Callable[[Files], JobSettings]
+
+
+def carry_out(settings: JobSettings, output: Path, **options: Any) -> Result:
+    """Make what the settings are of: pictures, or the animation of one face or several."""
+    if isinstance(settings, PictureSettings):
+        return draw(settings, output, **options)
+    return settings.runner().animate(settings, output, **options)
 
 
 def seconds_left(done: int, total: int | None, seconds: float) -> float | None:
@@ -115,11 +126,11 @@ class JobQueue:
     Args:
         sessions: opened by the caller, who also closes them.
         folder: for inputs and results.
-        work: what a job does; `animate`, but for tests.
+        work: what a job does; another in tests.
     """
 
     def __init__(
-        self, sessions: Sequence[AnimationSession], folder: JobFolder, work: Callable[..., AnimationResult] = animate
+        self, sessions: Sequence[AnimationSession], folder: JobFolder, work: Callable[..., Result] = carry_out
     ) -> None:
         self.folder, self._work = folder, work
         self._free = list(sessions)
@@ -144,10 +155,11 @@ class JobQueue:
         if stop is not None:
             stop.set()
 
-    def run(self, ticket: str, files: Files, settings_of: Settings) -> Iterator[Event]:
+    def run(self, ticket: str, files: Files, settings_of: SettingsOf, output: str = OUTPUT) -> Iterator[Event]:
         """Carry a job out, telling how it stands several times a second; it is cancelled when nobody listens any more.
 
-        files: copied first, so that they may go while the job waits. settings_of: given the copies.
+        files: copied first, so that they may go while the job waits. settings_of: given the copies. output: the name
+        of the file to make.
 
         Raises:
             UserError: bad input, in one sentence. Cancelled: it was.
@@ -162,7 +174,7 @@ class JobQueue:
             with self._lock:
                 self._line.append(ticket)
             place.mkdir()
-            settings = settings_of(_copied(files, place))
+            settings = settings_of(files.copied(place))
             session = None
             while session is None:
                 _check(stop)
@@ -170,7 +182,7 @@ class JobQueue:
                 if session is None:
                     yield Waiting(ahead)
                     stop.wait(_LOOK_EVERY)
-            job = _Job(self._work, settings, place / OUTPUT, session, stop)
+            job = _Job(self._work, settings, place / output, session, stop)
             handed_over = True
             job.start(lambda: self._end(ticket, session, keep=job.result is not None))
             yield from job.watch()
@@ -218,12 +230,12 @@ class JobQueue:
 
 
 class _Job:
-    """An animation in a thread of its own, and what it last told."""
+    """What is made, in a thread of its own, and what it last told."""
 
     def __init__(
         self,
-        work: Callable[..., AnimationResult],
-        settings: AnimationSettings,
+        work: Callable[..., Result],
+        settings: JobSettings,
         output: Path,
         session: AnimationSession,
         stop: threading.Event,
@@ -232,7 +244,7 @@ class _Job:
         self._stop, self._ended = stop, threading.Event()
         self._told: Working | None = None
         self._began = ("", 0.0)
-        self.result: AnimationResult | None = None
+        self.result: Result | None = None
         self._error: BaseException | None = None
 
     def start(self, on_end: Callable[[], None]) -> None:
@@ -273,23 +285,9 @@ class _Job:
 
 def without_folders(text: str, place: Path) -> str:
     """A text about a job's files, without the folders in which they lie: those are the server's affair."""
-    return re.sub(rf"{re.escape(str(place))}[/\\](?:(?:portrait|driver|points)[/\\])?", "", text)
+    return re.sub(rf"{re.escape(str(place))}[/\\](?:\d+[/\\])?", "", text)
 
 
 def _check(stop: threading.Event) -> None:
     if stop.is_set():
         raise Cancelled("The job was cancelled.")
-
-
-def _copied(files: Files, place: Path) -> Files:
-    """The files, copied into the job's own folder under their own names."""
-
-    def copy(path: Path | None, folder: str) -> Any:
-        if path is None or not path.is_file():
-            return path
-        target = place / folder / path.name
-        target.parent.mkdir()
-        shutil.copyfile(path, target)
-        return target
-
-    return Files(copy(files.reference, "portrait"), copy(files.driving, "driver"), copy(files.points, "points"))

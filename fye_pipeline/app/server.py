@@ -11,12 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from fye_pipeline.animate.config import DEMO_PORTRAIT
 from fye_pipeline.animate.session import AnimationSession
 from fye_pipeline.app.jobs import JobFolder, JobQueue
-from fye_pipeline.app.page import POLICY, STYLE, PageOptions, build_page, load_gradio
+from fye_pipeline.app.page import POLICY, STYLE, build_page, load_gradio
+from fye_pipeline.app.parts import Examples, PageOptions
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.model_file import cache_folder
@@ -24,8 +26,11 @@ from fye_pipeline.models.published import model_folder
 from fye_pipeline.progress import logger
 from fye_pipeline.world import World
 
-EXAMPLES = (2, 5, 8)  # heads of the rendered world's "held" split
-_EXAMPLE_SIZE = 512
+# Of the rendered world's "held" split: portraits, heads and takes with an expression, and the head that drives.
+EXAMPLES = (2, 5, 8)
+EXPRESSIONS = ((6, 1), (7, 5), (9, 3))
+DRIVER = 11
+_EXAMPLE_SIZE, _MOTION_SIZE, _MOTION_FRAMES = 512, 128, 24
 
 
 def serve(
@@ -34,6 +39,7 @@ def serve(
     *,
     share: bool = False,
     model: str | None = None,
+    emoji_model: str | None = None,
     devices: Sequence[str] = ("auto",),
     face_landmarker: Path | None = None,
     most_megabytes: int = 500,
@@ -41,8 +47,8 @@ def serve(
 ) -> None:
     """Show the page until Ctrl-C.
 
-    host: where it listens; 127.0.0.1 is this machine alone. devices: a job at a time on each. most_megabytes: of an
-    upload. accepted: the terms count as read.
+    host: where it listens; 127.0.0.1 is this machine alone. emoji_model: the folder that makes still pictures.
+    devices: a job at a time on each. most_megabytes: of an upload. accepted: the terms count as read.
 
     Raises:
         UserError: Gradio is absent, the port is taken, the model or a device is not there, no public link comes.
@@ -58,7 +64,7 @@ def serve(
         stack.callback(queue.close)
         examples = render_examples(folder.examples)
         gradio.set_static_paths([str(folder.examples)])
-        page = build_page(gradio, PageOptions(queue, examples, model, accepted))
+        page = build_page(gradio, PageOptions(queue, examples, model, emoji_model, accepted))
         _, local, public = _launch(gradio, page, host, port, share, most_megabytes, folder.results)
         stack.callback(page.close)
         if share and not public:
@@ -70,14 +76,25 @@ def serve(
             time.sleep(1)
 
 
-def render_examples(folder: Path) -> list[Path]:
-    """Portraits of nobody: the one that ships, and some of the rendered world, as PNG in a folder."""
-    world = World(CanonicalFace.load(), size=_EXAMPLE_SIZE)
-    paths = [folder / "portrait.png", *(folder / f"head-{index}.png" for index in EXAMPLES)]
-    shutil.copyfile(DEMO_PORTRAIT, paths[0])
-    for path, index in zip(paths[1:], EXAMPLES, strict=True):
-        Image.fromarray(world.portrait("held", index).frames[0]).save(path)
-    return paths
+def render_examples(folder: Path) -> Examples:
+    """Pictures and movements of nobody in a folder: the portrait that ships, and what the rendered world gives."""
+    canonical = CanonicalFace.load()
+    world, small = World(canonical, size=_EXAMPLE_SIZE), World(canonical, size=_MOTION_SIZE)
+    portraits = [folder / "portrait.png", *(folder / f"head-{index}.png" for index in EXAMPLES)]
+    shutil.copyfile(DEMO_PORTRAIT, portraits[0])
+    heads = [world.portrait("held", index).frames[0] for index in EXAMPLES]
+    for path, head in zip(portraits[1:], heads, strict=True):
+        Image.fromarray(head).save(path)
+    expressions = [folder / f"expression-{number}.png" for number in range(1, len(EXPRESSIONS) + 1)]
+    for path, (index, take) in zip(expressions, EXPRESSIONS, strict=True):
+        clip = world.clip("held", index, take=take, frames=1, strength=1.2)
+        Image.fromarray(clip.frames[0]).save(path)
+    group = folder / "two-people.png"
+    Image.fromarray(np.concatenate(heads[:2], axis=1)).save(group)
+    drivers = [folder / "left.npz", folder / "right.npz"]
+    for take, path in enumerate(drivers):
+        small.clip("held", DRIVER, take=take, frames=_MOTION_FRAMES).sequence.save(path)
+    return Examples(portraits, expressions, group, drivers)
 
 
 def _launch(

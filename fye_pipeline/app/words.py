@@ -5,10 +5,15 @@ from __future__ import annotations
 import html
 
 from fye_pipeline.animate.output import AnimationResult
-from fye_pipeline.app.jobs import Event, Waiting, Working, without_folders
+from fye_pipeline.app.jobs import Event, Result, Waiting, Working, without_folders
+from fye_pipeline.app.pictures import PictureResult
+from fye_pipeline.multi_portrait.output import GroupResult
 
-TITLE = "Animate a portrait"
-INTRODUCTION = "A picture of a face, and a video of another: the first does what the second does."
+TITLE = "Follow your emoji"
+INTRODUCTION = (
+    "A face in a picture does what another face does: in a video, among several people, or in a still picture."
+)
+EMPTY = "The result will appear here."
 TERMS = """An animated portrait does what that person never did. Use it only
 
 1. with portraits of people who agreed to it, of yourself, of the dead in works that are free to use, or of nobody
@@ -31,6 +36,20 @@ POINTS = (
 )
 POINTS_MISSING = "Place all five points, or press Begin anew and leave them out."
 NO_DRIVER = "Choose a driving video first, or take the movement that ships."
+PEOPLE = (
+    "Each face of the picture is moved by a driver of its own: a video, or a landmark file (`.npz`). The faces of one "
+    "video drive too: give that video alone, and say below who is moved by which."
+)
+NO_GROUP = "Choose a picture of several people first."
+NO_DRIVERS = "Choose the drivers first: a video for each face, the leftmost face's first."
+EMOJI = "A picture of this person with that expression, drawn as you say. Several expressions give a sheet."
+SMALL_EMOJI = (
+    f"{EMOJI} At work is the tiny model that ships: it draws rendered heads of 128 pixels and knows some thirty words "
+    "(photo, painting, ink, drawing, cartoon, sculpture; man, woman; glasses, background and colours)."
+)
+PROMPT = "a photo of a woman"
+NO_PERSON = "Choose a picture of the person first."
+NO_EXPRESSION = "Choose a picture of an expression first."
 CANCELLED = "Cancelled."
 KEPT = "Uploads and results stay on this machine and are deleted after an hour."
 _STAGES = {
@@ -40,6 +59,7 @@ _STAGES = {
     "denoising": "Making the frames",
     "uncached": "Making them again without the cache",
     "decoding": "Writing the video",
+    "drawing": "Drawing",
 }
 
 
@@ -59,7 +79,7 @@ def sentence(event: Event) -> str:
         return "Done"
     text = _STAGES.get(event.stage, event.stage.capitalize())
     if event.total:
-        text += f": {event.done} of {event.total} frames"
+        text += f": {event.done} of {event.total} {'steps' if event.stage == 'drawing' else 'frames'}"
     if event.seconds_left is not None:
         text += f", about {duration(event.seconds_left)} left"
     return text
@@ -83,21 +103,26 @@ def message(text: str, kind: str = "note") -> str:
     return f'<div class="fye-status fye-{kind}" role="status"><p>{html.escape(text)}</p></div>'
 
 
-def outcome(result: AnimationResult) -> str:
+def outcome(result: Result) -> str:
     """What was made, in a sentence or two."""
-    text = (
-        f"{result.frames} frames of {result.size[0]} x {result.size[1]} at {float(result.fps):g} fps "
-        f"in {duration(result.seconds)}."
-    )
+    size, took = f"{result.size[0]} x {result.size[1]}", duration(result.seconds)
+    if isinstance(result, PictureResult):
+        return f"{result.pictures} picture{'' if result.pictures == 1 else 's'}, {size} pixels, in {took}."
+    text = f"{result.frames} frames of {size} at {float(result.fps):g} fps in {took}."
+    if isinstance(result, GroupResult):
+        text += f" {len(result.people)} of {result.faces} faces are moved."
     if result.psnr is not None and result.time_ratio is not None:
-        text += f" {result.time_ratio:.1f} times faster than without the cache, {result.psnr:.1f} dB from it."
+        text += f" {result.time_ratio:.1f} times as fast as without the cache, {result.psnr:.1f} dB from it."
     return text
 
 
-def report(result: AnimationResult) -> str:
-    """The cache's report and the run's notes, as plain text."""
-    lines = [str(result.report) if result.report is not None else "The cache was off: every step ran in full."]
-    if result.frames_without_face:
+def report(result: Result) -> str:
+    """The cache's report, or who was moved, and the run's notes, as plain text."""
+    if isinstance(result, GroupResult):
+        lines = [str(result)]
+    else:
+        lines = [str(result.report) if result.report is not None else "The cache was off: every step ran in full."]
+    if isinstance(result, AnimationResult) and result.frames_without_face:
         gaps = ", ".join(f"{start}-{stop - 1}" for start, stop in result.frames_without_face)
         lines.append(f"frames without a face, filled in: {gaps}")
     text = "\n".join([*lines, *(f"note: {note}" for note in result.notes)])

@@ -22,6 +22,9 @@ def app(
         str | None,
         typer.Option(help="A pipeline folder or a published model's name. Default: the one that ships."),
     ] = None,
+    emoji_model: Annotated[
+        str | None, typer.Option(help="A folder for still pictures (EmojiDiff). Default: the tiny one that ships.")
+    ] = None,
     device: Annotated[
         list[str] | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; several times for a job on each.")
     ] = None,
@@ -33,7 +36,7 @@ def app(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show a page in the browser: choose a portrait and a video, animate, watch. Needs the extra `app` (Gradio)."""
+    """Show a page in the browser: choose portraits and videos, animate, watch. Needs the extra `app` (Gradio)."""
     Reporter(quiet=quiet)
     from fye_pipeline.app.server import serve
 
@@ -44,6 +47,7 @@ def app(
         port,
         share=share,
         model=model,
+        emoji_model=emoji_model,
         devices=device or ["auto"],
         face_landmarker=face_landmarker,
         most_megabytes=max_upload,
