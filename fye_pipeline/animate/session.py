@@ -25,7 +25,8 @@ from fye_pipeline.landmarks.model_file import (
     fetch_face_landmarker,
     find_face_landmarker,
 )
-from fye_pipeline.landmarks.other_detectors import ModelDetector, load_detector
+from fye_pipeline.landmarks.other_detectors import load_detector
+from fye_pipeline.landmarks.tracking import FaceDetector
 from fye_pipeline.models.layouts import is_published_folder
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import logger
@@ -107,7 +108,7 @@ class LazyDetector:
         self._task_path = task_path
         self._mode: Mode = mode
         self._stack = ExitStack()
-        self._detector: FaceLandmarkDetector | None = None
+        self._detector: FaceDetector | None = None
 
     def __enter__(self) -> LazyDetector:
         return self
@@ -118,7 +119,7 @@ class LazyDetector:
         self._detector = None
         self._stack.close()
 
-    def open(self) -> FaceLandmarkDetector | ModelDetector:
+    def open(self) -> FaceDetector:
         """The open detector. Raises `UserError` where MediaPipe's task file can neither be found nor fetched."""
         if self._other is not None:
             return self._other

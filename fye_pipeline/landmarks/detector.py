@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from fractions import Fraction
-from itertools import chain, count, islice
+from itertools import count
 from types import TracebackType
 from typing import Any, Literal
 
@@ -18,14 +18,13 @@ from fye_pipeline.landmarks.faces import Face, FindFaces, Picture, check_picture
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.model_file import find_face_landmarker
 from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.landmarks.spool import Spool
-from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, NoFace, track
+from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, FaceDetector, NoFace
 
 Mode = Literal["image", "video"]
 DEFAULT_MAX_FACES = 8
 
 
-class FaceLandmarkDetector:
+class FaceLandmarkDetector(FaceDetector):
     """MediaPipe's face landmarker; a context manager, because it must be closed before the interpreter ends.
 
     task_path: MediaPipe's task file (default: where `find_face_landmarker` finds it). mode: how videos are read:
@@ -51,9 +50,6 @@ class FaceLandmarkDetector:
         self._stack = ExitStack()
         self._find: FindFaces | None = None
 
-    def __enter__(self) -> FaceLandmarkDetector:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -66,43 +62,18 @@ class FaceLandmarkDetector:
             self._find = self._stack.enter_context(self._landmarker("image", self._max_faces))
         return self._find(check_picture(image))
 
-    def detect(self, image: Picture, *, face_index: int | None = None) -> Face | None:
-        """The largest face in a picture, or the `face_index`-th from the left; None where there is no such face."""
-        return choose(self.detect_all(image), face_index=face_index)
-
-    def detect_video(
-        self,
-        frames: Iterable[NDArray[np.uint8]],
-        fps: Fraction | float,
-        on_progress: Callable[[int], None] | None = None,
-        no_face: NoFace = "interpolate",
-        max_gap: float = DEFAULT_MAX_GAP,
-        face_index: int | None = None,
-        spool: Spool | None = None,
-    ) -> LandmarkSequence:
-        """One face through a video; the arguments and errors are those of `tracking.track`.
-
-        In mode `video`, where every frame depends on those before it, nothing that the spool holds already is used.
-        """
-        frames = iter(frames)
-        first = list(islice(frames, 1))
-        with ExitStack() as stack:
-            find: FindFaces = self.detect_all
-            if self._mode == "video" and first:
-                # MediaPipe smooths only where it follows a single face.
-                several = face_index is not None or len(self.detect_all(first[0])) > 1
-                landmarker = self._landmarker("video", self._max_faces if several else 1, fps)
-                find = stack.enter_context(landmarker)
-            return track(
-                find,
-                chain(first, frames),
-                fps,
-                on_progress=on_progress,
-                no_face=no_face,
-                max_gap=max_gap,
-                face_index=face_index,
-                spool=spool if self._mode == "image" else None,
-            )
+    @contextmanager
+    def following(
+        self, first: list[Picture], fps: Fraction | float, face_index: int | None
+    ) -> Iterator[tuple[FindFaces, bool]]:
+        """In mode `video` every frame depends on those before it: nothing that a spool holds already is used."""
+        if self._mode == "image" or not first:
+            yield self.detect_all, self._mode == "image"
+            return
+        # MediaPipe smooths only where it follows a single face.
+        several = face_index is not None or len(self.detect_all(first[0])) > 1
+        with self._landmarker("video", self._max_faces if several else 1, fps) as find:
+            yield find, False
 
     @contextmanager
     def _landmarker(self, mode: Mode, max_faces: int, fps: Fraction | float = 1) -> Iterator[FindFaces]:

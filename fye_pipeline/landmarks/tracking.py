@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
-from typing import Literal, get_args
+from itertools import chain, islice
+from types import TracebackType
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.faces import Box, FindFaces, box_of, check_picture, choose
+from fye_pipeline.landmarks.faces import Box, Face, FindFaces, Picture, box_of, check_picture, choose
 from fye_pipeline.landmarks.sequence import LandmarkSequence, runs_of
 from fye_pipeline.landmarks.spool import Spool
 
@@ -60,6 +64,58 @@ def track(
         fill_gaps(spool, fps, no_face=no_face, max_gap=max_gap)
     assert shape is not None
     return LandmarkSequence(**spool.arrays(), width=shape[1], height=shape[0], fps=fps)
+
+
+class FaceDetector(ABC):
+    """What finds faces in pictures, and so one face through a video; a context manager, as MediaPipe must be closed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close what is open."""
+
+    @abstractmethod
+    def detect_all(self, image: Picture) -> list[Face]:
+        """Every face in a uint8 RGB [H, W, 3] picture, left to right."""
+
+    def detect(self, image: Picture, *, face_index: int | None = None) -> Face | None:
+        """The largest face in a picture, or the `face_index`-th from the left; None where there is no such face."""
+        return choose(self.detect_all(image), face_index=face_index)
+
+    def detect_video(
+        self,
+        frames: Iterable[NDArray[np.uint8]],
+        fps: Fraction | float,
+        on_progress: Callable[[int], None] | None = None,
+        no_face: NoFace = "interpolate",
+        max_gap: float = DEFAULT_MAX_GAP,
+        face_index: int | None = None,
+        spool: Spool | None = None,
+    ) -> LandmarkSequence:
+        """One face through a video; the arguments and errors are those of `track`."""
+        frames = iter(frames)
+        first = list(islice(frames, 1))
+        with self.following(first, fps, face_index) as (find, spooled):
+            return track(
+                find,
+                chain(first, frames),
+                fps,
+                on_progress=on_progress,
+                no_face=no_face,
+                max_gap=max_gap,
+                face_index=face_index,
+                spool=spool if spooled else None,
+            )
+
+    def following(
+        self, first: list[Picture], fps: Fraction | float, face_index: int | None
+    ) -> AbstractContextManager[tuple[FindFaces, bool]]:
+        """What looks at a video that begins with `first` (empty: no frame), and whether frames stand by themselves."""
+        return nullcontext((self.detect_all, True))
 
 
 def check_rules(fps: Fraction | float, no_face: NoFace, max_gap: float) -> None:
