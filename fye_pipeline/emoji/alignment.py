@@ -111,7 +111,7 @@ class Alignment:
         if self.weights.expression is not None:
             return self.weights.expression
         loss = (batch.weight * (prediction - target_of(self.pipe.scheduler, batch)).square()).mean()
-        norms = [_norm(each, prediction) for each in (loss, expression)]
+        norms = [gradient_norm(each, prediction) for each in (loss, expression)]
         self.ratios.append(self.weights.share * norms[0] / max(norms[1], 1e-12))
         if len(self.ratios) >= self.weights.measured:
             self.weights.expression = float(np.mean(self.ratios))
@@ -121,7 +121,7 @@ class Alignment:
 LEARNING = (1.0, 1.0, 0.0)
 
 
-def _norm(loss: Tensor, at: Tensor) -> float:
+def gradient_norm(loss: Tensor, at: Tensor) -> float:
     """The length of a loss's gradient by the prediction, through which both losses reach the weights."""
     return float(torch.autograd.grad(loss, at, retain_graph=True)[0].norm())
 

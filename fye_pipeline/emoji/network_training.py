@@ -42,7 +42,8 @@ Loss = Callable[[np.random.Generator], Tensor]
 Report = Callable[[int, float], None]
 
 
-def _optimise(modules: list[nn.Module], loss_of: Loss, config: NetworkConfig, report: Report) -> None:
+def optimise(modules: list[nn.Module], loss_of: Loss, config: NetworkConfig, report: Report) -> None:
+    """Lower a loss of modules over a number of steps, the same numbers in every run; then freeze them."""
     weights = [weight for module in modules for weight in module.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=1e-2)
     for step in range(config.steps):
@@ -87,7 +88,7 @@ def train_identity(people: People, network: IdentityNet, config: NetworkConfig, 
         # a margin from the start keeps all people in one place
         return arcface(cosines, torch.from_numpy(who), MARGIN * max(2 * done / config.steps - 1, 0))
 
-    _optimise([network.train(), centres], loss_of, config, report)
+    optimise([network.train(), centres], loss_of, config, report)
     return network
 
 
@@ -123,7 +124,7 @@ def train_landmarks(people: People, network: LandmarkNet, config: NetworkConfig,
         scores = torch.from_numpy(people.scores[who, which])
         return 10 * (found - marks[:, five]).abs().mean() + face_loss(points, shapes, wanted, scores)
 
-    _optimise([network], loss_of, config, report)
+    optimise([network], loss_of, config, report)
     return network
 
 
@@ -155,7 +156,7 @@ def train_encoder(people: People, config: NetworkConfig, report: Report) -> CLIP
         error = face_loss(points.unflatten(1, (-1, 2)), shapes, wanted, torch.from_numpy(people.scores[who, which]))
         return error + 0.03 * F.cross_entropy(names(told), torch.from_numpy(who))
 
-    _optimise([encoder, tell, names], loss_of, config, report)
+    optimise([encoder, tell, names], loss_of, config, report)
     return encoder
 
 
@@ -183,7 +184,7 @@ def train_projection(
         wanted = torch.from_numpy(marks).float()
         return face_loss(guess, told[:, :shapes], wanted, torch.from_numpy(people.scores[who, which]))
 
-    _optimise([projection, tell], loss_of, config, report)
+    optimise([projection, tell], loss_of, config, report)
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ class StageConfig:
 
 # Of the tiny model.
 TINY = {
-    "identity": StageConfig(7600, 1.5e-3, betas=(0.9, 0.99), drop_images=0.1, drop_expression=0.3),
+    "identity": StageConfig(19000, 1.5e-3, betas=(0.9, 0.99), drop_images=0.1, drop_expression=0.15),
     "base": StageConfig(500, 1e-3),
     "refined": StageConfig(500, 1e-3),
     "oracle": StageConfig(500, 1e-3),
@@ -226,8 +226,8 @@ def train_stage(
 ) -> None:
     """Train a stage to its end and leave the averaged weights in the pipeline. Goes on from the last checkpoint.
 
-    more_loss: what `align` adds, from the batch, the noisy latents and the prediction. FloatingPointError once a loss
-    is not finite.
+    more_loss: what `identity` and `align` add, from the batch, the noisy latents and the prediction.
+    FloatingPointError once a loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), project_dir=folder)

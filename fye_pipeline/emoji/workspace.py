@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from fye_pipeline.animate.config import SHIPPED_MODEL
 from fye_pipeline.emoji import expression_adapter as adapter
@@ -27,6 +28,7 @@ from fye_pipeline.emoji.alignment import Alignment, Weights, hang_frozen
 from fye_pipeline.emoji.base import CROSS, build_base
 from fye_pipeline.emoji.evaluate import IDENTITY_METRIC, LANDMARKS_METRIC
 from fye_pipeline.emoji.face_nets import IdentityNet, LandmarkNet
+from fye_pipeline.emoji.latent_face import ExpressionLoss, LatentFaceNet, expression_points, train_latent_face
 from fye_pipeline.emoji.model import (
     BASE,
     ENCODER,
@@ -67,7 +69,7 @@ PEOPLE = {
     "metric": Meta(seed=0, split="train", first=300_000, people=1200),
     "held": Meta(seed=0, split="held", first=200_000, people=240),
 }
-IMAGE_PROMPT = "image_prompt.safetensors"
+IMAGE_PROMPT, LATENT_FACE = "image_prompt.safetensors", "latent_face.safetensors"
 WIDTH, STATES, IDENTITY_DIMENSION = 64, 128, 256  # of the tiny resampler, encoder and identity vector
 GUIDANCE = 3.0
 Report = Callable[[str], None]
@@ -167,11 +169,29 @@ class Workspace:
                 steps = NetworkConfig(max(round(1000 * self.share), 2), batch=32)
                 report = self.report
                 train_projection(people, encoder, expression, steps, lambda n, loss: report(f"tokens {n}  {loss:.4f}"))
-        batches = Batches(self.examples(pipe), own_pairs(people), encoder, config)
-        train_stage("identity", pipe, batches, folder, config, report=self.report)
+        examples = self.examples(pipe)
+        batches = Batches(examples, own_pairs(people), encoder, config)
+        watch = self.expression_loss(examples, pipe.scheduler, folder / LATENT_FACE)
+        train_stage("identity", pipe, batches, folder, config, more_loss=watch, report=self.report)
         self.adapters.mkdir(parents=True, exist_ok=True)
         adapter.write_branch(self.adapters / IMAGE_PROMPT, pipe.unet, 1)
         self.write_base(pipe)
+
+    def expression_loss(self, examples: Examples, scheduler: Any, path: Path) -> ExpressionLoss:
+        """What shows the tiny base where expressions matter; its network is trained first, and kept."""
+        wanted = expression_points(examples.people)
+        if path.exists():
+            network = LatentFaceNet()
+            network.load_state_dict(load_file(path))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            steps = NetworkConfig(max(round(2500 * self.share), 2))
+            report = self.report
+            network = train_latent_face(
+                *(examples.people, examples.latents, wanted, steps), lambda n, loss: report(f"latents {n}  {loss:.4f}")
+            )
+            save_file(network.state_dict(), path)
+        return ExpressionLoss(scheduler, network.requires_grad_(False).eval(), examples.people, wanted)
 
     def begin_from(self, folder: Path) -> None:
         """Let `identity` go on from a finished model, its networks too. UserError where this run has begun."""
