@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,26 @@ FRAMES, SHORT = 96, 32
 COLUMNS = ("mode", "frames", "steps", "seam", "worst", "truth", "truth_worst", "jitter", "l1_truth", "peak_bytes")
 BYTES = 1024 if sys.platform != "darwin" else 1  # of the unit that getrusage counts memory in
 OVERLAP = 4  # frames that tiles share, as the pipeline's default
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has held; None where the system does not tell, such as on Windows."""
+    try:
+        resource = import_module("resource")
+    except ImportError:
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * BYTES
+
+
+def wait(process: subprocess.Popen[bytes]) -> int | None:
+    """Wait for a process, whose `returncode` is then set. -> the most memory it has held, or None as `peak_bytes`."""
+    wait4: Any = getattr(os, "wait4", None)
+    if wait4 is None:
+        process.wait()
+        return None
+    _, status, usage = wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return int(usage.ru_maxrss) * BYTES
 
 
 def seams(mode: str, frames: int, length: int) -> list[int]:
@@ -92,7 +112,7 @@ def measure(mode: str, index: int, frames: int, steps: int, video_path: Path | N
     """One mode on one head, in this process, whose peak memory is the row's."""
     clip, portrait = render(index, frames)
     video, length = animate(mode, clip, portrait, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES
+    peak = peak_bytes()
     if video_path is not None:
         np.save(video_path, (video * 255 + 0.5).astype(np.uint8))
     truth = clip.frames / 255.0
@@ -181,14 +201,13 @@ def measure_driver(minutes: float, fps: Fraction, steps: int, size: int) -> dict
         ]
         with open(Path(folder, "report.json"), "w+b") as report:
             process = subprocess.Popen(command, cwd=ROOT, stdout=report)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            peak = wait(process)
             report.seek(0)
             made = json.loads(report.read() or b"{}")
         if process.returncode != 0:
             sys.exit(f"{' '.join(command)} ended with {process.returncode}")
     row = {"mode": f"fye animate, {minutes:g} minutes at {float(fps):g} fps", "frames": made["frames"], "steps": steps}
-    return row | {"size": size, "peak_bytes": usage.ru_maxrss * BYTES}
+    return row | {"size": size, "peak_bytes": peak}
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
@@ -199,7 +218,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         if figures:
             mean, worst = np.mean([row["seam"] for row in figures]), max(row["worst"] for row in figures)
             lines.append(f"{mode}: seams {mean:.2f} of the median (worst {worst:.2f})")
-    peaks = [row["peak_bytes"] for row in rows if row["mode"] == "progressive" or row["mode"].startswith("fye")]
+    long = [row for row in rows if row["mode"] == "progressive" or row["mode"].startswith("fye")]
+    peaks = [row["peak_bytes"] for row in long if row["peak_bytes"] is not None]
     if len(peaks) > 1:
         lines.append(f"peak memory, most over least: {max(peaks) / min(peaks):.3f} (wanted: at most 1.10)")
     return "\n".join(lines)
