@@ -101,6 +101,91 @@ def rendered(
 
 
 @app.command()
+def exprbench(
+    source: Annotated[
+        Path | None,
+        typer.Option("--manifest", help="JSON list of portrait, drivers, assign, truth. Default: a rendered bench."),
+    ] = None,
+    json_file: Annotated[
+        Path, typer.Option("--json", help="Figures; tables beside it as .md, videos in <stem>_files/.")
+    ] = Path("exprbench.json"),
+    singles: Annotated[int, typer.Option(min=0, help="Rendered: pictures of one head.")] = 40,
+    multis: Annotated[int, typer.Option(min=0, help="Rendered: pictures of two heads.")] = 20,
+    outputs: Annotated[Path | None, typer.Option(help="Measure finished videos <name>.mp4 of this folder.")] = None,
+    leak: Annotated[
+        bool, typer.Option("--leak/--no-leak", help="Exchange drivers: two more videos for every pair of faces.")
+    ] = True,
+    model: Model = None,
+    frames: Annotated[int, typer.Option(min=1, help="Use the first frames of the drivers only.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    guidance: Guidance = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which heads (rendered), and which noise.")] = 0,
+    interval: Annotated[int | None, typer.Option("--N", min=1, help="Use the cache: one full step in N.")] = None,
+    order: Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")] = 2,
+    cut: Annotated[str, typer.Option(help="Cache: where the UNet is cut.")] = "outer",
+    no_watermark: Annotated[
+        bool, typer.Option("--no-watermark", help="Measure without the visible mark; see USAGE.md.")
+    ] = False,
+    i_accept_the_terms: Annotated[
+        bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")
+    ] = False,
+    face_landmarker: TaskFile = None,
+    jobs: Jobs = 1,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """One face or several, each against its own driver: landmarks, gaze, expression, pose, and what leaks over."""
+    reporter = Reporter(quiet=quiet)
+    if no_watermark and not i_accept_the_terms:
+        raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
+    if outputs is not None and not outputs.is_dir():
+        raise UserError(f"{outputs} is not a folder; --outputs takes the folder of the finished videos.")
+    if source is None and singles + multis == 0:
+        raise UserError("--singles and --multis are both 0: nothing is left to measure.")
+    if not debug:
+        hush_libraries()
+    from fye_pipeline.animate.session import obtain_face_landmarker
+    from fye_pipeline.evaluation.exprbench import BenchEvaluator, BenchRun, describe, evaluate_exprbench
+    from fye_pipeline.evaluation.exprbench_entries import RenderedBench, read_entries
+
+    target = _target(json_file, overwrite=overwrite, resume=resume)
+    assert target is not None
+    if target.suffix != ".json":
+        raise UserError(f"{target} must end in .json; the tables are written beside it as .md.")
+    folder = target.with_name(f"{target.stem}_files")
+    if source is None:
+        source = RenderedBench(singles, multis, frames, seed).make(folder / "bench")
+    settings: dict[str, Any] = {
+        "model": model_folder(model or SHIPPED_MODEL),
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+        "frames": frames,
+        "cache": None if interval is None else _cache(interval, order, cut),
+        "watermark": not no_watermark,
+        "audio": False,
+    }
+    evaluator = BenchEvaluator(
+        entries=tuple(read_entries(source)),
+        settings=settings,
+        folder=folder,
+        outputs=outputs,
+        leak=leak,
+        face_landmarker=obtain_face_landmarker(face_landmarker),
+        device=device,
+    )
+    with reporter.progress() as on_progress:
+        run = BenchRun(target, jobs=jobs, resume=resume, overwrite=overwrite)
+        result = evaluate_exprbench(evaluator, run, on_progress=on_progress)
+    reporter.result(describe(result), result)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def manifest(
     source: Annotated[
         Path, typer.Argument(metavar="MANIFEST", help="A .csv or .jsonl, or a folder with portraits/ and driving/.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +24,22 @@ def track_face(frames: Iterable[NDArray[np.uint8]], find: FindFace) -> LandmarkS
 
     Raises ValueError where there is no frame.
     """
+    faces: list[Face | None] = []
+    height, width = 0, 0
+    face: Face | None = None
+    last: NDArray[np.uint8] | None = None
+    for frame in frames:
+        height, width = frame.shape[:2]
+        if last is None or not np.array_equal(frame, last):  # a still is sought once
+            face, last = find(frame), frame
+        faces.append(face)
+    if not faces:
+        raise ValueError("frames must hold at least one frame, got none")
+    return as_track(faces, width, height)
+
+
+def as_track(faces: Sequence[Face | None], width: int, height: int) -> LandmarkSequence:
+    """One face frame by frame, in pictures of a size. Entries of frames without one are nan, and `found` is False."""
     empty = {
         "landmarks": np.full((N_POINTS, 3), np.nan),
         "mesh": np.full((N_MESH, 3), np.nan),
@@ -31,24 +47,16 @@ def track_face(frames: Iterable[NDArray[np.uint8]], find: FindFace) -> LandmarkS
         "blendshapes": np.full(N_BLENDSHAPES, np.nan),
     }
     rows: dict[str, list[NDArray]] = {name: [] for name in empty}
-    found, height, width = [], 0, 0
-    face: Face | None = None
-    last: NDArray[np.uint8] | None = None
-    for frame in frames:
-        height, width = frame.shape[:2]
-        if last is None or not np.array_equal(frame, last):  # a still is sought once
-            face, last = find(frame), frame
-        found.append(face is not None)
+    for face in faces:
         track = empty if face is None else {
             "landmarks": face.landmarks, "mesh": face.mesh, "transforms": face.transform,
             "blendshapes": face.blendshapes,
         }  # fmt: skip
         for name, values in rows.items():
             values.append(np.asarray(track[name], np.float64))
-    if not found:
-        raise ValueError("frames must hold at least one frame, got none")
+    found = np.array([face is not None for face in faces])
     landmarks, mesh, transforms, blendshapes = (np.stack(values) for values in rows.values())
-    return LandmarkSequence(landmarks, mesh, transforms, blendshapes, np.array(found), width, height)
+    return LandmarkSequence(landmarks, mesh, transforms, blendshapes, found, width, height)
 
 
 def aspect(sequence: LandmarkSequence) -> float:
