@@ -125,7 +125,7 @@ CONTROLS = (
         "full",
         advanced=True,
         options={
-            "full": Option("The portrait's own, where the model can"),
+            "full": Option("The portrait's own"),
             "none": Option("The model's own pixels", {"detail": "none"}, ("--detail", "none")),
         },
     ),
