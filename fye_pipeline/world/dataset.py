@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from fye_pipeline.landmarks.geometry import CanonicalFace, weighted_similarity
+from fye_pipeline.landmarks.geometry import CanonicalFace, project, weighted_similarity
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.world.anatomy import EXPRESSIONS, Array, Head, Identity, sample_identity
 from fye_pipeline.world.motion import Motion, demonstration_motion, sample_motion, sample_portrait_motion
@@ -86,27 +86,34 @@ class World:
         """Paint a motion and write down its landmarks, metric mesh and pose as the detector would."""
         overlay = overlay_of(head, self.size) if self.version == 2 else None
         painter = Painter(head, self.canonical.triangles, self.size, overlay)
-        rotations = Rotation.from_euler("xyz", motion.rotation * np.array([-1, 1, 1]), degrees=True).as_matrix()
-        images, landmarks, meshes, transforms = [], [], [], []
+        turns = rotations(motion)
+        images = [
+            painter.paint(head.pose(motion.expression[k], motion.gaze[k]), turns[k], motion.translation[k])[0]
+            for k in range(len(motion))
+        ]
+        return RenderedClip(np.stack(images), self.track(head, motion, self.size, fps=fps), head.identity)
+
+    def track(self, head: Head, motion: Motion, size: int, *, fps: Fraction | None) -> LandmarkSequence:
+        """What the detector would say of a motion in pictures of `size` pixels a side, exactly."""
+        turns = rotations(motion)
+        landmarks, meshes, transforms = [], [], []
         for k in range(len(motion)):
             points = head.pose(motion.expression[k], motion.gaze[k])
-            image, marks = painter.paint(points, rotations[k], motion.translation[k])
-            mesh, matrix = self._metric(points[:468] @ rotations[k].T + motion.translation[k])
-            images.append(image)
-            landmarks.append(marks)
+            camera = points @ turns[k].T + motion.translation[k]
+            mesh, matrix = self._metric(camera[:468])
+            landmarks.append(project(camera, 1, 1))
             meshes.append(mesh)
             transforms.append(matrix)
-        sequence = LandmarkSequence(
+        return LandmarkSequence(
             landmarks=np.stack(landmarks),
             mesh=np.stack(meshes),
             transforms=np.stack(transforms),
             blendshapes=_blendshapes(motion),
             found=np.ones(len(motion), bool),
-            width=self.size,
-            height=self.size,
+            width=size,
+            height=size,
             fps=fps,
         )
-        return RenderedClip(np.stack(images), sequence, head.identity)
 
     def _metric(self, camera: Array) -> tuple[Array, Array]:
         """Camera points [468, 3] -> (mesh [468, 3], matrix [4, 4]) at the detector's scale.
@@ -121,6 +128,11 @@ class World:
         matrix = weighted_similarity(source, camera[ids], weights)
         inverse = np.linalg.inv(matrix)
         return camera @ inverse[:3, :3].T + inverse[:3, 3], matrix
+
+
+def rotations(motion: Motion) -> Array:
+    """Turns of every frame as matrices [F, 3, 3]."""
+    return Rotation.from_euler("xyz", motion.rotation * np.array([-1, 1, 1]), degrees=True).as_matrix()
 
 
 def _blendshapes(motion: Motion) -> NDArray[np.float64]:

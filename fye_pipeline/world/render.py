@@ -82,14 +82,28 @@ class Painter:
         volume = identity.hair_volume
         self.hair_shell = hair_shell(identity.hair_style, volume)
         self.outline_color = tuple(float(c) * 0.25 for c in identity.skin)
+        self.corner = np.zeros(2)
 
     def paint(self, points: Array, rotation: Array, translation: Array) -> tuple[Picture, Array]:
         """Draw one frame. points [478, 3] in cm and its pose -> (RGB uint8 [size, size, 3], landmarks [478, 3])."""
+        image = self.background.copy()
+        landmarks = self.paint_on(image, points, rotation, translation)
+        small = np.asarray(cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA), np.uint8)
+        return small if self.overlay is None else self.overlay.lay(small, landmarks), landmarks
+
+    def paint_on(
+        self, image: Picture, points: Array, rotation: Array, translation: Array, corner: tuple[float, float] = (0, 0)
+    ) -> Array:
+        """Paint a head over a picture at twice its size, uint8 [H, W, 3], which is changed; as `paint` otherwise.
+
+        corner: where the painter's square begins, in pixels of that picture. -> landmarks [478, 3] in the square.
+        """
         camera = points @ rotation.T + translation
         landmarks = project(camera, 1, 1)
-        image = self.background.copy()
+        before = image.copy()
         self._place = (rotation, translation)
-        xy = landmarks[:, :2] * self.wide
+        self.corner = np.asarray(corner, np.float64)
+        xy = landmarks[:, :2] * self.wide + self.corner
         identity = self.head.identity
         self._torso(image, rotation, translation)
         if identity.hair_style != "bald":
@@ -103,7 +117,8 @@ class Painter:
             if identity.hair_style not in ("medium", "long"):
                 self._hull(image, ear, identity.skin, 0.8)
         self._skin(image, camera, xy)
-        image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.65 * self._unit), np.uint8)  # hides the facets
+        soft = cv2.GaussianBlur(image, (0, 0), 0.65 * self._unit)  # hides the facets
+        image[:] = soft if image.shape == self.background.shape else _within(image, before, soft)
         if self.cartoon:
             self._line(image, xy[[*OVAL, OVAL[0]]], self.outline_color, 1.2)
         self._nose(image, xy)
@@ -117,13 +132,12 @@ class Painter:
             self._fringe(image, xy)
         if identity.glasses is not None:
             self._glasses(image, points)
-        small = np.asarray(cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA), np.uint8)
-        return small if self.overlay is None else self.overlay.lay(small, landmarks), landmarks
+        return landmarks
 
     def _flat(self, points: Array) -> Array:
         """Head coordinates [P, 3] -> pixels [P, 2] of the oversampled canvas."""
         rotation, translation = self._place
-        return project(points @ rotation.T + translation, 1, 1)[:, :2] * self.wide
+        return project(points @ rotation.T + translation, 1, 1)[:, :2] * self.wide + self.corner
 
     @property
     def _unit(self) -> float:
@@ -150,7 +164,7 @@ class Painter:
         angles = np.linspace(0, np.pi, 24)
         arch = np.stack([19 * np.cos(angles), -24 + 9.5 * np.sin(angles) ** 0.7, 0 * angles], 1)
         arch = np.concatenate([arch, [[-19, -45, 0], [19, -45, 0]]])
-        xy = project(arch + body, 1, 1)[:, :2] * self.wide
+        xy = project(arch + body, 1, 1)[:, :2] * self.wide + self.corner
         self._fill(image, xy, self.head.identity.clothes)
         if self.cartoon:
             self._line(image, xy, self.outline_color, 1.0)
@@ -159,7 +173,7 @@ class Painter:
         body = np.array([0.0, 0.0, -4.0]) + translation * np.array([0.8, 0.6, 1.0])
         top = np.array([[-4.6, -5, -3.0], [4.6, -5, -3.0]]) @ rotation.T + translation
         low = np.array([[5.2, -15.5, 0], [2.5, -17, 1], [-2.5, -17, 1], [-5.2, -15.5, 0]]) + body
-        xy = project(np.concatenate([top, low]), 1, 1)[:, :2] * self.wide
+        xy = project(np.concatenate([top, low]), 1, 1)[:, :2] * self.wide + self.corner
         self._fill(image, xy, np.asarray(self.head.identity.skin) * 0.68)
 
     def _skin(self, image: Picture, camera: Array, xy: Array) -> None:
@@ -220,7 +234,7 @@ class Painter:
 
     def _inside(self, image: Picture, xy: Array, inner: Array, statue: bool) -> None:
         """Upper teeth and tongue, clipped to the opening."""
-        region = polygon_mask(inner, self.wide)
+        region = polygon_mask(inner, image.shape)
         if region is None:
             return
         (x0, y0, x1, y1), mask = region
@@ -241,7 +255,7 @@ class Painter:
 
     def _eye(self, image: Picture, xy: Array, eye: list[int], iris: int) -> None:
         identity = self.head.identity
-        region = polygon_mask(xy[eye], self.wide)
+        region = polygon_mask(xy[eye], image.shape)
         if region is None:
             return
         (x0, y0, x1, y1), mask = region
@@ -316,3 +330,9 @@ class Painter:
             rims.append(shape)
             self._line(image, self._flat(shape), color, 1.0)
         self._line(image, self._flat(np.array([[-1.0, 2.8, 5.3], [1.0, 2.8, 5.3]])), color, 1.0)
+
+
+def _within(image: Picture, before: Picture, soft: Picture) -> Picture:
+    """The soft picture where something was painted since `before`, so that who was painted earlier stays sharp."""
+    painted = (image != before).any(-1, keepdims=True)
+    return np.where(painted, soft, image)

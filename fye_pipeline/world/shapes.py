@@ -57,11 +57,11 @@ def background_gradient(colors: tuple[tuple[float, float, float], ...], style: s
     return np.asarray(cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def polygon_mask(xy: Array, wide: int) -> tuple[tuple[int, int, int, int], Array] | None:
+def polygon_mask(xy: Array, shape: tuple[int, ...]) -> tuple[tuple[int, int, int, int], Array] | None:
     """A polygon's bounding box within the canvas and its soft mask [h, w, 1], or None where nothing of it shows."""
     low, high = np.floor(xy.min(0)).astype(int) - 1, np.ceil(xy.max(0)).astype(int) + 2
-    x0, y0 = np.clip(low, 0, wide)
-    x1, y1 = np.clip(high, 0, wide)
+    x0, y0 = np.clip(low, 0, shape[1::-1])
+    x1, y1 = np.clip(high, 0, shape[1::-1])
     if x1 <= x0 or y1 <= y0:
         return None
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
