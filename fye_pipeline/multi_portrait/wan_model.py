@@ -99,22 +99,11 @@ def load_wan(
     Raises:
         UserError: a folder that cannot be loaded, of a Wan with two transformers, or without an adapter that fits.
     """
-    from diffusers import WanImageToVideoPipeline
-
     if adapter is None and not (folder / WEIGHTS).is_file():
         raise UserError(
             f"{folder} holds no {WEIGHTS}: put an adapter there, or name a published one with --expression-adapter."
         )
-    try:
-        pipe: Any = WanImageToVideoPipeline.from_pretrained(
-            folder, torch_dtype={"default": dtype, "vae": torch.float32}, **_absent(folder)
-        )
-    except Exception as error:  # a damaged folder fails in whatever way its files lead to
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} cannot be loaded ({type(error).__name__}: {said}).") from error
-    if pipe.transformer is None or pipe.transformer_2 is not None or pipe.config.expand_timesteps:
-        raise UserError(f"{folder} is a Wan of another kind: the adapter is for Wan 2.1, with one transformer.")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(folder, dtype)
     if adapter is None:
         expression = WanExpression.load(folder, pipe.transformer)
     else:
@@ -128,6 +117,26 @@ def load_wan(
         move = pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload
         move(device=device)
     return WanModel(pipe, expression)
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
+    """Wan's image-to-video pipeline from a folder, in main memory; its VAE stays in float32.
+
+    Raises `UserError` for a folder that cannot be loaded, or of a Wan with two transformers.
+    """
+    from diffusers import WanImageToVideoPipeline
+
+    try:
+        pipe: Any = WanImageToVideoPipeline.from_pretrained(
+            folder, dtype={"default": dtype, "vae": torch.float32}, **_absent(folder)
+        )
+    except Exception as error:  # a damaged folder fails in whatever way its files lead to
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder} cannot be loaded ({type(error).__name__}: {said}).") from error
+    if pipe.transformer is None or pipe.transformer_2 is not None or pipe.config.expand_timesteps:
+        raise UserError(f"{folder} is a Wan of another kind: the adapter is for Wan 2.1, with one transformer.")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def _absent(folder: Path) -> dict[str, None]:
