@@ -38,10 +38,10 @@ def app(
 ) -> None:
     """Show a page in the browser: choose portraits and videos, animate, watch. Needs the extra `app` (Gradio)."""
     Reporter(quiet=quiet)
+    if not debug:
+        hush_libraries()  # before they are imported
     from fye_pipeline.app.server import serve
 
-    if not debug:
-        hush_libraries()
     serve(
         host,
         port,
