@@ -19,6 +19,7 @@ from fye_pipeline.multi_portrait import pdfgc
 from fye_pipeline.multi_portrait.expression import BlendshapeExtractor, ExpressionSequence
 from fye_pipeline.multi_portrait.extractors import extractor_for, extractor_named
 from fye_pipeline.multi_portrait.pdfgc import DIMS, MotionNet, PdFgcExtractor, features_of, load_motion_net
+from fye_pipeline.multi_portrait.rendered_features import RenderedExtractor
 from fye_pipeline.world import World
 
 SMALL: dict[str, Any] = {"width": 16, "points": 6, "hidden": 32, "side": 64}
@@ -106,6 +107,9 @@ def test_the_extractor_is_told_by_the_widths_of_the_encoder() -> None:
         return {f"{name}_dim": dim for name, dim in dims.items()}
 
     assert extractor_for(config(BlendshapeExtractor.dims)).name == "blendshapes"
+    assert extractor_for(config(RenderedExtractor.dims)).name == "rendered"
+    with pytest.raises(UserError, match="looks at pixels"):
+        extractor_named("rendered")(iter(()), sequence([face()]))
     with pytest.raises(UserError, match="--expression-weights"):
         extractor_for(config(DIMS))
     with pytest.raises(UserError, match="lip 5"):

@@ -43,7 +43,7 @@ def landmarks(
     ] = False,
     expression: Annotated[
         str | None,
-        typer.Option(help="Also write <output>_expression.npz, by an extractor of features: blendshapes or pdfgc."),
+        typer.Option(help="Also write <output>_expression.npz, by an extractor: blendshapes, rendered or pdfgc."),
     ] = None,
     expression_weights: ExpressionWeights = None,
     points: Points = None,

@@ -14,14 +14,26 @@ from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.multi_portrait.expression import FACTORS, BlendshapeExtractor, ExpressionExtractor, ExpressionSequence
 from fye_pipeline.multi_portrait.pdfgc import DIMS as PDFGC_DIMS
 from fye_pipeline.multi_portrait.pdfgc import PdFgcExtractor
+from fye_pipeline.multi_portrait.rendered_features import DIMS as RENDERED_DIMS
+from fye_pipeline.multi_portrait.rendered_features import RenderedExtractor
 
-_DIMS: Mapping[str, Mapping[str, int]] = {"blendshapes": BlendshapeExtractor.dims, "pdfgc": PDFGC_DIMS}
+_DIMS: Mapping[str, Mapping[str, int]] = {
+    "blendshapes": BlendshapeExtractor.dims,
+    "rendered": RENDERED_DIMS,
+    "pdfgc": PDFGC_DIMS,
+}
 
 
 def extractor_named(name: str, weights: Path | None = None, device: torch.device | str = "cpu") -> ExpressionExtractor:
-    """The extractor of a name. weights: the user's file for `pdfgc`. Raises `UserError` for another, or without it."""
+    """The extractor of a name.
+
+    weights: the user's file for `pdfgc`, or another than ships for `rendered`. Raises `UserError` for another name, or
+    where a file is needed and none is given.
+    """
     if name == "blendshapes":
         return BlendshapeExtractor()
+    if name == "rendered":
+        return RenderedExtractor() if weights is None else RenderedExtractor(weights)
     if name == "pdfgc":
         if weights is None:
             raise UserError(

@@ -7,7 +7,7 @@ is `training.expression_features`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.faces import box_of
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.multi_portrait.expression import (
@@ -107,7 +108,12 @@ class RenderedExtractor:
 
     def __call__(self, frames: Iterable[NDArray[np.uint8]], landmarks: LandmarkSequence, /) -> ExpressionSequence:
         points = np.asarray(landmarks.landmarks[:])
-        faces, places = aligned_faces(list(frames), points)
+        pictures = list(islice(frames, len(points)))
+        if len(pictures) < len(points):
+            raise UserError(
+                f"The extractor rendered looks at pixels, and {len(points) - len(pictures)} frames have none."
+            )
+        faces, places = aligned_faces(pictures, points)
         made = features_of(self.network, faces, places)
         boxes = np.array([box_of(each) for each in points], np.float32)
         return ExpressionSequence(made, boxes, self.name, self.version, landmarks.fps)
