@@ -42,8 +42,13 @@ def evaluate() -> None:
 def rendered(
     model: Model = None,
     split: Annotated[str, typer.Option(help="Which people: held, train or demo.")] = "held",
-    clips: Annotated[int, typer.Option(min=2, help="How many clips, each of another head.")] = 16,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 16,
+    people: Annotated[int, typer.Option(min=1, max=3, help="People in a picture, each with their own driver.")] = 1,
+    clips: Annotated[
+        int | None, typer.Option(min=2, help="How many clips, each of another head. Default: 16, of several people 4.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a clip. Default: 16, of several people 8.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, help="Which heads and which noise.")] = 0,
@@ -62,8 +67,29 @@ def rendered(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Self- and cross-reenactment on the rendered world, beside a still portrait and wrong inputs."""
+    """Self- and cross-reenactment on the rendered world, beside a still portrait and wrong inputs.
+
+    --people 2 or 3 measures the shipped model on pictures of so many, beside its ablations.
+    """
     reporter = Reporter(quiet=quiet)
+    if people > 1:
+        alone = {
+            "--model": model is not None,
+            "--split": split != "held",
+            "--guidance": guidance is not None,
+            "--world": world != 1,
+            "--plain": not detail,
+            "--no-cross": not cross,
+            "--N": interval is not None,
+            "--jobs": jobs != 1,
+            "--resume": resume,
+        }
+        if unfit := [flag for flag, given in alone.items() if given]:
+            raise UserError(f"{', '.join(unfit)} cannot be used with --people {people}: leave it out.")
+        target = _target(json_file, overwrite=overwrite, resume=False)
+        plan = {"people": people, "clips": clips or 4, "frames": frames or 8, "steps": steps, "seed": seed}
+        _people(plan, target, device, face_landmarker, reporter, debug=debug)
+        return
     if split not in ("held", "train", "demo"):
         raise UserError(f"--split must be held, train or demo, got {split!r}.")
     if not debug:
@@ -76,9 +102,9 @@ def rendered(
     folder = model_folder(model or SHIPPED_MODEL)
     plan = reenactment.Plan(
         split=split,
-        clips=clips,
+        clips=clips or 16,
         seed=seed,
-        frames=frames,
+        frames=frames or 16,
         steps=steps,
         guidance=recommended_guidance(folder) if guidance is None else guidance,
         cache=None if interval is None else _cache(interval, order, cut),
@@ -289,3 +315,26 @@ def _cache(interval: int, order: int, cut: str) -> dict[str, Any]:
 
     check_cache_options(options)
     return options
+
+
+def _people(
+    plan: dict[str, int],
+    target: Path | None,
+    device: str,
+    face_landmarker: Path | None,
+    reporter: Reporter,
+    *,
+    debug: bool,
+) -> None:
+    """Measure pictures of several people."""
+    if not debug:
+        hush_libraries()
+    from fye_pipeline.animate.session import obtain_face_landmarker
+    from fye_pipeline.evaluation.people import Plan, describe, evaluate_people
+
+    task = obtain_face_landmarker(face_landmarker)
+    with reporter.progress() as on_progress:
+        result = evaluate_people(
+            Plan(**plan), face_landmarker=task, device=device, target=target, on_progress=on_progress
+        )
+    reporter.result(describe(result), result)

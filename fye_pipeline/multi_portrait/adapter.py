@@ -204,11 +204,12 @@ class ExpressionAdapter:
             for name, value in own.items():
                 value.copy_(weights[name])
 
-    def save(self, folder: Path) -> None:
-        """Write weights and width; diffusers' own saving leaves processors out."""
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write weights (in `dtype`, by default their own) and width; diffusers' own saving leaves processors out."""
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_target(folder / WEIGHTS) as temporary:
-            save_file({name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}, temporary)
+            weights = {name: value.detach().to(dtype).contiguous().cpu() for name, value in self.state_dict().items()}
+            save_file(weights, temporary)
         with atomic_target(folder / CONFIG) as temporary:
             described = {"width": self.width, "attentions": list(self.processors)}
             temporary.write_text(json.dumps(described, indent=2), encoding="utf-8")

@@ -123,7 +123,8 @@ def render_faces(world: World, folder: Path, groups: int, report: Report, *, spl
             if (group + 1) % 500 == 0:
                 report(f"faces: {group + 1} of {groups} groups")
         faces.flush()
-        np.savez(folder / "truth.npz", places=places, **truth)
+        arrays: dict[str, Any] = {"places": places, **truth}
+        np.savez(folder / "truth.npz", **arrays)
         note.write_text(json.dumps(meta), encoding="utf-8")
     with np.load(folder / "truth.npz", allow_pickle=False) as told:
         truth = {name: told[name] for name in FACTORS}

@@ -1,0 +1,284 @@
+"""Several people of the rendered world, each with a driver of their own: FantasyPortrait's table, and what leaks."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fye_pipeline.animate.session import choose_device, load_model, recommended_guidance
+from fye_pipeline.errors import UserError
+from fye_pipeline.evaluation import metrics as pictures
+from fye_pipeline.evaluation.face_tracks import FindFace, track_face
+from fye_pipeline.landmarks.detector import FaceLandmarkDetector
+from fye_pipeline.landmarks.geometry import CanonicalFace
+from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.models.files import SHIPPED_MODEL
+from fye_pipeline.multi_portrait import metrics
+from fye_pipeline.multi_portrait.group_model import (
+    SHIPPED,
+    DrivenFace,
+    ExpressionBranch,
+    Rule,
+    enlarged,
+    generate_group,
+)
+from fye_pipeline.multi_portrait.rendered_features import RenderedExtractor
+from fye_pipeline.progress import OnProgress, silent
+from fye_pipeline.storage.run_log import write_result
+from fye_pipeline.world import Head, Motion, World
+from fye_pipeline.world.scenes import Cast, Scene, render_scene, sample_cast
+
+Video = NDArray[np.floating]
+
+ROWS = ("ours", "no_masks", "equation", "no_augmentation", "landmarks", "repeat_reference")
+FIGURES = ("lmd", "mae", "aed", "apd", "l1", "ssim")
+ABLATIONS = "benchmarks/assets/people"
+SEEN_AT = 256  # pixels a side at which a person's square is shown to the detector
+FIRST = 5000  # number of the first held-out scene
+RATE = 6.0  # frames a second of the drivers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured. people: in each picture; clips: scenes, each of other people."""
+
+    people: int = 2
+    clips: int = 4
+    frames: int = 8
+    steps: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.people <= 3:
+            raise UserError(f"--people must be 2 or 3, got {self.people}.")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scene: its portrait, everybody's driver, an exchanged one for each, and the truth in [0, 1]."""
+
+    portrait: Scene
+    scene: Scene
+    drivers: tuple[DrivenFace, ...]
+    exchanged: tuple[DrivenFace, ...]
+
+    @property
+    def truth(self) -> Video:
+        return self.scene.frames / 255.0
+
+    def driven(self, exchanged: int | None = None) -> list[DrivenFace]:
+        """Everybody's driver; that of one person may be exchanged."""
+        return [
+            other if number == exchanged else own
+            for number, (own, other) in enumerate(zip(self.drivers, self.exchanged, strict=True))
+        ]
+
+
+def make_case(world: World, plan: Plan, clip: int, extract: RenderedExtractor) -> Case:
+    """Scene number `clip` of a plan: held-out people, driven by single heads of their own with the same motion."""
+    cast = sample_cast(world, "held", FIRST + 1000 * plan.seed + clip, plan.people)
+    portrait = render_scene(world, cast, cast.portrait_motions())
+    motions = cast.motions(plan.frames, fps=RATE)
+    scene = render_scene(world, cast, motions)
+    others = cast.motions(plan.frames, take=1, fps=RATE)
+    return Case(
+        portrait,
+        scene,
+        tuple(_driven(world, cast, portrait, k, motions[k], extract) for k in range(plan.people)),
+        tuple(_driven(world, cast, portrait, k, others[k], extract) for k in range(plan.people)),
+    )
+
+
+def _driven(
+    world: World, cast: Cast, portrait: Scene, number: int, motion: Motion, extract: RenderedExtractor
+) -> DrivenFace:
+    head = Head(world.canonical.vertices, cast.identities[number])
+    clip = world.render(head, motion, fps=None)
+    square = cast.squares[number]
+    return DrivenFace(
+        (square.left, square.top, square.side),
+        portrait.people[number].sequence,
+        clip.sequence,
+        extract(clip.frames, clip.sequence).features,
+    )
+
+
+def ablation_folder() -> Path:
+    """Where the adapter without augmentation lies in a checkout. UserError where it does not."""
+    folder = Path(__file__).resolve().parent.parent.parent / ABLATIONS / "no_augmentation"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing; the row no_augmentation is measured in a checkout, from {ABLATIONS}.")
+    return folder
+
+
+@contextmanager
+def branch_of(row: str, unet: Any) -> Iterator[tuple[ExpressionBranch | None, Rule]]:
+    """The weights and the rule of a row, on the UNet for the length of a block."""
+    if row == "landmarks":
+        yield None, "exclusive"
+        return
+    branch = ExpressionBranch.load(ablation_folder() if row == "no_augmentation" else SHIPPED, unet)
+    rule: Rule = "exclusive"
+    for known in get_args(Rule):
+        if known == row:
+            rule = known
+    try:
+        yield branch, rule
+    finally:
+        branch.remove()
+
+
+def evaluate_people(
+    plan: Plan,
+    *,
+    face_landmarker: Path | None = None,
+    device: str = "auto",
+    target: Path | None = None,
+    keep: Path | None = None,
+    on_progress: OnProgress = silent,
+) -> dict[str, Any]:
+    """Measure every row; the keys are those of `fye evaluate rendered --people N --json`.
+
+    `ours`: landmarks tell the pose, features the face, exclusive masks; `no_masks`: all drivers reach every place;
+    `equation`: Eq. 4 of the paper as printed; `no_augmentation`: trained without resamplers; `landmarks`: whole
+    landmarks, no features; `repeat_reference`: the portrait in every frame. keep: a folder for the videos as `.npz`.
+    Raises `UserError` where weights are absent.
+    """
+    ablation_folder()
+    pipe = load_model(SHIPPED_MODEL, choose_device(device), torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    world, extract = World(CanonicalFace.load()), RenderedExtractor()
+    cases = [make_case(world, plan, clip, extract) for clip in range(plan.clips)]
+    found: dict[str, list[dict[str, float]]] = {row: [] for row in ROWS}
+    total, done = plan.clips * len(ROWS), 0
+    with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
+        truths = [tracks_of(case, case.truth, detector.detect) for case in cases]
+        for row in ROWS:
+            for clip, (case, truth) in enumerate(zip(cases, truths, strict=True)):
+                videos = [np.broadcast_to(case.portrait.frames / 255.0, case.truth.shape)] * (1 + plan.people)
+                if row != "repeat_reference":
+                    videos = _videos(pipe, row, case, plan, clip)
+                found[row] += figures(case, videos, truth, detector.detect)
+                if keep is not None:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    np.savez_compressed(keep / f"{row}_{clip}.npz", video=pictures.to_uint8(videos[0]))
+                done += 1
+                on_progress("videos", done, total)
+    result = {
+        "rows": {row: _mean_row(entries) for row, entries in found.items()},
+        "conditions": asdict(plan)
+        | {
+            "size": list(cases[0].truth.shape[2:0:-1]),
+            "seen_by": f"MediaPipe's face landmarker on each person's square at {SEEN_AT} pixels, also in the truth",
+            "rate": RATE,
+            "guidance": recommended_guidance(SHIPPED_MODEL),
+            "world_version": world.version,
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "device": str(pipe.device),
+        },
+    }
+    if target is not None:
+        write_result(target, result)
+    return result
+
+
+def _videos(pipe: Any, row: str, case: Case, plan: Plan, clip: int) -> list[Video]:
+    """A row's video, and those with one person's driver exchanged; all from the same noise."""
+    with branch_of(row, pipe.unet) as (branch, rule):
+        return [
+            generate_group(
+                pipe,
+                case.portrait.frames[0],
+                case.driven(exchanged),
+                branch,
+                rule=rule,
+                steps=plan.steps,
+                guidance=recommended_guidance(SHIPPED_MODEL),
+                seed=1000 * plan.seed + clip,
+            )
+            for exchanged in (None, *range(plan.people))
+        ]
+
+
+def tracks_of(case: Case, video: Video, find: FindFace) -> list[LandmarkSequence]:
+    """Everybody's face as the detector finds it in their square."""
+    frames = pictures.to_uint8(video)
+    return [track_face(enlarged(frames, one.square, SEEN_AT), find) for one in case.drivers]
+
+
+def figures(
+    case: Case, videos: Sequence[Video], truth: Sequence[LandmarkSequence], find: FindFace
+) -> list[dict[str, float]]:
+    """Each person's figures. videos: the row's, then those with the driver of person 0, 1, ... exchanged."""
+    tracks = [tracks_of(case, video, find) for video in videos]
+    whole = {"l1": pictures.l1(videos[0], case.truth), "ssim": pictures.ssim(videos[0], case.truth)}
+    rows = []
+    for number, wanted in enumerate(truth):
+        other = (number + 1) % len(truth)
+        made, by_other, by_own = (tracks[k][number] for k in (0, 1 + other, 1 + number))
+        seen = made.found & wanted.found
+        looks, shut = metrics.blendshape_gaze(wanted.blendshapes)
+        rows.append(
+            whole
+            | {
+                "lmd": metrics.lmd(made.landmarks, wanted.landmarks, seen=seen),
+                "mae": metrics.mae(metrics.blendshape_gaze(made.blendshapes)[0], looks, closed=shut, seen=seen),
+                "aed": metrics.aed(made.blendshapes, wanted.blendshapes, seen=seen),
+                "apd": metrics.apd(_turns(made), _turns(wanted), seen=seen),
+                "leak_pixels": metrics.pixel_leak(
+                    videos[0], videos[1 + other], videos[1 + number], case.scene.masks[number]
+                ),
+                "leak_landmarks": metrics.landmark_leak(
+                    made.landmarks,
+                    by_other.landmarks,
+                    by_own.landmarks,
+                    seen=made.found & by_other.found & by_own.found,
+                ),
+            }
+        )
+    return rows
+
+
+def _turns(track: LandmarkSequence) -> NDArray[np.float64]:
+    """Rotation vectors [F, 3]; 0 where there is no face."""
+    found = np.where(track.found[:, None, None], track.transforms, np.eye(4))
+    return metrics.rotation_vectors(found)
+
+
+def _mean_row(entries: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """The means over people and clips; None where there is nothing to compare."""
+
+    def mean(name: str) -> float | None:
+        values = [entry[name] for entry in entries if np.isfinite(entry[name])]
+        return float(np.mean(values)) if values else None
+
+    leak = {"pixels": mean("leak_pixels"), "landmarks": mean("leak_landmarks")}
+    return {name: mean(name) for name in FIGURES} | {"leak": leak}
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The rows as a Markdown table, in the paper's units."""
+    scales = {"lmd": 1e3, "aed": 1e2}
+    head = ("row", "LMD x1e-3", "MAE deg", "AED x1e-2", "APD rad", "L1", "SSIM", "leak pixels", "leak landmarks")
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " --- |" * (len(head) - 1)]
+    for row, values in result["rows"].items():
+        shown = [(values[name], scales.get(name, 1.0)) for name in FIGURES]
+        shown += [(values["leak"][name], 1.0) for name in ("pixels", "landmarks")]
+        cells = ["-" if value is None else f"{value * scale:.3f}" for value, scale in shown]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def permuted(case: Case, order: Sequence[int]) -> Case:
+    """The people of a case in another order, with their drivers."""
+    return replace(
+        case, drivers=tuple(case.drivers[k] for k in order), exchanged=tuple(case.exchanged[k] for k in order)
+    )

@@ -1,0 +1,234 @@
+"""Training of the expression branch on scenes of the rendered world; the animator itself stays as it ships.
+
+Everything that does not change is made once: latents, conditions, features, and what the appearance net tells of each
+reference. A step is then one call of the UNet. As in the animator's first phase, frames are pictures by themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fye_pipeline.animate.session import load_model
+from fye_pipeline.landmarks.drawing import expression_mask, reduce_mask
+from fye_pipeline.landmarks.geometry import CanonicalFace
+from fye_pipeline.models.files import SHIPPED_MODEL
+from fye_pipeline.multi_portrait.expression import FACTORS
+from fye_pipeline.multi_portrait.group_model import DrivenFace, ExpressionBranch, conditions_of, reduced
+from fye_pipeline.multi_portrait.rendered_features import DIMS, RenderedExtractor
+from fye_pipeline.sampling.denoise import encode_bent, encode_image, encode_landmarks, encode_reference
+from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.training.checkpointing import Progress, load_checkpoint, save_checkpoint
+from fye_pipeline.training.losses import with_given_frames
+from fye_pipeline.training.steps import motion_left_out
+from fye_pipeline.world import Head, World
+from fye_pipeline.world.scenes import Cast, Scene, render_scene, sample_cast
+
+Report = Callable[[str], None]
+
+MOST = 3  # people in a scene
+FRAMES = 4  # of a scene
+TWINS = 0.5  # share of the drivers that are another person with the same motion
+STEPS_APART = 4.0  # frames a second: a scene's frames differ well
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """One training run. augment: factors with a resampler; none is FantasyPortrait's ablation without augmentation."""
+
+    scenes: int = 160
+    steps: int = 800
+    batch: int = 2  # scenes
+    lr: float = 2e-3
+    warmup: int = 30
+    seed: int = 0
+    augment: tuple[str, ...] = ("lip", "emotion")
+    face_weight: float = 3.0  # of the faces in the loss, beside 1 everywhere
+    expression_weight: float = 8.0  # of eyes, brows and mouths
+    drop: float = 0.1  # share of the people whose features are left out
+    checkpoint_every: int = 100
+    stop_after: int | None = None  # steps, to go on later
+
+    def lr_at(self, step: int) -> float:
+        """Warm-up, then a half cosine to a fiftieth."""
+        fall = 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / self.steps))
+        return self.lr * min((step + 1) / self.warmup, 1.0) * float(fall)
+
+
+def driven_faces(
+    world: World,
+    cast: Cast,
+    portrait: Scene,
+    scene: Scene,
+    extract: RenderedExtractor,
+    twins: np.random.Generator | None,
+) -> list[DrivenFace]:
+    """Everybody of a scene with the driver that makes it: a single head with the same motion, own or of a twin."""
+    people = []
+    for number, (person, still) in enumerate(zip(scene.people, portrait.people, strict=True)):
+        identity = person.identity
+        if twins is not None and twins.random() < TWINS:
+            other = world.head("train", int(twins.integers(600_000, 700_000))).identity
+            head = Head(world.canonical.vertices, other)
+        else:
+            head = Head(world.canonical.vertices, identity)
+        clip = world.render(head, person.motion, fps=None)
+        made = extract(clip.frames, clip.sequence)
+        square = cast.squares[number]
+        people.append(
+            DrivenFace((square.left, square.top, square.side), still.sequence, person.sequence, made.features)
+        )
+    return people
+
+
+@torch.no_grad()
+def prepare_scene(pipe: Any, world: World, extract: RenderedExtractor, index: int) -> dict[str, Tensor]:
+    """Everything that steps are given of scene number `index`, float16."""
+    rng = np.random.default_rng([95, world.seed, index])
+    people = int(rng.choice((1, 2, 3), p=(0.2, 0.6, 0.2)))
+    cast = sample_cast(world, "train", index, people)
+    portrait = render_scene(world, cast, cast.portrait_motions())
+    scene = render_scene(world, cast, cast.motions(FRAMES, fps=STEPS_APART))
+    faces = driven_faces(world, cast, portrait, scene, extract, rng)
+    picture = portrait.frames[0]
+    given = conditions_of(picture, faces)
+    tokens = encode_image(pipe, Image.fromarray(picture))
+    reference = encode_reference(pipe, picture)
+    exported = pipe.appearance_net(reference, tokens)
+    clean = torch.cat([encode_reference(pipe, frame) for frame in scene.frames])
+    height, width = clean.shape[-2:]
+    whole = np.stack([scene.landmarks(number) for number in range(people)])
+    telling = expression_mask(whole, *picture.shape[:2]).max(0)
+    masks = torch.zeros(MOST, FRAMES, height, width)
+    masks[:people] = reduced(given.masks, pipe.vae_scale_factor)
+    bent = encode_bent(pipe, given.bent)
+    assert bent is not None
+    made = {
+        "clean": clean.transpose(0, 1),
+        "reference": reference[0],
+        "tokens": tokens[0],
+        "bent": bent[0],
+        "landmarks": encode_landmarks(pipe, given.drawn)[0],
+        "masks": masks,
+        "telling": reduce_mask(torch.from_numpy(telling), height, width),
+    }
+    for name in FACTORS:
+        made[name] = torch.zeros(MOST, FRAMES, DIMS[name])
+        made[name][:people] = torch.from_numpy(np.stack([face.features[name] for face in faces]))
+    made |= {f"exported.{k}": value[0] for k, value in enumerate(exported)}
+    return {name: value.half().contiguous() for name, value in made.items()}
+
+
+def prepare_scenes(pipe: Any, folder: Path, config: AdapterConfig, report: Report) -> None:
+    """Write every scene that is not there yet, each as a file of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    world, extract = World(CanonicalFace.load(), seed=config.seed), RenderedExtractor()
+    for index in range(config.scenes):
+        path = folder / f"{index:05d}.safetensors"
+        if not path.exists():
+            with atomic_target(path) as temporary:
+                save_file(prepare_scene(pipe, world, extract, index), temporary)
+        if (index + 1) % 20 == 0:
+            report(f"scenes: {index + 1} of {config.scenes}")
+
+
+def train_adapter(
+    config: AdapterConfig, output: Path, report: Report, *, data: Path | None = None, resume: bool = False
+) -> Path:
+    """Prepare scenes, train, write the branch to `output/adapter`; goes on from its last checkpoint with `resume`.
+
+    data: a folder of scenes that several runs share, by default `output/scenes`.
+    """
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    pipe = load_model(SHIPPED_MODEL, accelerator.device, torch.float32)
+    folder = data or output / "scenes"
+    prepare_scenes(pipe, folder, config, report)
+    scenes = [load_file(folder / f"{index:05d}.safetensors") for index in range(config.scenes)]
+    torch.manual_seed(config.seed)
+    unet = pipe.unet.requires_grad_(False)
+    branch = ExpressionBranch(unet, augment=config.augment).to(accelerator.device)
+    branch.requires_grad_(True)
+    optimizer = torch.optim.AdamW(branch.parameters(), lr=config.lr, weight_decay=1e-3)
+    progress = Progress()
+    prepared, optimizer = cast("tuple[Any, Any]", accelerator.prepare(branch, optimizer))
+    accelerator.register_for_checkpointing(progress)
+    states = output / "states"
+    if resume and load_checkpoint(accelerator, states):
+        report(f"adapter: resumed at step {progress.step}")
+    noises = DDPMScheduler.from_config(pipe.scheduler.config)
+    holder: Any = nn.Module()
+    holder.unet = unet
+    begun, losses = time.monotonic(), []
+    with motion_left_out(holder):
+        while progress.step < min(config.steps, config.stop_after or config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr_at(progress.step)
+            loss = adapter_loss(unet, branch, noises, scenes, config, progress.step, accelerator.device)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+            progress.step += 1
+            if progress.step % 25 == 0:
+                pace = (time.monotonic() - begun) / len(losses)
+                report(
+                    f"adapter {progress.step}/{config.steps}: loss {np.mean(losses[-100:]):.4f}, {pace:.2f} s a step"
+                )
+            if progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
+                save_checkpoint(accelerator, states, progress.step, 1)
+                branch.save(output / "adapter")
+    branch.save(output / "adapter")
+    branch.remove()
+    return output / "adapter"
+
+
+def adapter_loss(
+    unet: Any,
+    branch: ExpressionBranch,
+    noises: Any,
+    scenes: list[dict[str, Tensor]],
+    config: AdapterConfig,
+    step: int,
+    device: torch.device,
+) -> Tensor:
+    """The loss of one step as a function of its number: v-prediction, weighted by what tells the expression."""
+    rng = np.random.default_rng([96, config.seed, step])
+    chosen = [scenes[k] for k in rng.choice(len(scenes), min(config.batch, len(scenes)), replace=False)]
+    batch = {name: torch.stack([each[name] for each in chosen]).float().to(device) for name in chosen[0]}
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    count, total = len(chosen), noises.config["num_train_timesteps"]
+    share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    timesteps = (share * total).long().clamp(max=total - 1).to(device)
+    clean = batch["clean"]
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    sample = noises.add_noise(clean, noise, timesteps)
+    sample = with_given_frames(
+        sample, clean, torch.zeros(count, clean.shape[2], device=device), batch["reference"], batch["bent"]
+    )
+    kept = (torch.rand((count, MOST, 1, 1, 1), generator=generator) >= config.drop).float().to(device)
+    exported = [batch[f"exported.{k}"] for k in range(unet.num_references)]
+    features = {name: batch[name] for name in FACTORS}
+    with branch.given(features, batch["masks"] * kept):
+        predicted = unet(
+            sample,
+            timesteps,
+            encoder_hidden_states=batch["tokens"],
+            reference_tokens=exported,
+            landmark_features=batch["landmarks"],
+        ).sample
+    wanted = noises.get_velocity(clean, noise, timesteps)
+    face = batch["masks"].amax(1)[:, None]
+    weight = 1 + config.face_weight * face + config.expression_weight * batch["telling"][:, None]
+    return (weight * (predicted - wanted) ** 2).mean()
