@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ticache_models import make_inputs, make_unet
+from ticache_models import ddim, make_inputs, make_unet
 
 import ticache
 from ticache.forward_context import ForwardContext
@@ -37,3 +37,15 @@ def test_calls_of_no_run_pile_up_no_timers() -> None:
         run = session._controller.records.run
         assert session.report().to_dict()["total_unattributed"] == run.count(True) == 3
         assert run.calls == []
+
+
+@pytest.mark.parametrize(("steps", "told"), [(4, True), (9, False)])
+def test_a_run_of_few_steps_is_told_that_it_has_nothing_to_skip(steps: int, told: bool) -> None:
+    unet, scheduler = make_unet(), ddim()
+    sample, conditions = make_inputs(batch=1)
+    scheduler.set_timesteps(steps)
+    with ticache.apply(unet, N=2, scheduler=scheduler) as session, torch.no_grad():
+        assert "nothing to skip" not in repr(session), "no run has begun"
+        for timestep in scheduler.timesteps:
+            unet(sample, timestep, **conditions)
+        assert ("a run of 4 steps has nothing to skip" in str(session.report())) == told

@@ -58,6 +58,10 @@ class RunRecord:
         """How long each full (or predicted) call took."""
         return [call.seconds() for call in self.calls if call.full == full]
 
+    def fewest_steps(self) -> int | None:
+        """Of its streams; None where nobody knows."""
+        return min((call.num_steps for call in self.calls if call.num_steps is not None), default=None)
+
     def streams(self) -> list[StreamRecord]:
         """Full and predicted steps of every stream, in the order in which they began."""
         found: dict[int, StreamRecord] = {}

@@ -17,6 +17,8 @@ from ticache.controller import Controller
 from ticache.region import Region, RegionMask
 from ticache.report import Report, build_report
 
+FEW_STEPS = 4  # of a distilled model: no step is like the one before
+
 
 class Session:
     """One cache on one UNet. A context manager: leaving it, also by an error, removes the cache."""
@@ -155,6 +157,8 @@ class Session:
             notes.append(f"before boundary={self.config.boundary} only the region is predicted")
         notes += controller.maker.auto.notes
         notes += controller.check.notes
+        if (steps := controller.records.run.fewest_steps()) is not None and steps <= FEW_STEPS:
+            notes.append(f"a run of {steps} steps has nothing to skip, each changes much: leave the cache off")
         if controller.records.run.order_capped:
             notes.append(f"the sampler adds noise, so order is capped at {self.config.noise_order}")
         return notes

@@ -1,0 +1,160 @@
+"""Fewer steps: guidance put into the model, then every two steps of a sampler into one.
+
+Guidance distillation is of Meng et al. (2023), progressive halving of Salimans and Ho (2022); both for v-prediction and
+deterministic DDIM, whatever the network is and whatever it is given beside latents and time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Predict = Callable[[Tensor, Tensor, Any], Tensor]  # latents at times [B], time steps [B], conditions -> v
+Draw = Callable[[torch.Generator], tuple[Tensor, Any]]  # clean latents [B, ...] and their conditions
+
+
+@dataclass(frozen=True)
+class Noising:
+    """How much of signal and of noise latents have at each of the training's time steps.
+
+    alphas: cumulative products [T], as a scheduler of diffusers has them. Time -1 is without noise.
+    """
+
+    alphas: Tensor
+
+    @classmethod
+    def of(cls, scheduler: Any) -> Noising:
+        """That of a scheduler."""
+        return cls(scheduler.alphas_cumprod.double())
+
+    def at(self, times: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise at times [B], to be multiplied with `like` [B, ...]."""
+        known = self.alphas.to(times.device)
+        share = torch.where(times < 0, torch.ones_like(known[:1]), known[times.clamp(min=0)])
+        shape = (-1, *[1] * (like.ndim - 1))
+        return share.sqrt().to(like.dtype).view(shape), (1 - share).sqrt().to(like.dtype).view(shape)
+
+    def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Clean latents at times."""
+        signal, spread = self.at(times, clean)
+        return signal * clean + spread * noise
+
+    def ddim(self, latents: Tensor, v: Tensor, times: Tensor, until: Tensor) -> Tensor:
+        """One deterministic step from times to others (DDIM in v, Salimans and Ho, Eq. 8)."""
+        signal, spread = self.at(times, latents)
+        clean, noise = signal * latents - spread * v, spread * latents + signal * v
+        later_signal, later_spread = self.at(until, latents)
+        return later_signal * clean + later_spread * noise
+
+    def one_step(self, latents: Tensor, reached: Tensor, times: Tensor, until: Tensor) -> Tensor:
+        """The v whose single step from latents at `times` ends in those reached at `until`.
+
+        The clean latents that both imply are (z'' - s'' / s z) / (a'' - s'' / s a); see Appendix G of the paper.
+        """
+        signal, spread = self.at(times, latents)
+        later_signal, later_spread = self.at(until, latents)
+        ratio = later_spread / spread
+        clean = (reached - ratio * latents) / (later_signal - ratio * signal)
+        return (signal * latents - clean) / spread
+
+
+def trailing_times(steps: int, trained: int = 1000) -> list[int]:
+    """The times of a sampler with `steps` steps, latest first, as diffusers' trailing spacing has them."""
+    return [round(trained - step * trained / steps) - 1 for step in range(steps)]
+
+
+def guided(predict: Predict, without: Callable[[Any], Any], scale: float) -> Predict:
+    """A teacher with guidance, in one call of the student's: v0 + scale (v - v0), v0 from conditions without."""
+
+    def predicted(latents: Tensor, times: Tensor, conditions: Any) -> Tensor:
+        plain = predict(latents, times, without(conditions))
+        return plain + scale * (predict(latents, times, conditions) - plain)
+
+    return predicted
+
+
+def halved(predict: Predict, noising: Noising, steps: int) -> Callable[[Tensor, Tensor, Any], Tensor]:
+    """What a student with `steps` steps must predict so that each of them ends where two of the teacher's do.
+
+    -> target(latents, number of the step [B], conditions).
+    """
+    student = torch.tensor([*trailing_times(steps), -1])
+    teacher = torch.tensor([*trailing_times(2 * steps), -1])
+
+    def target(latents: Tensor, step: Tensor, conditions: Any) -> Tensor:
+        start, between, end = (teacher[2 * step + more] for more in range(3))
+        half = noising.ddim(latents, predict(latents, start, conditions), start, between)
+        reached = noising.ddim(half, predict(half, between, conditions), between, end)
+        return noising.one_step(latents, reached, student[step], student[step + 1])
+
+    return target
+
+
+def at_steps(predict: Predict, steps: int) -> Callable[[Tensor, Tensor, Any], Tensor]:
+    """A teacher's own v as the target, at the times of a sampler with so many steps."""
+    times = torch.tensor(trailing_times(steps))
+    return lambda latents, step, conditions: predict(latents, times[step], conditions)
+
+
+def sample(predict: Predict, noising: Noising, noise: Tensor, conditions: Any, steps: int) -> Tensor:
+    """From noise to clean latents in so many deterministic steps."""
+    times = [*trailing_times(steps), -1]
+    latents = noise
+    for start, end in pairwise(times):
+        now, then = (torch.full((len(noise),), time) for time in (start, end))
+        latents = noising.ddim(latents, predict(latents, now, conditions), now, then)
+    return latents
+
+
+def distil(
+    network: nn.Module,
+    draw: Draw,
+    noising: Noising,
+    *,
+    teach: Callable[[nn.Module], Predict],
+    without: Callable[[Any], Any],
+    scale: float,
+    stages: Sequence[int] = (32, 16, 8, 4),
+    updates: int = 1000,
+    lr: float = 1e-4,
+    seed: int = 0,
+) -> nn.Module:
+    """A network that needs neither guidance nor many steps: `stages[-1]` of them, without a second call.
+
+    First the guided teacher is put into the network at any of the first stage's times, then each further stage halves
+    the steps; a stage begins with the weights of the one before. teach: how a network predicts. updates: of each stage.
+    Raises ValueError where a stage is not half of the one before.
+    """
+    if any(2 * later != earlier for earlier, later in pairwise(stages)):
+        raise ValueError(f"each stage must have half the steps of the one before, got {tuple(stages)}")
+    student = network
+    for number, steps in enumerate(stages):
+        teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        student = copy.deepcopy(teacher).requires_grad_(True).train()
+        times = torch.tensor(trailing_times(steps))
+        if number == 0:
+            target = at_steps(guided(teach(teacher), without, scale), steps)
+        else:
+            target = halved(teach(teacher), noising, steps)
+        optimizer = torch.optim.Adam(student.parameters(), lr=lr)
+        generator = torch.Generator().manual_seed(seed + number)
+        predict = teach(student)
+        for _ in range(updates):
+            clean, conditions = draw(generator)
+            step = torch.randint(steps, (len(clean),), generator=generator)
+            noise = torch.randn(clean.shape, generator=generator)
+            latents = noising.noised(clean, noise, times[step])
+            with torch.no_grad():
+                wanted = target(latents, step, conditions)
+            loss = functional.mse_loss(predict(latents, times[step], conditions), wanted)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return student.requires_grad_(False).eval()
