@@ -26,9 +26,10 @@ from PIL import Image
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.world import World
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 
 PATIENCE = 240_000  # milliseconds, as the browser counts
+START = 600  # seconds, until the page is there
 TABS = {"portrait": "One portrait", "people": "Several people", "emoji": "Still pictures"}
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -68,6 +69,14 @@ def _write_y4m(path: Path, frame: np.ndarray) -> None:
             file.write(b"FRAME\n" + luma.tobytes() + blue.tobytes() + red.tobytes())
 
 
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=30).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def address(
     chromium: str, random_model: Path, face_landmarker_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -87,13 +96,11 @@ def address(
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
+        stop = time.monotonic() + START
+        while not _answers(url):
             assert server.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+            assert time.monotonic() < stop, f"the page did not start in time: {log.read_text()}"
+            time.sleep(0.5)
         yield url
         assert "Traceback" not in log.read_text(), log.read_text()
     finally:
