@@ -44,7 +44,7 @@ def rendered(
     split: Annotated[str, typer.Option(help="Which people: held, train or demo.")] = "held",
     people: Annotated[int, typer.Option(min=1, max=3, help="People in a picture, each with their own driver.")] = 1,
     clips: Annotated[
-        int | None, typer.Option(min=2, help="How many clips, each of another head. Default: 16, of several people 4.")
+        int | None, typer.Option(min=2, help="How many clips, each of another head. Default: 16, of several people 3.")
     ] = None,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames of a clip. Default: 16, of several people 8.")
@@ -87,7 +87,7 @@ def rendered(
         if unfit := [flag for flag, given in alone.items() if given]:
             raise UserError(f"{', '.join(unfit)} cannot be used with --people {people}: leave it out.")
         target = _target(json_file, overwrite=overwrite, resume=False)
-        plan = {"people": people, "clips": clips or 4, "frames": frames or 8, "steps": steps, "seed": seed}
+        plan = {"people": people, "clips": clips or 3, "frames": frames or 8, "steps": steps, "seed": seed}
         _people(plan, target, device, face_landmarker, reporter, debug=debug)
         return
     if split not in ("held", "train", "demo"):

@@ -51,7 +51,7 @@ class Plan:
     """What is measured. people: in each picture; clips: scenes, each of other people."""
 
     people: int = 2
-    clips: int = 4
+    clips: int = 3
     frames: int = 8
     steps: int = 30
     seed: int = 0
