@@ -15,6 +15,7 @@ from PIL import Image
 
 from fye_pipeline import EmojiPipeline
 from fye_pipeline.emoji.base import WORDS
+from fye_pipeline.emoji.evaluate import ROWS, row_files
 from fye_pipeline.emoji.model import EmojiSettings
 from fye_pipeline.emoji.people import BACKGROUNDS, Meta, caption, render_people, sample_look
 from fye_pipeline.emoji.pipeline import SHIPPED
@@ -30,8 +31,15 @@ def pipe() -> EmojiPipeline:
     return EmojiPipeline.from_pretrained(find_faces=Finder(PORTRAIT, ASKED))
 
 
-def test_it_is_small() -> None:
-    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 15e6
+def test_it_is_small_with_what_the_table_needs() -> None:
+    table = Path(__file__).parents[1] / "benchmarks" / "assets" / "emoji"
+    files = [path for folder in (SHIPPED, table) for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 15e6
+
+
+def test_every_row_of_the_table_has_its_weights() -> None:
+    table = Path(__file__).parents[1] / "benchmarks" / "assets" / "emoji"
+    assert set(row_files(SHIPPED, table)) == set(ROWS)
 
 
 def test_it_tells_no_path_of_the_machine_that_made_it() -> None:

@@ -1,4 +1,4 @@
-"""What a face in latents expresses, told without decoding: it shows a base that trains where expressions matter.
+"""What a face in latents expresses, told without decoding: it shows a small model where expressions matter.
 
 In a picture of 128 pixels the eyes are two places of the latents; the plain loss hardly feels whether they are open.
 """
@@ -79,7 +79,7 @@ def train_latent_face(
 
 
 class ExpressionLoss:
-    """Added to the loss of the tiny base: the picture that a prediction leads to is to show the target's expression.
+    """Added to the tiny model's loss: the picture that a prediction leads to is to show the target's expression.
 
     share: of the plain loss's gradient that this one's is to have, at the prediction; kept up as a running mean.
     """

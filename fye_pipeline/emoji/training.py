@@ -50,10 +50,10 @@ class StageConfig:
 # Of the tiny model.
 TINY = {
     "identity": StageConfig(19000, 1.5e-3, betas=(0.9, 0.99), drop_images=0.1, drop_expression=0.15),
-    "base": StageConfig(500, 1e-3),
-    "refined": StageConfig(500, 1e-3),
-    "oracle": StageConfig(500, 1e-3),
-    "align": StageConfig(150, 2e-4),
+    "base": StageConfig(300, 3e-4),
+    "refined": StageConfig(300, 3e-4),
+    "oracle": StageConfig(300, 3e-4),
+    "align": StageConfig(120, 5e-5),
 }
 
 
@@ -226,7 +226,7 @@ def train_stage(
 ) -> None:
     """Train a stage to its end and leave the averaged weights in the pipeline. Goes on from the last checkpoint.
 
-    more_loss: what `identity` and `align` add, from the batch, the noisy latents and the prediction.
+    more_loss: what the stage adds, from the batch, the noisy latents and the prediction.
     FloatingPointError once a loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)

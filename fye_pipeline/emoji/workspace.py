@@ -178,7 +178,7 @@ class Workspace:
         self.write_base(pipe)
 
     def expression_loss(self, examples: Examples, scheduler: Any, path: Path) -> ExpressionLoss:
-        """What shows the tiny base where expressions matter; its network is trained first, and kept."""
+        """What shows the tiny model where expressions matter; its network is trained first, and kept."""
         wanted = expression_points(examples.people)
         if path.exists():
             network = LatentFaceNet()
@@ -218,8 +218,10 @@ class Workspace:
         pairs = self.pairs(stage)
         pipe = self.attached()
         config = self.config(stage)
-        batches = Batches(self.examples(pipe), pairs, load_encoder(self.model / ENCODER), config)
-        train_stage(stage, pipe, batches, self.folder / "stages" / stage, config, report=self.report)
+        examples, stages = self.examples(pipe), self.folder / "stages"
+        batches = Batches(examples, pairs, load_encoder(self.model / ENCODER), config)
+        watch = self.expression_loss(examples, pipe.scheduler, stages / "identity" / LATENT_FACE)
+        train_stage(stage, pipe, batches, stages / stage, config, more_loss=watch, report=self.report)
         self.write_adapter(stage, pipe)
 
     def attached(self) -> Any:
@@ -283,7 +285,8 @@ class Workspace:
         """The finished model, and what only the table needs, into folders of their own."""
         self.use(stage)
         shutil.copytree(self.model, output, dirs_exist_ok=True)
-        for path in output.rglob("config.json"):  # where a part once lay is nobody's business
+        for path in (*output.rglob("config.json"), *output.rglob("model_index.json")):
+            # where a part once lay is nobody's business
             told = json.loads(path.read_text(encoding="utf-8"))
             if told.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
