@@ -12,7 +12,9 @@ import torch
 
 from fye_pipeline.emoji.evaluate import (
     ROWS,
+    Evaluation,
     Plan,
+    Seen,
     ask,
     compare,
     describe,
@@ -63,6 +65,29 @@ def test_expressions_are_compared_pair_by_pair(people: People) -> None:
     exp, lms = compare_expressions(marks, shapes, marks.roll(1, 0), shapes.roll(1, 0))
     assert exp[0] == pytest.approx(float((shapes[0] - shapes[2]).abs().mean()))
     assert (lms > 0).all()
+
+
+def test_a_picture_follows_what_was_asked_of_it_and_not_of_another(people: People) -> None:
+    """Judged as the asked expressions themselves: each is nearest to its own; as those of the next, to the other's."""
+    shapes = torch.from_numpy(np.array(people.scores[0, 1:4]))
+    marks = torch.from_numpy(np.array(people.landmarks[0, 1:4, :, :2]))
+    vectors = torch.nn.functional.normalize(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    wanted = Seen(marks, shapes, vectors)
+    evaluation = Evaluation.__new__(Evaluation)
+    evaluation.wanted, evaluation.portraits, evaluation.strangers = wanted, vectors, vectors.roll(2, 0)
+    evaluation.plain = pictures = np.array(people.pictures[0, 1:4])
+
+    class Told:
+        def __init__(self, shift: int) -> None:
+            self.shift = shift
+
+        def look(self, pictures: object) -> Seen:
+            return Seen(marks, shapes.roll(self.shift, 0), vectors.roll(self.shift, 0))
+
+    for shift, share in ((0, 1.0), (1, 0.0)):
+        evaluation.judges = Told(shift)  # pyright: ignore[reportAttributeAccessIssue]
+        figures = evaluation.measure(pictures)
+        assert figures["follows_expression"].mean() == figures["follows_identity"].mean() == share
 
 
 def test_style_is_colour_in_skin_and_background(people: People) -> None:

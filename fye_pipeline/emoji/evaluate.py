@@ -34,6 +34,7 @@ from fye_pipeline.world import World
 Picture = NDArray[np.uint8]
 ROWS = ("no_expression", "base", "refined", "refined_no_swap", "refined_no_filter", "aligned", "oracle")
 FIGURES = ("exp", "lms", "id", "leak", "style_leak")
+FOLLOWS = ("follows_expression", "follows_identity")
 IDENTITY_METRIC, LANDMARKS_METRIC = "identity_metric.safetensors", "landmarks_metric.safetensors"
 BINS = 8  # of each of a and b in a colour histogram, over L in 4
 
@@ -148,18 +149,29 @@ class Evaluation:
         return np.concatenate(made)
 
     def measure(self, pictures: Picture) -> dict[str, NDArray[np.float64]]:
-        """The figures of a row, one by one. `plain` must be set: the pictures without the expression branch."""
+        """The figures of a row, one by one. `plain` must be set: the pictures without the expression branch.
+
+        follows_...: 1 where a picture is nearer to what was asked of it than to what was asked of the one before.
+        """
         assert self.plain is not None
         seen = self.judges.look(pictures)
         exp, lms = compare_expressions(seen.landmarks, seen.blendshapes, self.wanted.landmarks, self.wanted.blendshapes)
+        likeness = _cosines(seen.identities, self.portraits)
+        other, _ = compare_expressions(
+            *(seen.landmarks, seen.blendshapes),
+            *(each.roll(1, 0) for each in (self.wanted.landmarks, self.wanted.blendshapes)),
+        )
+        stranger = _cosines(seen.identities, self.portraits.roll(1, 0))
         return {
             "exp": exp,
             "lms": lms,
-            "id": _cosines(seen.identities, self.portraits),
+            "id": likeness,
             "leak": _cosines(seen.identities, self.strangers) - _cosines(self.portraits, self.strangers),
             "style_leak": np.array(
                 [style_distance(a, b, m.numpy()) for a, b, m in zip(pictures, self.plain, seen.landmarks, strict=True)]
             ),
+            "follows_expression": (exp < other).astype(np.float64),
+            "follows_identity": (likeness > stranger).astype(np.float64),
         }
 
     def floors(self) -> dict[str, float]:
@@ -283,7 +295,7 @@ def evaluate(
     for row in rows:
         if row not in result:
             gone = f"{row}.safetensors is not in {table.name}; train its stage (`fye emoji train`)"
-            result[row] = {**dict.fromkeys(FIGURES), "error": gone}
+            result[row] = {**dict.fromkeys((*FIGURES, *FOLLOWS)), "error": gone}
     cached = {}
     if plan.cache is not None:
         adapter.load_branch(model.pipe.unet, 1, adapter.read_branch(folder / EXPRESSION), EXPRESSION)
