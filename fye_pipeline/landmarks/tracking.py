@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.faces import Box, Face, FindFaces, Picture, box_of, check_picture, choose
+from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.sequence import LandmarkSequence, runs_of
 from fye_pipeline.landmarks.spool import Spool
 
@@ -68,6 +69,8 @@ def track(
 
 class FaceDetector(ABC):
     """What finds faces in pictures, and so one face through a video; a context manager, as MediaPipe must be closed."""
+
+    canonical: CanonicalFace
 
     def __enter__(self) -> Self:
         return self

@@ -117,7 +117,7 @@ class Painter:
             if identity.hair_style not in ("medium", "long"):
                 self._hull(image, ear, identity.skin, 0.8)
         self._skin(image, camera, xy)
-        soft = cv2.GaussianBlur(image, (0, 0), 0.65 * self._unit)  # hides the facets
+        soft = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.65 * self._unit), np.uint8)  # hides the facets
         image[:] = soft if image.shape == self.background.shape else _within(image, before, soft)
         if self.cartoon:
             self._line(image, xy[[*OVAL, OVAL[0]]], self.outline_color, 1.2)
