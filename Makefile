@@ -17,10 +17,9 @@ test: $(READY)
 	-@$(BIN)/fye models get face-landmarker --quiet
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What `make test` leaves out: walks over everything, such as every pipeline of diffusers, and the page in a browser.
+# What `make test` leaves out: walks over everything, such as every pipeline of diffusers.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
-	$(MAKE) test-browser
 
 # The page in a real browser: what a person does on it. Skips with the reason where Gradio or Chromium is absent.
 test-browser: $(READY)
