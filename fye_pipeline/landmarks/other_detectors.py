@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from types import TracebackType
-from typing import Any
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.faces import Face, LandmarkModel, Picture, check_picture, faces_by
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.tracking import FaceDetector
+from fye_pipeline.storage.functions import load_function
 
 
 class ModelDetector(FaceDetector):
@@ -38,14 +37,4 @@ class ModelDetector(FaceDetector):
 
 def load_detector(name: str) -> ModelDetector:
     """The detector `package.module:function`; the function is a `LandmarkModel`. Raises `UserError` in one sentence."""
-    module, colon, function = name.partition(":")
-    if not colon or not module or not function:
-        raise UserError(f"--detector must be mediapipe, points or package.module:function, got {name!r}.")
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module may fail at its import in any way
-        raise UserError(f"--detector {name} cannot be loaded ({type(error).__name__}: {error}).") from error
-    if not callable(found):
-        raise UserError(f"--detector {name} is no function of a picture.")
-    model: Any = found
-    return ModelDetector(model, name)
+    return ModelDetector(load_function(name, "--detector", instead="mediapipe, points or "), name)
