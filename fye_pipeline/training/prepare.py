@@ -74,9 +74,7 @@ def prepare(
     _remove_stale(output / SHARDS)
     ledger = output / LEDGER
     names = {name_in(folder, video): video for video in videos}
-    todo = {name: video for name, video in names.items() if not entry_of(ledger, name).is_file()}
-    if len(todo) < len(names):
-        logger.info(f"{len(names) - len(todo)} of {len(names)} videos were done before")
+    todo = undone(names, ledger)
     works = _work(todo, ledger, options, jobs, task, on_progress)
     packer = _Packer(output, list(names), options.shard_bytes)
     with closing(works):
@@ -160,6 +158,14 @@ def _key(name: str) -> str:
 def entry_of(ledger: Path, name: str) -> Path:
     """Where the ledger says that a video is done."""
     return ledger / f"{_key(name)}.json"
+
+
+def undone(names: dict[str, Path], ledger: Path) -> dict[str, Path]:
+    """The videos, by name, that have no entry yet; how many have is told."""
+    todo = {name: video for name, video in names.items() if not entry_of(ledger, name).is_file()}
+    if len(todo) < len(names):
+        logger.info(f"{len(names) - len(todo)} of {len(names)} videos were done before")
+    return todo
 
 
 def _work(

@@ -6,14 +6,14 @@ faces move; its thresholds are not published. Here they are percentiles of the f
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,22 @@ from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.expression import landmark_ratios
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.people import match
+from fye_pipeline.landmarks.tracking import FaceDetector
 from fye_pipeline.landmarks.windows import find_in_windows
 from fye_pipeline.media.source import open_source
-from fye_pipeline.progress import OnProgress, logger, silent
+from fye_pipeline.progress import OnProgress, silent
 from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.training.prepare import LEDGER, REPORT, entry_of, find_videos, name_in, open_output, write_json
+from fye_pipeline.storage.functions import load_function
+from fye_pipeline.training.prepare import (
+    LEDGER,
+    REPORT,
+    entry_of,
+    find_videos,
+    name_in,
+    open_output,
+    undone,
+    write_json,
+)
 from fye_pipeline.training.segment import UNREADABLE
 
 KEPT = "people.jsonl"
@@ -120,9 +131,7 @@ def prepare_people(
     open_output(output, {"people": asdict(options)}, resume=resume, overwrite=overwrite)
     ledger = output / LEDGER
     names = {name_in(folder, video): video for video in videos}
-    todo = {name: video for name, video in names.items() if not entry_of(ledger, name).is_file()}
-    if len(todo) < len(names):
-        logger.info(f"{len(names) - len(todo)} of {len(names)} videos were done before")
+    todo = undone(names, ledger)
     tools = _Measurer(todo, ledger, options, task)
     on_progress("videos", 0, len(todo))
     for done, _ in enumerate(run_parts(tools.open, list(todo), jobs), 1):
@@ -199,23 +208,26 @@ class _Measurer:
     options: PeopleOptions
     task: Path | None
 
-    def open(self) -> AbstractContextManager[Callable[[str], None]]:
-        return nullcontext(self.measure_one)
-
-    def measure_one(self, name: str) -> None:
-        """One video into the ledger; one that cannot be read is an entry too."""
+    @contextmanager
+    def open(self) -> Iterator[Callable[[str], None]]:
         scorer = None if self.options.aesthetics is None else load_scorer(self.options.aesthetics)
+        with FaceLandmarkDetector(self.task) as detector:
+            yield partial(self.measure_one, detector, scorer)
+
+    def measure_one(self, detector: FaceDetector, scorer: Scorer | None, name: str) -> None:
+        """One video into the ledger; one that cannot be read is an entry too."""
         try:
             source = open_source(self.videos[name], what="a video", fps=Fraction(self.options.rate), allow_partial=True)
-            with FaceLandmarkDetector(self.task) as detector:
-                seen = sampled(detector, source.frames())
-                entry: dict[str, Any] = {"measures": asdict(measure(seen, scorer))}
+            seen = sampled(detector, source.frames())
+            entry: dict[str, Any] = {"measures": asdict(measure(seen, scorer))}
         except UserError as error:
             entry = {"error": str(error)}
         write_json(entry_of(self.ledger, name), entry)
 
 
-def sampled(detector: Any, frames: Iterator[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], list[Face]]]:
+def sampled(
+    detector: FaceDetector, frames: Iterator[NDArray[np.uint8]]
+) -> Iterator[tuple[NDArray[np.uint8], list[Face]]]:
     """Every frame with its faces: near those of the frame before, and now and then everywhere."""
     before: list[Face] = []
     for number, frame in enumerate(frames):
@@ -297,13 +309,4 @@ def _distance(points: NDArray[np.float64], first: int, second: int) -> NDArray[n
 
 def load_scorer(name: str) -> Scorer:
     """A scorer of pictures uint8 RGB [H, W, 3], as `package.module:function`. Raises `UserError` in one sentence."""
-    module, colon, function = name.partition(":")
-    if not colon or not module or not function:
-        raise UserError(f"--aesthetics must be package.module:function, got {name!r}.")
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module may fail at its import in any way
-        raise UserError(f"--aesthetics {name} cannot be loaded ({type(error).__name__}: {error}).") from error
-    if not callable(found):
-        raise UserError(f"--aesthetics {name} is no function of a picture.")
-    return found  # pyright: ignore[reportReturnType]
+    return load_function(name, "--aesthetics")
