@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from fye_pipeline.emoji.expression_crop import EXPRESSION_TEMPLATE, FIVE, face_c
 from fye_pipeline.emoji.face_nets import IdentityNet, LandmarkNet, as_batch, encoder_states, tiny_encoder, upright
 from fye_pipeline.emoji.people import People
 from fye_pipeline.landmarks.topology import EXPRESSION_POINTS
+from fye_pipeline.training.config import learning_rate
 
 MARGIN, SCALE = 0.2, 24.0  # of ArcFace
 SHIFT = 0.03  # of the side: faces are moved about so much, so that a crop a little off is known too
@@ -30,12 +30,6 @@ class NetworkConfig:
     batch: int = 48
     lr: float = 1.5e-3
     seed: int = 0
-
-
-def learning_rate(step: int, steps: int, lr: float) -> float:
-    """A rise over the first fifty steps, then a half cosine to a fiftieth of `lr`."""
-    fall = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * fall)
 
 
 Loss = Callable[[np.random.Generator], Tensor]

@@ -20,10 +20,11 @@ from transformers import CLIPVisionModel
 from fye_pipeline.emoji import expression_adapter as adapter
 from fye_pipeline.emoji.face_nets import IdentityNet, as_batch, encoder_states
 from fye_pipeline.emoji.model import grey_states
-from fye_pipeline.emoji.network_training import embed, learning_rate
+from fye_pipeline.emoji.network_training import embed
 from fye_pipeline.emoji.people import People
 from fye_pipeline.landmarks.drawing import expression_mask, facial_mask, reduce_mask
 from fye_pipeline.training.checkpointing import Average, Progress, load_checkpoint, save_checkpoint
+from fye_pipeline.training.config import learning_rate
 
 FACE, FEATURES = 1.0, 3.0  # of the loss in the face, and at eyes, brows and lips
 Picture = NDArray[np.uint8]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,12 @@ from fye_pipeline.world.dataset import WORLD_VERSIONS
 
 PRECISIONS = ("no", "bf16", "fp16")
 LATENTS = ("cache", "encode")
+
+
+def learning_rate(step: int, steps: int, lr: float, warmup: int = 50) -> float:
+    """A rise over the first `warmup` steps, then a half cosine to a fiftieth of `lr`; steps count from 0."""
+    fall = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return lr * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * fall)
 
 
 @dataclass(frozen=True)

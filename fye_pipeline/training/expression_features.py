@@ -31,6 +31,7 @@ from fye_pipeline.multi_portrait.rendered_features import (
     features_of,
 )
 from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.training.config import learning_rate
 from fye_pipeline.world import EXPRESSIONS, Motion, RenderedClip, World, sample_motion
 from fye_pipeline.world.motion import HOME
 
@@ -227,9 +228,8 @@ def train_features(config: FeatureConfig, output: Path, report: Report, *, resum
         begin = int(saved["step"])
         report(f"features: resumed at step {begin}")
     for step in range(begin, min(config.steps, config.stop_after or config.steps)):
-        rate = min((step + 1) / 50, 1.0) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / config.steps)))
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * float(rate)
+            group["lr"] = learning_rate(step, config.steps, config.lr)
         parts = _step(data, network, teacher, config, step)
         loss = torch.stack(list(parts.values())).sum()
         optimizer.zero_grad()
