@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -33,8 +33,9 @@ from fye_pipeline.multi_portrait.group_model import (
 from fye_pipeline.multi_portrait.rendered_features import RenderedExtractor
 from fye_pipeline.progress import OnProgress, silent
 from fye_pipeline.storage.run_log import write_result
-from fye_pipeline.world import Head, Motion, World
-from fye_pipeline.world.scenes import Cast, Scene, render_scene, sample_cast
+from fye_pipeline.world import World
+from fye_pipeline.world.drivers import driven_face
+from fye_pipeline.world.scenes import Scene, render_scene, sample_cast
 
 Video = NDArray[np.floating]
 
@@ -84,30 +85,16 @@ class Case:
 
 def make_case(world: World, plan: Plan, clip: int, extract: RenderedExtractor) -> Case:
     """Scene number `clip` of a plan: held-out people, driven by single heads of their own with the same motion."""
-    cast = sample_cast(world, "held", FIRST + 1000 * plan.seed + clip, plan.people)
-    portrait = render_scene(world, cast, cast.portrait_motions())
-    motions = cast.motions(plan.frames, fps=RATE)
-    scene = render_scene(world, cast, motions)
-    others = cast.motions(plan.frames, take=1, fps=RATE)
+    people = sample_cast(world, "held", FIRST + 1000 * plan.seed + clip, plan.people)
+    portrait = render_scene(world, people, people.portrait_motions())
+    motions = people.motions(plan.frames, fps=RATE)
+    scene = render_scene(world, people, motions)
+    others = people.motions(plan.frames, take=1, fps=RATE)
     return Case(
         portrait,
         scene,
-        tuple(_driven(world, cast, portrait, k, motions[k], extract) for k in range(plan.people)),
-        tuple(_driven(world, cast, portrait, k, others[k], extract) for k in range(plan.people)),
-    )
-
-
-def _driven(
-    world: World, cast: Cast, portrait: Scene, number: int, motion: Motion, extract: RenderedExtractor
-) -> DrivenFace:
-    head = Head(world.canonical.vertices, cast.identities[number])
-    clip = world.render(head, motion, fps=None)
-    square = cast.squares[number]
-    return DrivenFace(
-        (square.left, square.top, square.side),
-        portrait.people[number].sequence,
-        clip.sequence,
-        extract(clip.frames, clip.sequence).features,
+        tuple(driven_face(world, people, portrait, k, motions[k], extract) for k in range(plan.people)),
+        tuple(driven_face(world, people, portrait, k, others[k], extract) for k in range(plan.people)),
     )
 
 
@@ -122,16 +109,12 @@ def ablation_folder() -> Path:
 @contextmanager
 def branch_of(row: str, unet: Any) -> Iterator[tuple[ExpressionBranch | None, Rule]]:
     """The weights and the rule of a row, on the UNet for the length of a block."""
-    if row == "landmarks":
+    if row in ("landmarks", "repeat_reference"):
         yield None, "exclusive"
         return
     branch = ExpressionBranch.load(ablation_folder() if row == "no_augmentation" else SHIPPED, unet)
-    rule: Rule = "exclusive"
-    for known in get_args(Rule):
-        if known == row:
-            rule = known
     try:
-        yield branch, rule
+        yield branch, cast("Rule", row if row in get_args(Rule) else "exclusive")
     finally:
         branch.remove()
 
@@ -155,6 +138,7 @@ def evaluate_people(
     ablation_folder()
     pipe = load_model(SHIPPED_MODEL, choose_device(device), torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    guidance = recommended_guidance(SHIPPED_MODEL)
     world, extract = World(CanonicalFace.load()), RenderedExtractor()
     cases = [make_case(world, plan, clip, extract) for clip in range(plan.clips)]
     found: dict[str, list[dict[str, float]]] = {row: [] for row in ROWS}
@@ -162,16 +146,17 @@ def evaluate_people(
     with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
         truths = [tracks_of(case, case.truth, detector.detect) for case in cases]
         for row in ROWS:
-            for clip, (case, truth) in enumerate(zip(cases, truths, strict=True)):
-                videos = [np.broadcast_to(case.portrait.frames / 255.0, case.truth.shape)] * (1 + plan.people)
-                if row != "repeat_reference":
-                    videos = _videos(pipe, row, case, plan, clip)
-                found[row] += figures(case, videos, truth, detector.detect)
-                if keep is not None:
-                    keep.mkdir(parents=True, exist_ok=True)
-                    np.savez_compressed(keep / f"{row}_{clip}.npz", video=pictures.to_uint8(videos[0]))
-                done += 1
-                on_progress("videos", done, total)
+            with branch_of(row, pipe.unet) as (branch, rule):
+                for clip, (case, truth) in enumerate(zip(cases, truths, strict=True)):
+                    videos = [np.broadcast_to(case.portrait.frames / 255.0, case.truth.shape)] * (1 + plan.people)
+                    if row != "repeat_reference":
+                        videos = _videos(pipe, case, plan, clip, guidance, branch, rule)
+                    found[row] += figures(case, videos, truth, detector.detect)
+                    if keep is not None:
+                        keep.mkdir(parents=True, exist_ok=True)
+                        np.savez_compressed(keep / f"{row}_{clip}.npz", video=pictures.to_uint8(videos[0]))
+                    done += 1
+                    on_progress("videos", done, total)
     result = {
         "rows": {row: _mean_row(entries) for row, entries in found.items()},
         "conditions": asdict(plan)
@@ -179,7 +164,7 @@ def evaluate_people(
             "size": list(cases[0].truth.shape[2:0:-1]),
             "seen_by": f"MediaPipe's face landmarker on each person's square at {SEEN_AT} pixels, also in the truth",
             "rate": RATE,
-            "guidance": recommended_guidance(SHIPPED_MODEL),
+            "guidance": guidance,
             "world_version": world.version,
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
             "device": str(pipe.device),
@@ -190,22 +175,23 @@ def evaluate_people(
     return result
 
 
-def _videos(pipe: Any, row: str, case: Case, plan: Plan, clip: int) -> list[Video]:
+def _videos(
+    pipe: Any, case: Case, plan: Plan, clip: int, guidance: float, branch: ExpressionBranch | None, rule: Rule
+) -> list[Video]:
     """A row's video, and those with one person's driver exchanged; all from the same noise."""
-    with branch_of(row, pipe.unet) as (branch, rule):
-        return [
-            generate_group(
-                pipe,
-                case.portrait.frames[0],
-                case.driven(exchanged),
-                branch,
-                rule=rule,
-                steps=plan.steps,
-                guidance=recommended_guidance(SHIPPED_MODEL),
-                seed=1000 * plan.seed + clip,
-            )
-            for exchanged in (None, *range(plan.people))
-        ]
+    return [
+        generate_group(
+            pipe,
+            case.portrait.frames[0],
+            case.driven(exchanged),
+            branch,
+            rule=rule,
+            steps=plan.steps,
+            guidance=guidance,
+            seed=1000 * plan.seed + clip,
+        )
+        for exchanged in (None, *range(plan.people))
+    ]
 
 
 def tracks_of(case: Case, video: Video, find: FindFace) -> list[LandmarkSequence]:
@@ -275,10 +261,3 @@ def describe(result: dict[str, Any]) -> str:
         cells = ["-" if value is None else f"{value * scale:.3f}" for value, scale in shown]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def permuted(case: Case, order: Sequence[int]) -> Case:
-    """The people of a case in another order, with their drivers."""
-    return replace(
-        case, drivers=tuple(case.drivers[k] for k in order), exchanged=tuple(case.exchanged[k] for k in order)
-    )

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fye_pipeline.animate.detail import BentPortraits
+from fye_pipeline.animate.portrait import Crop
 from fye_pipeline.landmarks.drawing import draw_sequence, expression_mask, reduce_mask
 from fye_pipeline.landmarks.faces import box_of
 from fye_pipeline.landmarks.geometry import project, transform
@@ -68,22 +68,19 @@ class GroupConditions:
 
 def posed_landmarks(face: LandmarkSequence, transforms: NDArray[np.floating]) -> NDArray[np.float64]:
     """A face as it is, in other poses [F, 4, 4]. -> landmarks [F, 478, 3]."""
-    own = np.linalg.inv(np.asarray(face.transforms[0], np.float64))
-    mesh = np.asarray(face.mesh[0], np.float64)
+    mesh, pose = np.asarray(face.mesh[0], np.float64), np.asarray(face.transforms[0], np.float64)
+    camera = transform(mesh, pose)
+    projected = project(camera, 1, 1)[:, :2]
     irises = []
-    projected = project(transform(mesh, face.transforms[0]), 1, 1)
-    for start, eye in ((468, (33, 133)), (473, (263, 362))):
+    for start, eye in ((468, [33, 133]), (473, [263, 362])):
         # An iris has no place in the mesh: it lies as deep as the corners of its eye.
-        depth = transform(mesh, face.transforms[0])[list(eye), 2].mean()
+        width = np.linalg.norm(np.diff(projected[eye], axis=0))
+        scale = np.linalg.norm(np.diff(camera[eye, :2], axis=0)) / max(width, 1e-9)
         points = np.asarray(face.landmarks[0], np.float64)[start : start + 5, :2]
-        scale = np.linalg.norm(np.diff(transform(mesh, face.transforms[0])[list(eye), :2], axis=0)) / max(
-            np.linalg.norm(np.diff(projected[list(eye), :2], axis=0)), 1e-9
-        )
-        middle = transform(mesh, face.transforms[0])[list(eye)].mean(0)
-        centre = projected[list(eye), :2].mean(0)
-        away = (points - centre) * scale * (1, -1)
-        camera = np.column_stack([middle[:2] + away, np.full(5, depth)])
-        irises.append(transform(camera, own))
+        away = (points - projected[eye].mean(0)) * scale * (1, -1)
+        middle = camera[eye].mean(0)
+        seen = np.column_stack([middle[:2] + away, np.full(5, middle[2])])
+        irises.append(transform(seen, np.linalg.inv(pose)))
     whole = np.concatenate([mesh, *irises])
     return project(transform(whole, np.asarray(transforms, np.float64)), 1, 1)
 
@@ -105,10 +102,10 @@ def conditions_of(picture: Picture, people: Sequence[DrivenFace], *, pose_only: 
     boxes = [box_of(_in_picture(one.face.landmarks[0], one.square, width, height)) for one in people]
     owners = nearest_heads(boxes, width, height)
     for number, (one, points) in enumerate(zip(people, marks, strict=True), 1):
-        side = one.square[2]
-        inside, within = _overlap(one.square, width, height)
+        crop, side = crop_of(picture, one.square), one.square[2]
+        inside, within = crop.inside(), crop.inner()
         pictures = draw_sequence(points, side)
-        portraits = BentPortraits(cut_square(picture, one.square), one.face.landmarks[0], points, side)
+        portraits = BentPortraits(crop.cut(picture, side), one.face.landmarks[0], points, side)
         unsure = (
             expression_mask(points, side, side, radius=UNSURE)
             if pose_only
@@ -125,20 +122,10 @@ def conditions_of(picture: Picture, people: Sequence[DrivenFace], *, pose_only: 
     return GroupConditions(drawn, bent, masks)
 
 
-def cut_square(picture: Picture, square: tuple[int, int, int]) -> Picture:
-    """A square of a picture; beyond its edge the edge goes on. -> [side, side, 3]."""
-    left, top, side = square
+def crop_of(picture: Picture, square: tuple[int, int, int]) -> Crop:
+    """A square (left, top, side in pixels) of a picture [H, W, 3]; it may reach beyond it."""
     height, width = picture.shape[:2]
-    rows = np.clip(np.arange(top, top + side), 0, height - 1)
-    columns = np.clip(np.arange(left, left + side), 0, width - 1)
-    return np.ascontiguousarray(picture[rows[:, None], columns[None]])
-
-
-def _overlap(square: tuple[int, int, int], width: int, height: int) -> tuple[Any, Any]:
-    """Where a square lies in the picture, and which part of it that is; indices of [H, W]."""
-    left, top, side = square
-    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
-    return np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
+    return Crop(*square, width, height)
 
 
 def _in_picture(
@@ -247,6 +234,4 @@ def reduced(masks: NDArray[np.bool_], factor: int) -> Tensor:
 
 def enlarged(frames: NDArray[Any], square: tuple[int, int, int], side: int) -> Picture:
     """A person's square of frames uint8 [F, H, W, 3] at `side` pixels, as a face detector sees it best."""
-    cut = [cut_square(frame, square) for frame in frames]
-    wide = [cv2.resize(each, (side, side), interpolation=cv2.INTER_CUBIC) for each in cut]
-    return np.asarray(np.stack(wide), np.uint8)
+    return np.stack([crop_of(frame, square).cut(frame, side) for frame in frames])

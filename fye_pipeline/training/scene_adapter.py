@@ -25,15 +25,17 @@ from fye_pipeline.landmarks.drawing import expression_mask, reduce_mask
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.multi_portrait.expression import FACTORS
-from fye_pipeline.multi_portrait.group_model import DrivenFace, ExpressionBranch, conditions_of, reduced
+from fye_pipeline.multi_portrait.group_model import ExpressionBranch, conditions_of, reduced
 from fye_pipeline.multi_portrait.rendered_features import DIMS, RenderedExtractor
 from fye_pipeline.sampling.denoise import encode_bent, encode_image, encode_landmarks, encode_reference
 from fye_pipeline.storage.files import atomic_target
 from fye_pipeline.training.checkpointing import Progress, load_checkpoint, save_checkpoint
+from fye_pipeline.training.config import learning_rate
 from fye_pipeline.training.losses import with_given_frames
 from fye_pipeline.training.steps import motion_left_out
-from fye_pipeline.world import Head, World
-from fye_pipeline.world.scenes import Cast, Scene, render_scene, sample_cast
+from fye_pipeline.world import Identity, World
+from fye_pipeline.world.drivers import driven_face
+from fye_pipeline.world.scenes import render_scene, sample_cast
 
 Report = Callable[[str], None]
 
@@ -60,36 +62,12 @@ class AdapterConfig:
     checkpoint_every: int = 100
     stop_after: int | None = None  # steps, to go on later
 
-    def lr_at(self, step: int) -> float:
-        """Warm-up, then a half cosine to a fiftieth."""
-        fall = 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / self.steps))
-        return self.lr * min((step + 1) / self.warmup, 1.0) * float(fall)
 
-
-def driven_faces(
-    world: World,
-    cast: Cast,
-    portrait: Scene,
-    scene: Scene,
-    extract: RenderedExtractor,
-    twins: np.random.Generator | None,
-) -> list[DrivenFace]:
-    """Everybody of a scene with the driver that makes it: a single head with the same motion, own or of a twin."""
-    people = []
-    for number, (person, still) in enumerate(zip(scene.people, portrait.people, strict=True)):
-        identity = person.identity
-        if twins is not None and twins.random() < TWINS:
-            other = world.head("train", int(twins.integers(600_000, 700_000))).identity
-            head = Head(world.canonical.vertices, other)
-        else:
-            head = Head(world.canonical.vertices, identity)
-        clip = world.render(head, person.motion, fps=None)
-        made = extract(clip.frames, clip.sequence)
-        square = cast.squares[number]
-        people.append(
-            DrivenFace((square.left, square.top, square.side), still.sequence, person.sequence, made.features)
-        )
-    return people
+def _twin(world: World, rng: np.random.Generator) -> Identity | None:
+    """Another person who makes the motion, or nobody."""
+    if rng.random() >= TWINS:
+        return None
+    return world.head("train", int(rng.integers(600_000, 700_000))).identity
 
 
 @torch.no_grad()
@@ -99,8 +77,12 @@ def prepare_scene(pipe: Any, world: World, extract: RenderedExtractor, index: in
     people = int(rng.choice((1, 2, 3), p=(0.2, 0.6, 0.2)))
     cast = sample_cast(world, "train", index, people)
     portrait = render_scene(world, cast, cast.portrait_motions())
-    scene = render_scene(world, cast, cast.motions(FRAMES, fps=STEPS_APART))
-    faces = driven_faces(world, cast, portrait, scene, extract, rng)
+    motions = cast.motions(FRAMES, fps=STEPS_APART)
+    scene = render_scene(world, cast, motions)
+    faces = [
+        driven_face(world, cast, portrait, number, motion, extract, twin=_twin(world, rng))
+        for number, motion in enumerate(motions)
+    ]
     picture = portrait.frames[0]
     given = conditions_of(picture, faces)
     tokens = encode_image(pipe, Image.fromarray(picture))
@@ -173,7 +155,7 @@ def train_adapter(
     with motion_left_out(holder):
         while progress.step < min(config.steps, config.stop_after or config.steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.lr_at(progress.step)
+                group["lr"] = learning_rate(progress.step, config.steps, config.lr, config.warmup)
             loss = adapter_loss(unet, branch, noises, scenes, config, progress.step, accelerator.device)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
