@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from fye_pipeline.emoji import expression_adapter as adapter
 from fye_pipeline.emoji.expression_crop import FACE_TEMPLATE, FIVE
 from fye_pipeline.emoji.face_nets import IdentityNet, LandmarkNet, upright
-from fye_pipeline.emoji.training import Batch, Trained, target_of
+from fye_pipeline.emoji.training import Batch, Trained, plain_loss
 from fye_pipeline.landmarks.topology import CONTOUR, FACE_OVAL
 
 WING_W, WING_E = 0.1, 0.02  # in eye distances: Feng et al.'s 10 and 2 pixels of a face of about 100
@@ -110,7 +110,7 @@ class Alignment:
         """The set weight; while it is measured, the mean so far of what makes the gradients compare."""
         if self.weights.expression is not None:
             return self.weights.expression
-        loss = (batch.weight * (prediction - target_of(self.pipe.scheduler, batch)).square()).mean()
+        loss = plain_loss(self.pipe.scheduler, batch, prediction)
         norms = [gradient_norm(each, prediction) for each in (loss, expression)]
         self.ratios.append(self.weights.share * norms[0] / max(norms[1], 1e-12))
         if len(self.ratios) >= self.weights.measured:

@@ -16,7 +16,7 @@ from fye_pipeline.emoji.alignment import gradient_norm, one_step_latents
 from fye_pipeline.emoji.expression_crop import points_in_crop
 from fye_pipeline.emoji.network_training import NetworkConfig, Report, optimise
 from fye_pipeline.emoji.people import People
-from fye_pipeline.emoji.training import Batch, Trained, target_of
+from fye_pipeline.emoji.training import Batch, Trained, plain_loss
 from fye_pipeline.landmarks.topology import EXPRESSION_POINTS, N_BLENDSHAPES
 
 NOISE = 0.4  # of the latents' spread, at most: a prediction in one step is never clean
@@ -98,7 +98,7 @@ class ExpressionLoss:
         seen = (batch.timesteps <= LATEST).float()
         error = (seen * face_error(points, shapes, *labels)).mean()
         if prediction.requires_grad:
-            plain = (batch.weight * (prediction - target_of(self.scheduler, batch)).square()).mean()
+            plain = plain_loss(self.scheduler, batch, prediction)
             asked = self.share * gradient_norm(plain, prediction) / max(gradient_norm(error, prediction), 1e-9)
             self.weight = 0.95 * self.weight + 0.05 * asked if self.weight else asked
         return self.weight * error

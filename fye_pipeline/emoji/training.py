@@ -249,7 +249,7 @@ def train_stage(
             group["lr"] = learning_rate(progress.step, config.steps, config.lr)
         noisy = scheduler.add_noise(batch.clean, batch.noise, batch.timesteps)
         prediction = prepared(noisy, batch.timesteps, batch.tokens, batch.embeds)
-        loss = (batch.weight * (prediction - target_of(scheduler, batch)).square()).mean()
+        loss = plain_loss(scheduler, batch, prediction)
         if more_loss is not None:
             loss = loss + more_loss(model, batch, noisy, prediction)
         accelerator.backward(loss)
@@ -279,3 +279,8 @@ def target_of(scheduler: Any, batch: Batch) -> Tensor:
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(batch.clean, batch.noise, batch.timesteps)
     return batch.noise
+
+
+def plain_loss(scheduler: Any, batch: Batch, prediction: Tensor) -> Tensor:
+    """The weighted squared error of a prediction. -> a scalar."""
+    return (batch.weight * (prediction - target_of(scheduler, batch)).square()).mean()
