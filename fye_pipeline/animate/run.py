@@ -75,9 +75,7 @@ def animate(
     for beside in (comparison, transform):
         if beside is not None:
             writable_target(beside, overwrite=overwrite or resume)
-    inputs = input_digests(settings)
-    if session.detector.name != MEDIAPIPE:
-        inputs["detector"] = session.detector.name
+    inputs = input_digests(settings) | detector_input(session)
     with (
         collected_notes() as notes,
         work_dir(output, settings.to_dict() | inputs, resume=resume, overwrite=overwrite) as work,
@@ -254,6 +252,12 @@ def input_digests(settings: AnimationSettings) -> dict[str, str]:
         "model version": digest_of_folder(settings.model, but=(presets.FILE,)),
         "preset schedule": json.dumps(schedule),
     }
+
+
+def detector_input(session: AnimationSession) -> dict[str, str]:
+    """What tells landmarks of a detector that is not MediaPipe's from others."""
+    name = session.detector.name
+    return {} if name == MEDIAPIPE else {"detector": name}
 
 
 @contextmanager

@@ -36,6 +36,12 @@ def open_drivers(settings: GroupSettings, folder: Path) -> list[OpenDriver]:
     return opened
 
 
+def sound_of(settings: GroupSettings, opened: list[OpenDriver]) -> Path | None:
+    """The video whose sound the result gets, of drivers as they were opened; None without sound."""
+    speaker = opened[0 if settings.splits else settings.audio_from].source
+    return speaker.sound if settings.audio and speaker is not None else None
+
+
 def read_driver(
     opened: OpenDriver, settings: GroupSettings, detector: LazyDetector, folder: Path, on_progress: OnProgress = silent
 ) -> Driver:

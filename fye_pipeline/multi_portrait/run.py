@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.writer import Matte, check_container
 from fye_pipeline.multi_portrait.assignment import Assignment, assign
 from fye_pipeline.multi_portrait.composition import compose
-from fye_pipeline.multi_portrait.drivers import common_length, open_drivers, read_driver, split_driver
+from fye_pipeline.multi_portrait.drivers import common_length, open_drivers, read_driver, sound_of, split_driver
 from fye_pipeline.multi_portrait.output import GroupOutput, GroupResult, MovedPerson
 from fye_pipeline.multi_portrait.ownership import nearest_heads
 from fye_pipeline.multi_portrait.portraits import find_people, portrait_of
@@ -55,9 +56,7 @@ def animate(
     comparison = output.with_name(f"{output.stem}_compare{opaque}") if settings.compare else None
     if comparison is not None:
         writable_target(comparison, overwrite=overwrite or resume)
-    inputs = single.input_digests(settings) | driver_digests(settings)
-    if session.detector.name != MEDIAPIPE:
-        inputs["detector"] = session.detector.name
+    inputs = single.input_digests(settings) | driver_digests(settings) | single.detector_input(session)
     identity = settings.to_dict() | inputs
     with collected_notes() as notes, single.work_dir(output, identity, resume=resume, overwrite=overwrite) as work:
         picture = read_still(settings, session.detector)
@@ -72,11 +71,7 @@ def animate(
         frames = max((each.frames or 0 for each in opened), default=0)
         single.check_room(output, single.video_bytes(frames, (width, height)))
         drivers = read_drivers(settings, opened, assignment, session, work / single.LANDMARKS, on_progress)
-        if settings.splits:
-            assignment = assign(len(faces), len(drivers), assignment, str(settings.reference), spare=True)
-        assert assignment is not None
-        moved = [(index, driver) for index, driver in enumerate(assignment) if driver is not None]
-        count = common_length([len(drivers[driver].sequence) for _, driver in moved], settings.until)
+        moved, count = who_is_moved(settings, len(faces), assignment, drivers)
         people = [
             _person(
                 settings, picture, faces[index], index + 1, driver, drivers[driver], count, session, work, on_progress
@@ -85,8 +80,7 @@ def animate(
         ]
         owners = nearest_heads([face.box for face in faces], width, height)
         composition = compose(picture, owners, [(person.face, person.crop) for person in people])
-        speaker = opened[0 if settings.splits else settings.audio_from].source
-        sound = speaker.sound if settings.audio and speaker is not None else None
+        sound = sound_of(settings, opened)
         made = GroupOutput(settings, people, composition, count, opened[0].fps, sound, inputs, matte)
         error = made.write(output, comparison, overwrite=overwrite or resume, on_progress=on_progress)
         return GroupResult(
@@ -131,6 +125,17 @@ def read_drivers(
         number: read_driver(opened[number], settings, session.detector, folder / str(number), on_progress)
         for number in sorted({driver for driver in assignment or () if driver is not None})
     }
+
+
+def who_is_moved(
+    settings: GroupSettings, faces: int, assignment: Assignment | None, drivers: Mapping[int, Driver]
+) -> tuple[list[tuple[int, int]], int]:
+    """The moved faces with their drivers, both from 0, and the frames of the video. `UserError` as `assign`."""
+    if settings.splits:
+        assignment = assign(faces, len(drivers), assignment, str(settings.reference), spare=True)
+    assert assignment is not None
+    moved = [(face, driver) for face, driver in enumerate(assignment) if driver is not None]
+    return moved, common_length([len(drivers[driver].sequence) for _, driver in moved], settings.until)
 
 
 def _person(

@@ -27,13 +27,13 @@ from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.writer import VideoWriter, check_container, watermark
 from fye_pipeline.multi_portrait.assignment import Assignment, assign
-from fye_pipeline.multi_portrait.drivers import common_length, open_drivers
+from fye_pipeline.multi_portrait.drivers import open_drivers, sound_of
 from fye_pipeline.multi_portrait.expression import FACTORS, ExpressionSequence
 from fye_pipeline.multi_portrait.extractors import extract, extractor_for
 from fye_pipeline.multi_portrait.output import GroupResult
 from fye_pipeline.multi_portrait.ownership import face_masks
 from fye_pipeline.multi_portrait.portraits import find_people, portrait_of
-from fye_pipeline.multi_portrait.run import driver_digests, read_drivers
+from fye_pipeline.multi_portrait.run import driver_digests, read_drivers, who_is_moved
 from fye_pipeline.multi_portrait.wan_model import GUIDANCE, WanModel, wan_model
 from fye_pipeline.multi_portrait.wan_settings import WanSettings, window_starts
 from fye_pipeline.progress import OnProgress, collected_notes, silent
@@ -88,9 +88,7 @@ def animate(
             return animate(settings, output, overwrite=overwrite, resume=resume, session=own, on_progress=on_progress)
     check_container(output, alpha=False)
     output = writable_target(output, overwrite=overwrite)
-    inputs = single.input_digests(settings) | _more_digests(settings)
-    if session.detector.name != MEDIAPIPE:
-        inputs["detector"] = session.detector.name
+    inputs = single.input_digests(settings) | _more_digests(settings) | single.detector_input(session)
     identity = settings.to_dict() | inputs
     with collected_notes() as notes, single.work_dir(output, identity, resume=resume, overwrite=overwrite) as work:
         picture = read_still(settings, session.detector)
@@ -104,11 +102,7 @@ def animate(
         frames = max((each.frames or 0 for each in opened), default=0)
         single.check_room(output, single.video_bytes(frames, size))
         drivers = read_drivers(settings, opened, assignment, session, work / single.LANDMARKS, on_progress)
-        if settings.splits:
-            assignment = assign(len(faces), len(drivers), assignment, str(settings.reference), spare=True)
-        assert assignment is not None
-        moved = [(index, driver) for index, driver in enumerate(assignment) if driver is not None]
-        count = common_length([len(drivers[driver].sequence) for _, driver in moved], settings.until)
+        moved, count = who_is_moved(settings, len(faces), assignment, drivers)
         features = {
             driver: extract(extractor, opened[0 if settings.splits else driver], drivers[driver].sequence)
             for driver in sorted({driver for _, driver in moved})
@@ -117,8 +111,7 @@ def animate(
             _person(settings, picture, faces[index], index + 1, driver, drivers[driver], features[driver], session)
             for index, driver in moved
         ]
-        speaker = opened[0 if settings.splits else settings.audio_from].source
-        sound = speaker.sound if settings.audio and speaker is not None else None
+        sound = sound_of(settings, opened)
         note = {
             "note": "AI-generated",
             "settings": settings.to_dict(),
