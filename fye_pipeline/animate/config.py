@@ -353,3 +353,9 @@ def cache_options(asked: dict[str, Any], saved: dict[str, Any] | None) -> dict[s
     """What `ticache.apply` is given: what was asked for, over the saved options, or the defaults without a preset."""
     defaults = {"N": 3, "order": 2, "cut": "outer"} if asked.get("preset") in (None, "paper") else {}
     return (saved or defaults) | asked if "preset" not in asked else defaults | asked
+
+
+def check_terms(*, watermark: bool, accepted: bool) -> None:
+    """Raises `UserError` where the mark is left out and the terms are not accepted."""
+    if not watermark and not accepted:
+        raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")

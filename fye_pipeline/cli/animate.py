@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fye_pipeline.cli.options import (
+    AcceptTerms,
     Debug,
     Detector,
     Device,
@@ -231,9 +232,7 @@ def animate(
     no_watermark: Annotated[
         bool, typer.Option("--no-watermark", help="Leave out the visible mark; see USAGE.md.")
     ] = False,
-    i_accept_the_terms: Annotated[
-        bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")
-    ] = False,
+    i_accept_the_terms: AcceptTerms = False,
     manifest: Annotated[
         Path | None, typer.Option(help="Many at once: a .csv or .jsonl whose columns are settings and output.")
     ] = None,
@@ -272,7 +271,7 @@ def animate(
     """Animate a portrait with a driving face video; without arguments, the demo that ships."""
     reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
     logger.debug("loading torch and diffusers")
-    from fye_pipeline.animate.config import row_settings
+    from fye_pipeline.animate.config import check_terms, row_settings
     from fye_pipeline.animate.session import check_detector
     from fye_pipeline.multi_portrait.settings import without_group
     from fye_pipeline.pipeline import check_cache_options
@@ -285,8 +284,7 @@ def animate(
     def settings_of(row: Mapping[str, Any], name: str) -> AnimationSettings:
         common = without_group(base) if "driving" in row else base
         settings = row_settings(common, row, name, check_cache_options, settings_kind({**common, **row}))
-        if not settings.watermark and not i_accept_the_terms:
-            raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
+        check_terms(watermark=settings.watermark, accepted=i_accept_the_terms)
         return settings
 
     if manifest is None and (jobs > 1 or ray is not None):

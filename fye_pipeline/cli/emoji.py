@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fye_pipeline.cli.options import Debug, Device, Json, Overwrite, Quiet, TaskFile
+from fye_pipeline.animate.config import check_terms
+from fye_pipeline.cli.options import AcceptTerms, Debug, Device, Json, Overwrite, Quiet, TaskFile
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries, logger
 
@@ -42,9 +43,7 @@ def generate(
     no_watermark: Annotated[
         bool, typer.Option("--no-watermark", help="Without the visible mark; see USAGE.md.")
     ] = False,
-    i_accept_the_terms: Annotated[
-        bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")
-    ] = False,
+    i_accept_the_terms: AcceptTerms = False,
     face_landmarker: TaskFile = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -54,8 +53,7 @@ def generate(
 ) -> None:
     """A picture of a person with an expression; several expressions or numbers give a sheet."""
     reporter = Reporter(quiet=quiet, as_json=as_json)
-    if no_watermark and not i_accept_the_terms:
-        raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
+    check_terms(watermark=not no_watermark, accepted=i_accept_the_terms)
     if output.suffix.lower() not in PICTURES:
         raise UserError(f"{output} must end in {', '.join(PICTURES)}.")
     if not debug:

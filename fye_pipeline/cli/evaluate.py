@@ -9,12 +9,24 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from fye_pipeline.animate.config import SHIPPED_MODEL
-from fye_pipeline.cli.options import Debug, Device, Guidance, Jobs, Model, Overwrite, Quiet, TaskFile
+from fye_pipeline.animate.config import SHIPPED_MODEL, check_terms
+from fye_pipeline.cli.options import (
+    AcceptTerms,
+    Debug,
+    Device,
+    Guidance,
+    Jobs,
+    Model,
+    Overwrite,
+    Quiet,
+    TaskFile,
+)
 from fye_pipeline.errors import UserError
 from fye_pipeline.models.published import model_folder
 from fye_pipeline.progress import Reporter, hush_libraries
 
+Order = Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")]
+Cut = Annotated[str, typer.Option(help="Cache: where the UNet is cut.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 
 
@@ -56,8 +68,8 @@ def rendered(
     detail: Annotated[bool, typer.Option("--detail/--plain", help="With the portrait's detail, as `animate`.")] = True,
     cross: Annotated[bool, typer.Option("--cross/--no-cross", help="Also portraits with other heads' clips.")] = True,
     interval: Annotated[int | None, typer.Option("--N", min=1, help="Also with the cache: one full step in N.")] = None,
-    order: Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")] = 2,
-    cut: Annotated[str, typer.Option(help="Cache: where the UNet is cut.")] = "outer",
+    order: Order = 2,
+    cut: Cut = "outer",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     face_landmarker: TaskFile = None,
     jobs: Jobs = 1,
@@ -147,14 +159,12 @@ def exprbench(
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, help="Which heads (rendered), and which noise.")] = 0,
     interval: Annotated[int | None, typer.Option("--N", min=1, help="Use the cache: one full step in N.")] = None,
-    order: Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")] = 2,
-    cut: Annotated[str, typer.Option(help="Cache: where the UNet is cut.")] = "outer",
+    order: Order = 2,
+    cut: Cut = "outer",
     no_watermark: Annotated[
         bool, typer.Option("--no-watermark", help="Measure without the visible mark; see USAGE.md.")
     ] = False,
-    i_accept_the_terms: Annotated[
-        bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")
-    ] = False,
+    i_accept_the_terms: AcceptTerms = False,
     face_landmarker: TaskFile = None,
     jobs: Jobs = 1,
     device: Device = "auto",
@@ -165,10 +175,8 @@ def exprbench(
 ) -> None:
     """One face or several, each against its own driver: landmarks, gaze, expression, pose, and what leaks over."""
     reporter = Reporter(quiet=quiet)
-    if no_watermark and not i_accept_the_terms:
-        raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
-    if outputs is not None and not outputs.is_dir():
-        raise UserError(f"{outputs} is not a folder; --outputs takes the folder of the finished videos.")
+    check_terms(watermark=not no_watermark, accepted=i_accept_the_terms)
+    _check_outputs(outputs)
     if source is None and singles + multis == 0:
         raise UserError("--singles and --multis are both 0: nothing is left to measure.")
     if not debug:
@@ -177,10 +185,7 @@ def exprbench(
     from fye_pipeline.evaluation.exprbench import BenchEvaluator, BenchRun, describe, evaluate_exprbench
     from fye_pipeline.evaluation.exprbench_entries import RenderedBench, read_entries
 
-    target = _target(json_file, overwrite=overwrite, resume=resume)
-    assert target is not None
-    if target.suffix != ".json":
-        raise UserError(f"{target} must end in .json; the tables are written beside it as .md.")
+    target = _target_with_tables(json_file, overwrite=overwrite, resume=resume)
     folder = target.with_name(f"{target.stem}_files")
     if source is None:
         source = RenderedBench(singles, multis, frames, seed).make(folder / "bench")
@@ -230,8 +235,8 @@ def manifest(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     crop_only: Annotated[bool, typer.Option("--crop-only", help="Measure the animated crop, not pasted back.")] = False,
     interval: Annotated[int | None, typer.Option("--N", min=1, help="Use the cache: one full step in N.")] = None,
-    order: Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")] = 2,
-    cut: Annotated[str, typer.Option(help="Cache: where the UNet is cut.")] = "outer",
+    order: Order = 2,
+    cut: Cut = "outer",
     lpips: Annotated[Path | None, typer.Option(help="torchvision's AlexNet: .pth or .safetensors.")] = None,
     fid: Annotated[Path | None, typer.Option(help="StyleGAN's Inception: TorchScript, a program you trust.")] = None,
     fvd: Annotated[Path | None, typer.Option(help="StyleGAN-V's I3D: TorchScript, a program you trust.")] = None,
@@ -240,9 +245,7 @@ def manifest(
     no_watermark: Annotated[
         bool, typer.Option("--no-watermark", help="Measure without the visible mark; see USAGE.md.")
     ] = False,
-    i_accept_the_terms: Annotated[
-        bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")
-    ] = False,
+    i_accept_the_terms: AcceptTerms = False,
     face_landmarker: TaskFile = None,
     jobs: Jobs = 1,
     device: Device = "auto",
@@ -253,10 +256,8 @@ def manifest(
 ) -> None:
     """Animate every pair of a manifest (or take finished videos), and compare with drivers, portraits and truths."""
     reporter = Reporter(quiet=quiet)
-    if no_watermark and not i_accept_the_terms:
-        raise UserError("--no-watermark needs --i-accept-the-terms; the terms are in USAGE.md.")
-    if outputs is not None and not outputs.is_dir():
-        raise UserError(f"{outputs} is not a folder; --outputs takes the folder of the finished videos.")
+    check_terms(watermark=not no_watermark, accepted=i_accept_the_terms)
+    _check_outputs(outputs)
     if not debug:
         hush_libraries()
     from fye_pipeline.animate.config import AnimationSettings
@@ -266,10 +267,7 @@ def manifest(
     from fye_pipeline.evaluation.pairs import read_pairs
     from fye_pipeline.evaluation.summary import describe_pairs
 
-    target = _target(json_file, overwrite=overwrite, resume=resume)
-    assert target is not None
-    if target.suffix != ".json":
-        raise UserError(f"{target} must end in .json; the tables are written beside it as .md.")
+    target = _target_with_tables(json_file, overwrite=overwrite, resume=resume)
     evaluator = PairEvaluator(
         pairs=tuple(read_pairs(source, portraits=portraits, drivers=drivers)),
         settings=AnimationSettings(
@@ -299,6 +297,20 @@ def manifest(
             for row, reason in result["failed"].items():
                 print(f"fye: {row}: {reason}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _check_outputs(folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; --outputs takes the folder of the finished videos.")
+
+
+def _target_with_tables(path: Path, *, overwrite: bool, resume: bool) -> Path:
+    """As `_target`, of a result whose tables stand beside it."""
+    target = _target(path, overwrite=overwrite, resume=resume)
+    assert target is not None
+    if target.suffix != ".json":
+        raise UserError(f"{target} must end in .json; the tables are written beside it as .md.")
+    return target
 
 
 def _target(path: Path | None, *, overwrite: bool, resume: bool) -> Path | None:

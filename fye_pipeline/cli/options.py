@@ -47,3 +47,4 @@ ExpressionWeights = Annotated[
 Guidance = Annotated[float | None, typer.Option(help="Default: what the model's recipe recommends.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
+AcceptTerms = Annotated[bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")]
