@@ -177,10 +177,10 @@ def choose_device(name: str = "auto") -> torch.device:
     raise UserError(f"--device {name} is not there; this machine has {', '.join(there)}.")
 
 
-def choose_dtype(name: DType, device: torch.device) -> torch.dtype:
-    """The numbers of the networks; `auto` is float32, and float16 on a CUDA GPU."""
+def choose_dtype(name: DType, device: torch.device, on_gpu: torch.dtype = torch.float16) -> torch.dtype:
+    """The numbers of the networks; `auto` is float32, and `on_gpu` on a CUDA GPU."""
     if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return on_gpu if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -81,3 +81,14 @@ def face_masks(landmarks: Sequence[NDArray[np.floating]], width: int, height: in
         reach = max(round(GROWN * float(np.ptp(own[:, 1]))), 1)
         cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)), dst=mask)
     return masks.astype(bool)
+
+
+def face_shares(frames: Iterable[Sequence[NDArray[np.floating]]], width: int, height: int, cell: int) -> Tensor:
+    """How much of each latent's pixels are a person's face, as `face_masks`. -> [1, P, F, height / cell, width / cell].
+
+    frames: everybody's landmarks in each of F frames. cell: pixels a side of a latent.
+    """
+    every = [
+        functional.avg_pool2d(torch.from_numpy(face_masks(people, width, height)).float(), cell) for people in frames
+    ]
+    return torch.stack(every, dim=1)[None]

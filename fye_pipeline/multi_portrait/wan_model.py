@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fye_pipeline.animate import session as sessions
 from fye_pipeline.animate.config import DType
 from fye_pipeline.animate.session import AnimationSession, Offload
 from fye_pipeline.errors import UserError
@@ -78,9 +79,7 @@ def wan_model(session: AnimationSession, settings: WanSettings) -> WanModel:
 
 def choose_dtype(name: DType, device: torch.device) -> torch.dtype:
     """The numbers of the transformer; `auto` is float32, and bfloat16 on a CUDA GPU, as Wan was trained."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+    return sessions.choose_dtype(name, device, on_gpu=torch.bfloat16)
 
 
 def load_wan(

@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
-from torch.nn import functional
 
 from fye_pipeline.animate import run as single
 from fye_pipeline.animate.driver import Driver
@@ -31,7 +30,7 @@ from fye_pipeline.multi_portrait.drivers import open_drivers, sound_of
 from fye_pipeline.multi_portrait.expression import FACTORS, ExpressionSequence
 from fye_pipeline.multi_portrait.extractors import extract, extractor_for
 from fye_pipeline.multi_portrait.output import GroupResult
-from fye_pipeline.multi_portrait.ownership import face_masks
+from fye_pipeline.multi_portrait.ownership import face_shares
 from fye_pipeline.multi_portrait.portraits import find_people, portrait_of
 from fye_pipeline.multi_portrait.run import driver_digests, read_drivers, who_is_moved
 from fye_pipeline.multi_portrait.wan_model import GUIDANCE, WanModel, wan_model
@@ -253,10 +252,4 @@ def held_rows(rows: NDArray[np.float32], wanted: range) -> NDArray[np.float32]:
 def person_masks(people: Sequence[WanPerson], wanted: range, size: tuple[int, int], cell: int) -> Tensor:
     """How much of each latent's pixels are a person's face. size: width, height. -> [1, P, F, H / cell, W / cell]."""
     width, height = size
-    every = [
-        functional.avg_pool2d(
-            torch.from_numpy(face_masks([person.at(frame) for person in people], width, height)).float(), cell
-        )
-        for frame in wanted
-    ]
-    return torch.stack(every, dim=1)[None]
+    return face_shares(([person.at(frame) for person in people] for frame in wanted), width, height, cell)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from fye_pipeline.animate.driver import OpenDriver, open_driver
 from fye_pipeline.animate.session import LazyDetector
@@ -25,7 +25,7 @@ from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.multi_portrait.drivers import read_people
 from fye_pipeline.multi_portrait.expression import FACTORS, ExpressionExtractor, ExpressionSequence
 from fye_pipeline.multi_portrait.extractors import extract
-from fye_pipeline.multi_portrait.ownership import face_masks
+from fye_pipeline.multi_portrait.ownership import face_shares
 from fye_pipeline.storage.files import digest_of_text, existing_file
 from fye_pipeline.world import World
 
@@ -57,13 +57,8 @@ def people_clip(
         name: torch.stack([torch.from_numpy(np.asarray(each.features[name])) for each in features])[None]
         for name in FACTORS
     }
-    masks = [
-        functional.avg_pool2d(
-            torch.from_numpy(face_masks([each.landmarks[frame] for each in people], width, height)).float(), cell
-        )
-        for frame in range(len(frames))
-    ]
-    return PeopleClip(frames, made, torch.stack(masks, dim=1)[None])
+    landmarks = ([each.landmarks[frame] for each in people] for frame in range(len(frames)))
+    return PeopleClip(frames, made, face_shares(landmarks, width, height, cell))
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,14 @@ class RenderedPairs:
     cell: int
     split: str = "train"
 
+    @cached_property
+    def world(self) -> World:
+        return World(CanonicalFace.load(), size=self.size)
+
     def draw(self, random: np.random.Generator, frames: int) -> PeopleClip:
         """Heads and motions by chance."""
-        world = World(CanonicalFace.load(), size=self.size)
         clips = [
-            world.clip(self.split, int(random.integers(1000)), take=int(random.integers(8)), frames=frames)
+            self.world.clip(self.split, int(random.integers(1000)), take=int(random.integers(8)), frames=frames)
             for _ in range(2)
         ]
         joined = [beside(clip.sequence, place, 2) for place, clip in enumerate(clips)]
