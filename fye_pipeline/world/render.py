@@ -100,7 +100,8 @@ class Painter:
         """
         camera = points @ rotation.T + translation
         landmarks = project(camera, 1, 1)
-        before = image.copy()
+        alone = image.shape == self.background.shape  # in its picture, or beside others
+        before = None if alone else image.copy()
         self._place = (rotation, translation)
         self.corner = np.asarray(corner, np.float64)
         xy = landmarks[:, :2] * self.wide + self.corner
@@ -118,7 +119,7 @@ class Painter:
                 self._hull(image, ear, identity.skin, 0.8)
         self._skin(image, camera, xy)
         soft = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.65 * self._unit), np.uint8)  # hides the facets
-        image[:] = soft if image.shape == self.background.shape else _within(image, before, soft)
+        image[:] = soft if before is None else _within(image, before, soft)
         if self.cartoon:
             self._line(image, xy[[*OVAL, OVAL[0]]], self.outline_color, 1.2)
         self._nose(image, xy)
