@@ -67,8 +67,8 @@ def test_one_driver_with_an_assignment_is_split() -> None:
         ({"assign": "x"}, "assign must name"),
         ({"audio_from": 2}, "--audio-from names driver 2 and there are 2"),
         ({"audio_from": -1}, "audio_from must be >= 0"),
-        ({"compare": True, "face": "2"}, "--face, --compare cannot be used with several drivers"),
-        ({"framing": "crop"}, "--crop-only cannot"),
+        ({"face": "2"}, "--face is for one face: with several drivers --assign says who is moved"),
+        ({"framing": "crop"}, "--crop-only is for one face: with several drivers each face has a square"),
         ({"until": "never"}, "until cannot be 'never'"),
     ],
 )
