@@ -140,5 +140,5 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
 
 def _absent(folder: Path) -> dict[str, None]:
     """The parts that a folder says it does not have; diffusers asks to be told of some once more."""
-    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return {name: None for name, value in index.items() if isinstance(value, list) and value[0] is None}
