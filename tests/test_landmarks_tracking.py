@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Iterator
 from fractions import Fraction
@@ -114,8 +115,9 @@ def test_a_video_without_any_face_or_frame_is_refused() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(UserError, match="no_face must be one of interpolate, hold, error, got 'skip'"):
         follow([face()], no_face="skip")
-    with pytest.raises(UserError, match="max_gap >= 0"):
-        follow([face()], max_gap=-1)
+    for max_gap in (-1, math.inf, math.nan):
+        with pytest.raises(UserError, match=f"max_gap >= 0 seconds, both finite, got 10 and {max_gap}"):
+            follow([face()], max_gap=max_gap)
     with pytest.raises(UserError, match="fps must be > 0"):
         track(lambda image: [], frames(1), 0)
     with pytest.raises(UserError, match=r"Frame 1 of the video is \(32, 64\)"):

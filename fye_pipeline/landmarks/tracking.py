@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -125,8 +126,8 @@ def check_rules(fps: Fraction | float, no_face: NoFace, max_gap: float) -> None:
     """Raise `UserError` for a rule on frames without a face that there is not, or numbers that cannot be."""
     if no_face not in get_args(NoFace):
         raise UserError(f"no_face must be one of {', '.join(get_args(NoFace))}, got {no_face!r}.")
-    if fps <= 0 or max_gap < 0:
-        raise UserError(f"fps must be > 0 and max_gap >= 0 seconds, got {fps} and {max_gap}.")
+    if not (0 < fps < math.inf and 0 <= max_gap < math.inf):
+        raise UserError(f"fps must be > 0 and max_gap >= 0 seconds, both finite, got {fps} and {max_gap}.")
 
 
 def fill_gaps(spool: Spool, fps: Fraction, *, no_face: NoFace, max_gap: float) -> None:
