@@ -130,6 +130,7 @@ def test_a_missing_published_model_is_no_fault_of_the_models_there_are(
     code, out, err = fye("models", "check")
     assert code == 0, err
     assert f"not fetched (`fye models get {NAME}`, about 10 GB)" in out
+    assert "0.0 MB" not in out
     assert NAME in fye.refused("models", "get", "no-such-model")
 
 

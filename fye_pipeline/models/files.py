@@ -41,7 +41,8 @@ class ModelFile:
         return described | {"bytes": self.bytes, "files": self.files, "state": self.state}
 
     def __str__(self) -> str:
-        return f"{self.name:<17} {self.bytes / 1e6:>8.1f} MB  {self.licence:<37} {self.path}: {self.state}"
+        size = f"{self.bytes / 1e6:.1f} MB" if self.files else "-"
+        return f"{self.name:<17} {size:>11}  {self.licence:<37} {self.path}: {self.state}"
 
     def details(self) -> str:
         """The model and, a line each, its files."""
