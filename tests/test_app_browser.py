@@ -32,6 +32,7 @@ PATIENCE = 240_000  # milliseconds, as the browser counts
 START = 600  # seconds, until the page is there
 TABS = {"portrait": "One portrait", "people": "Several people", "emoji": "Still pictures"}
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+SMALL_PHONE = 320  # pixels across
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +157,8 @@ class Person:
     def empty(self, part: str) -> None:
         """Take out what lies there."""
         remove = self.page.locator(f"{self.at(part)} button:is([aria-label^='Remove'], [aria-label='Clear'])")
-        while remove.count():
-            remove.first.click()
-            self.page.wait_for_timeout(200)
+        while count := remove.count():
+            self.repeat(remove.first.click, lambda count=count: remove.count() < count)
 
     def upload(self, part: str, *paths: Path) -> None:
         """Put files where others may lie already."""
@@ -282,15 +282,16 @@ def test_a_webcam_gives_the_portrait(person: Person) -> None:
 def test_a_webcam_gives_the_driver(person: Person) -> None:
     person.agree()
     person.page.get_by_label("A video of mine").check()
-    readable = "document.querySelector('#portrait-driver video')?.readyState >= 1"
+    video = person.page.locator("#portrait-driver video")
+    state = "video => video.srcObject ? '' : video.readyState >= 1 ? 'readable' : video.error ? 'empty' : ''"
     for seconds in (2, 5, 10, 20):  # a slow machine's browser may have nothing to send after a short one
         person.film("driver")
         person.page.click("#portrait-driver .capture-button")
         person.page.wait_for_timeout(seconds * 1000)
         person.page.click("#portrait-driver .capture-button")
         person.says("command", "--driving")
-        person.page.wait_for_timeout(2000)
-        if person.page.evaluate(readable):
+        person.repeat(lambda: None, lambda: bool(video.evaluate(state)))
+        if video.evaluate(state) == "readable":
             break
         person.empty("driver")
         person.complaints.clear()  # of a recording that was empty
@@ -444,10 +445,10 @@ def test_people_wait_for_each_other_and_those_who_leave_make_room(browser: Any, 
     first, second = Person(browser, address, DESKTOP), Person(browser, address, DESKTOP)
     for person in (first, second):
         person.agree()
+    second.quick()
     first.quick(frames=0, steps=60)
     first.start()
     first.says("status", "Making the frames")
-    second.quick()
     second.start()
     second.says("status", "Waiting: 1 job before yours")
     first.leave()
@@ -458,6 +459,7 @@ def test_people_wait_for_each_other_and_those_who_leave_make_room(browser: Any, 
 @pytest.mark.parametrize("tab", list(TABS))
 def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Any, address: str, tab: str) -> None:
     person = Person(browser, address, PHONE, tab)
+    assert [each.inner_text() for each in person.page.get_by_role("tab").all() if each.is_visible()] == [*TABS.values()]
     person.agree()
     person.quick(frames=None if tab == "emoji" else 2)
     person.start()
@@ -465,7 +467,9 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Any, address: str,
     if tab != "emoji":
         person.plays("video")
     person.picture(f"phone-{tab}")
-    assert person.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for width in (PHONE["width"], SMALL_PHONE):
+        person.page.set_viewport_size(PHONE | {"width": width})
+        assert person.page.evaluate("document.documentElement.scrollWidth") == width
     person.leave()
     assert not person.foreign
 

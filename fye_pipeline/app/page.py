@@ -56,9 +56,10 @@ def build_page(gradio: Any, options: PageOptions) -> Any:
                 options.accepted, label=words.ACCEPT, container=False, elem_id="accept", interactive=True
             )
         accepted.change(lambda yes: gradio.Accordion(open=not yes), accepted, terms, queue=False, **OWN)
-        for name, tab in TABS.items():
-            with gradio.Tab(name):
-                tab(gradio, options, accepted)
+        with gradio.Tabs(overflow_behavior="wrap"):  # a phone shows every tab, in as many rows as it takes
+            for name, tab in TABS.items():
+                with gradio.Tab(name):
+                    tab(gradio, options, accepted)
         gradio.Markdown(words.KEPT, elem_id="kept")
     page.queue(default_concurrency_limit=None)
     return page
