@@ -17,9 +17,10 @@ test: $(READY)
 	-@$(BIN)/fye models get face-landmarker --quiet
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What `make test` leaves out: walks over everything, such as every pipeline of diffusers.
+# What `make test` leaves out: walks over everything, such as every pipeline of diffusers, and the page in a browser.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+	$(MAKE) test-browser
 
 # The page in a real browser: what a person does on it. Skips with the reason where Gradio or Chromium is absent.
 test-browser: $(READY)
