@@ -101,7 +101,8 @@ def test_each_person_is_measured_against_their_own_driver(fye: Fye, tmp_path: Pa
     assert ours["apd"] < still["apd"] / 2
     assert ours["lmd"] < still["lmd"]
     assert set(ours["leak"]) == {"pixels", "landmarks"}
-    assert max(ours["leak"].values()) < 0.3
+    assert ours["leak"]["pixels"] == 0, "nobody is moved by another's driver; a codec does not count"
+    assert ours["leak"]["landmarks"] < 0.02  # the detector looks at the other face too
     assert "MediaPipe" in result["labels"]["mae"]
     assert target.with_suffix(".md").read_text(encoding="utf-8").count("| ours |") == 2
     assert fye(*command, "--resume")[0] == 0

@@ -65,7 +65,7 @@ LABELS = {
     "mae": "gaze: MediaPipe's blendshapes",
     "aed": "expression: MediaPipe's 52 blendshapes",
     "apd": "head: MediaPipe's pose",
-    "leak": "videos as written, drivers exchanged one at a time",
+    "leak": "frames before they are encoded (finished videos and Wan: as written), drivers exchanged one at a time",
 }
 OURS, REPEATED = "ours", "repeat_reference"
 
@@ -130,7 +130,8 @@ class BenchEvaluator:
         assignment = _assignment(entry, faces, len(drivers))
         moved = {face: driver for face, driver in enumerate(assignment) if driver is not None}
         animator = _Animator(self, entry, drivers, session)
-        frames = animator.video(assignment, entry.name)
+        made = animator.video(assignment, entry.name)
+        frames = made.written
         truth = None if entry.truth is None else read_video(entry.truth, self.settings.get("frames"))
         videos = [frames] if truth is None else [frames, truth]
         count = min(*map(len, videos), *(len(drivers[driver]) for driver in moved.values()))
@@ -138,7 +139,6 @@ class BenchEvaluator:
         wanted = None if truth is None else bench.tracks(truth)
         still = np.repeat(picture[None], count, axis=0)
         rows: dict[str, list[Entry]] = {}
-        tracks: dict[int, LandmarkSequence] = {}
         for row, video in ((OURS, frames), (REPEATED, still)):
             found = bench.tracks(video)
             rows[row] = [
@@ -149,10 +149,8 @@ class BenchEvaluator:
                 one, two = same_size(video[:count], truth[:count])
                 ssim = metrics.ssim(one / 255.0, two / 255.0)
                 rows[row] = [each | {"ssim": ssim} for each in rows[row]]
-            if row == OURS:
-                tracks = found
         if self.leak and self.outputs is None and len(set(moved.values())) > 1:
-            leaks = _leaks(animator, assignment, bench, frames, tracks)
+            leaks = _leaks(animator, assignment, bench, made)
             rows[OURS] = [each | next(leaks) for each in rows[OURS]]
         return {"multi": entry.is_multi, "frames": count, "people": rows}
 
@@ -165,6 +163,14 @@ class BenchEvaluator:
 
 
 @dataclass(frozen=True)
+class _Made:
+    """One video: its frames as read from the file, and before they were encoded, where that is known."""
+
+    written: Frames
+    frames: Frames
+
+
+@dataclass(frozen=True)
 class _Animator:
     """Makes the videos of one entry, or finds finished ones."""
 
@@ -173,13 +179,14 @@ class _Animator:
     drivers: Sequence[LandmarkSequence]
     session: AnimationSession
 
-    def video(self, assignment: Assignment, name: str) -> Frames:
-        """The frames of a video with these drivers."""
+    def video(self, assignment: Assignment, name: str) -> _Made:
+        """A video with these drivers."""
         evaluator, settings = self.evaluator, self.evaluator.settings
         if evaluator.outputs is not None:
             for suffix in VIDEOS:
                 if (evaluator.outputs / f"{name}{suffix}").is_file():
-                    return read_video(evaluator.outputs / f"{name}{suffix}", settings.get("frames"))
+                    finished = read_video(evaluator.outputs / f"{name}{suffix}", settings.get("frames"))
+                    return _Made(finished, finished)
             raise UserError(f"{evaluator.outputs} has no video {name}{VIDEOS[0]}.")
         values = dict(settings) | {"reference": self.entry.portrait}
         if pipeline_class(values["model"]) == WAN:
@@ -188,8 +195,11 @@ class _Animator:
             driven = self._driven(self._landmark_files(), assignment)
             made = (GroupSettings if self.entry.is_multi else AnimationSettings)(**values, **driven)
         target = evaluator.folder / f"{name}.mp4"
-        made.runner().animate(made, target, overwrite=True, session=self.session)
-        return read_video(target, settings.get("frames"))
+        kept: list[Frames] = []
+        told = {"on_frame": kept.append} if type(made) is GroupSettings else {}
+        made.runner().animate(made, target, overwrite=True, session=self.session, **told)
+        written = read_video(target, settings.get("frames"))
+        return _Made(written, np.stack(kept) if kept else written)
 
     def _landmark_files(self) -> list[Path]:
         """What was seen in the drivers, as files: they are looked at once for all videos."""
@@ -217,11 +227,15 @@ def _leaks(
     animator: _Animator,
     assignment: Assignment,
     bench: _Bench,
-    frames: Frames,
-    tracks: Mapping[int, LandmarkSequence],
+    first: _Made,
 ) -> Iterator[dict[str, float | None]]:
-    """For each moved person: how far the others' drivers move their face, over how far their own does."""
+    """For each moved person: how far the others' drivers move their face, over how far their own does.
+
+    A codec alone changes a face a little where another moves: what is compared are frames that it has not touched.
+    """
+    frames = first.frames
     made: dict[Assignment, Frames] = {assignment: frames}
+    tracks = bench.tracks(frames)
     order = sorted(set(bench.moved.values()))
     following = {driver: order[(place + 1) % len(order)] for place, driver in enumerate(order)}
 
@@ -231,7 +245,7 @@ def _leaks(
             for index, driver in enumerate(assignment)
         )
         if drivers not in made:
-            made[drivers] = animator.video(drivers, f"{animator.entry.name}_{_text(drivers)}")
+            made[drivers] = animator.video(drivers, f"{animator.entry.name}_{_text(drivers)}").frames
         return made[drivers]
 
     for face in bench.moved:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -24,6 +24,7 @@ from fye_pipeline.multi_portrait.settings import GroupSettings
 from fye_pipeline.progress import OnProgress
 
 Frame = NDArray[np.float32]
+OnFrame = Callable[[NDArray[np.uint8]], None]
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,19 @@ class GroupOutput:
         height, width = self.composition.picture.shape[:2]
         return width, height
 
-    def write(self, output: Path, comparison: Path | None, *, overwrite: bool, on_progress: OnProgress) -> float | None:
+    def write(
+        self,
+        output: Path,
+        comparison: Path | None,
+        *,
+        overwrite: bool,
+        on_progress: OnProgress,
+        on_frame: OnFrame | None = None,
+    ) -> float | None:
         """Make the frames and write them; the file takes its name when the last one is in.
 
-        comparison: gets picture, landmarks, the frame and that without the cache, side by side.
+        comparison: gets picture, landmarks, the frame and that without the cache, side by side. on_frame: is told each
+        frame [H, W, 3] before it is marked and encoded.
         -> mean squared error of people's squares against those without the cache, None where there are none.
         """
         mark = watermark if self.settings.watermark else np.ascontiguousarray
@@ -101,6 +111,8 @@ class GroupOutput:
             pairs = None if comparison is None else stack.enter_context(VideoWriter(comparison, self.fps, **options))
             for done, squares in enumerate(zip(*everybody, strict=True)):
                 frame = self._laid(squares)
+                if on_frame is not None:
+                    on_frame(frame)
                 video.write(mark(frame) if self.matte is None else self.matte.lay(frame, mark(frame)))
                 if pairs is not None and others is not None:
                     plain = next(others)

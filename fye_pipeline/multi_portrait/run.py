@@ -21,7 +21,7 @@ from fye_pipeline.media.writer import Matte, check_container
 from fye_pipeline.multi_portrait.assignment import Assignment, assign
 from fye_pipeline.multi_portrait.composition import compose
 from fye_pipeline.multi_portrait.drivers import common_length, open_drivers, read_driver, sound_of, split_driver
-from fye_pipeline.multi_portrait.output import GroupOutput, GroupResult, MovedPerson
+from fye_pipeline.multi_portrait.output import GroupOutput, GroupResult, MovedPerson, OnFrame
 from fye_pipeline.multi_portrait.ownership import nearest_heads
 from fye_pipeline.multi_portrait.portraits import find_people, portrait_of
 from fye_pipeline.multi_portrait.settings import GroupSettings
@@ -41,15 +41,24 @@ def animate(
     detector: str = MEDIAPIPE,
     session: AnimationSession | None = None,
     on_progress: OnProgress = silent,
+    on_frame: OnFrame | None = None,
 ) -> GroupResult:
     """Animate each face of a picture by its driver; arguments and errors as `animate.run.animate`.
 
     Each person is animated as a portrait of their own, with the square around the face, and laid into the picture where
-    the pixels are theirs.
+    the pixels are theirs. on_frame: as `GroupOutput.write`.
     """
     if session is None:
         with AnimationSession(face_landmarker, device=device, offload=offload, detector=detector) as own:
-            return animate(settings, output, overwrite=overwrite, resume=resume, session=own, on_progress=on_progress)
+            return animate(
+                settings,
+                output,
+                overwrite=overwrite,
+                resume=resume,
+                session=own,
+                on_progress=on_progress,
+                on_frame=on_frame,
+            )
     check_container(output, alpha=settings.alpha)
     output = writable_target(output, overwrite=overwrite)
     opaque = ".mp4" if settings.alpha else output.suffix
@@ -82,7 +91,9 @@ def animate(
         composition = compose(picture, owners, [(person.face, person.crop) for person in people])
         sound = sound_of(settings, opened)
         made = GroupOutput(settings, people, composition, count, opened[0].fps, sound, inputs, matte)
-        error = made.write(output, comparison, overwrite=overwrite or resume, on_progress=on_progress)
+        error = made.write(
+            output, comparison, overwrite=overwrite or resume, on_progress=on_progress, on_frame=on_frame
+        )
         return GroupResult(
             output=output,
             frames=count,
