@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fye_command import Fye
+from safetensors.torch import load_file
 
 from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.errors import UserError
@@ -27,6 +28,7 @@ from fye_pipeline.multi_portrait.group_model import (
     posed_landmarks,
 )
 from fye_pipeline.multi_portrait.rendered_features import RenderedExtractor
+from fye_pipeline.training import scene_adapter
 from fye_pipeline.training.scene_adapter import AdapterConfig, train_adapter
 from fye_pipeline.world import World
 
@@ -120,6 +122,20 @@ def test_a_branch_is_read_back_as_it_was_written(pipe: Any, tmp_path: Path) -> N
     read.remove()
     for name, value in branch.adapter.state_dict().items():
         torch.testing.assert_close(read.adapter.state_dict()[name], value.half().float())
+
+
+def test_scenes_of_another_seed_are_made_anew(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+
+    def told(pipe: Any, world: World, extract: Any, index: int) -> dict[str, torch.Tensor]:
+        made.append((world.seed, index))
+        return {"seed": torch.tensor(world.seed)}
+
+    monkeypatch.setattr(scene_adapter, "prepare_scene", told)
+    for seed in (0, 0, 1):
+        scene_adapter.prepare_scenes(pipe, tmp_path, AdapterConfig(scenes=2, seed=seed), print)
+    assert made == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert int(load_file(tmp_path / "00001.safetensors")["seed"]) == 1
 
 
 def test_training_lowers_the_loss_goes_on_and_leaves_a_branch(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from fye_pipeline.multi_portrait.rendered_features import (
     as_pictures,
     features_of,
 )
-from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.training.checkpointing import Progress, load_checkpoint, save_checkpoint
 from fye_pipeline.training.config import learning_rate
 from fye_pipeline.world import EXPRESSIONS, Motion, RenderedClip, World, sample_motion
 from fye_pipeline.world.motion import HOME
@@ -46,7 +47,7 @@ TRUTH_DIMS = {"head": 6, "eye": 6, "emotion": len(_EMOTION), "lip": len(_LIPS)}
 TREMBLE = 0.002  # of the landmarks that faces are aligned by, in picture widths
 GROUP = 1 + len(FACTORS)  # renders: one, and for each factor another that shares it
 TEMPERATURE = 0.15
-STATE = "training.pt"
+STATES = "states"
 WEIGHTS = "features.safetensors"
 
 
@@ -219,15 +220,14 @@ def train_features(config: FeatureConfig, output: Path, report: Report, *, resum
     network, teacher = FeatureNet(), Teacher()
     weights = [*network.parameters(), *teacher.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=1e-2)
-    state, begin = output / STATE, 0
-    if resume and state.is_file():
-        saved = torch.load(state, weights_only=True)
-        network.load_state_dict(saved["network"])
-        teacher.load_state_dict(saved["teacher"])
-        optimizer.load_state_dict(saved["optimizer"])
-        begin = int(saved["step"])
-        report(f"features: resumed at step {begin}")
-    for step in range(begin, min(config.steps, config.stop_after or config.steps)):
+    accelerator, progress = Accelerator(cpu=True), Progress()
+    accelerator.prepare(network, teacher, optimizer)
+    accelerator.register_for_checkpointing(progress)
+    states = output / STATES
+    if resume and load_checkpoint(accelerator, states):
+        report(f"features: resumed at step {progress.step}")
+    while progress.step < min(config.steps, config.stop_after or config.steps):
+        step = progress.step
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.lr)
         parts = _step(data, network, teacher, config, step)
@@ -236,11 +236,12 @@ def train_features(config: FeatureConfig, output: Path, report: Report, *, resum
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        if (step + 1) % 25 == 0:
+        progress.step += 1
+        if progress.step % 25 == 0:
             listed = ", ".join(f"{name} {float(value.detach()):.3f}" for name, value in parts.items())
-            report(f"features {step + 1}/{config.steps}: {listed}")
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            _keep(state, network, teacher, optimizer, step + 1)
+            report(f"features {progress.step}/{config.steps}: {listed}")
+        if progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
+            save_checkpoint(accelerator, states, progress.step, 1)
     network.requires_grad_(False).eval().save(output / WEIGHTS)
     return network
 
@@ -255,19 +256,6 @@ def _step(data: FaceData, network: FeatureNet, teacher: Teacher, config: Feature
     grouped = {name: value.unflatten(0, (len(chosen), GROUP)) for name, value in made.items()}
     truth = {name: torch.from_numpy(data.truth[name][chosen]) for name in FACTORS}
     return feature_loss(grouped, truth, teacher, config)
-
-
-def _keep(path: Path, network: nn.Module, teacher: nn.Module, optimizer: Any, step: int) -> None:
-    with atomic_target(path) as temporary:
-        torch.save(
-            {
-                "network": network.state_dict(),
-                "teacher": teacher.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-            },
-            temporary,
-        )
 
 
 # Gates

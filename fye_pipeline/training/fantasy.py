@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -28,10 +29,11 @@ from fye_pipeline.multi_portrait.wan import WanExpression
 from fye_pipeline.multi_portrait.wan_model import TEXT_TOKENS, choose_dtype, load_pipeline
 from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.training.checkpointing import Progress, load_checkpoint, save_checkpoint
 from fye_pipeline.training.fantasy_data import Clips, PeopleClip, RenderedPairs, VideoClips
 
 NAME = "fantasy-14b"
-STATE = "training.pt"
+STATES = "states"
 ADAPTER = "adapter"
 # Wan 2.1's image-to-video transformer of 14 B values, as its config.json says.
 WAN_14B: dict[str, Any] = {
@@ -253,7 +255,11 @@ def train_fantasy(
     output.mkdir(parents=True, exist_ok=True)
     with atomic_target(output / "config.json") as temporary:
         temporary.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
-    done = _resumed(output, matching)
+    accelerator, progress = Accelerator(cpu=at.type == "cpu"), Progress()
+    branches = torch.nn.ModuleList([expression.encoder, *expression.adapter.processors.values()])
+    accelerator.prepare(branches, matching.optimizer)  # what checkpoints hold; the transformer is not among it
+    accelerator.register_for_checkpointing(progress)
+    load_checkpoint(accelerator, output / STATES)  # of a run that is resumed
     last = min(config.steps, max_steps or config.steps)
     cell, patch = int(pipe.vae_scale_factor_spatial), pipe.transformer.config.patch_size
     with LazyDetector(face_landmarker) as detector:
@@ -266,30 +272,13 @@ def train_fantasy(
             multiples=(cell * patch[2], cell * patch[1]),
             cell=cell,
         )
-        while done < last:
-            until = min(done + config.checkpoint_every, last)
-            losses = run_steps(matching, clips, done, until)
-            done = until
-            logger.info(f"step {done}/{config.steps}  loss {np.mean(losses):.4f}")
+        while progress.step < last:
+            until = min(progress.step + config.checkpoint_every, last)
+            losses = run_steps(matching, clips, progress.step, until)
+            progress.step = until
+            logger.info(f"step {until}/{config.steps}  loss {np.mean(losses):.4f}")
             with (output / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": done, "loss": float(np.mean(losses))}) + "\n")
-            _keep(output, matching, done)
+                log.write(json.dumps({"step": until, "loss": float(np.mean(losses))}) + "\n")
+            save_checkpoint(accelerator, output / STATES, until, 1)
+            expression.save(output / ADAPTER)
     return output / ADAPTER
-
-
-def _keep(output: Path, matching: FlowMatching, step: int) -> None:
-    matching.expression.save(output / ADAPTER)
-    with atomic_target(output / STATE) as temporary:
-        torch.save({"step": step, "optimizer": matching.optimizer.state_dict()}, temporary)
-
-
-def _resumed(output: Path, matching: FlowMatching) -> int:
-    """The steps that an earlier run has done, whose weights and moments are taken over."""
-    if not (output / STATE).is_file():
-        return 0
-    state = torch.load(output / STATE, map_location="cpu", weights_only=True)
-    matching.expression.adapter.load(output / ADAPTER)
-    encoder = ExpressionEncoder.from_pretrained(output / ADAPTER / "encoder")
-    matching.expression.encoder.load_state_dict(encoder.state_dict())
-    matching.optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])

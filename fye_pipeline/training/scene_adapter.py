@@ -6,6 +6,7 @@ reference. A step is then one call of the UNet. As in the animator's first phase
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from fye_pipeline.multi_portrait.expression import FACTORS
 from fye_pipeline.multi_portrait.group_model import ExpressionBranch, conditions_of, reduced
 from fye_pipeline.multi_portrait.rendered_features import DIMS, RenderedExtractor
 from fye_pipeline.sampling.denoise import encode_bent, encode_image, encode_landmarks, encode_reference
-from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.files import atomic_target, weights_hash
 from fye_pipeline.training.checkpointing import Progress, load_checkpoint, save_checkpoint
 from fye_pipeline.training.config import learning_rate
 from fye_pipeline.training.losses import with_given_frames
@@ -42,6 +43,7 @@ Report = Callable[[str], None]
 MOST = 3  # people in a scene
 FRAMES = 4  # of a scene
 TWINS = 0.5  # share of the drivers that are another person with the same motion
+META = "meta.json"
 STEPS_APART = 4.0  # frames a second: a scene's frames differ well
 
 
@@ -113,9 +115,19 @@ def prepare_scene(pipe: Any, world: World, extract: RenderedExtractor, index: in
 
 
 def prepare_scenes(pipe: Any, folder: Path, config: AdapterConfig, report: Report) -> None:
-    """Write every scene that is not there yet, each as a file of its own."""
+    """Write every scene that is not there yet, each as a file of its own.
+
+    Scenes of another seed, world, model or extractor are made anew.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     world, extract = World(CanonicalFace.load(), seed=config.seed), RenderedExtractor()
+    key = {"seed": config.seed, "world": world.version, "weights": _weights(pipe, extract)}
+    note = folder / META
+    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != key:
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
+        with atomic_target(note) as temporary:
+            temporary.write_text(json.dumps(key), encoding="utf-8")
     for index in range(config.scenes):
         path = folder / f"{index:05d}.safetensors"
         if not path.exists():
@@ -123,6 +135,17 @@ def prepare_scenes(pipe: Any, folder: Path, config: AdapterConfig, report: Repor
                 save_file(prepare_scene(pipe, world, extract, index), temporary)
         if (index + 1) % 20 == 0:
             report(f"scenes: {index + 1} of {config.scenes}")
+
+
+def _weights(pipe: Any, extract: RenderedExtractor) -> str:
+    """A short name for everything that scenes are made with."""
+    networks = {name: getattr(pipe, name) for name in ("vae", "image_encoder", "appearance_net", "landmark_encoder")}
+    networks["extractor"] = extract.network
+    return weights_hash(
+        (f"{part}.{name}", value)
+        for part, each in networks.items()
+        for name, value in sorted(each.state_dict().items())
+    )
 
 
 def train_adapter(
