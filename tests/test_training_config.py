@@ -42,8 +42,8 @@ def test_the_resolved_config_is_written_and_reads_back(tmp_path: Path) -> None:
     [
         ({"learning_rate": 1}, "unknown training options: learning_rate"),
         ({"image": {"stepz": 1}}, "training option image"),
-        ({"phases": ["audio"]}, "phases must be among image, video, got audio"),
-        ({"base": "huge"}, "base must be one of tiny, smoke, tiny-gpu, paper, got 'huge'"),
+        ({"phases": ["audio"]}, "phases must be among image, video, light, got audio"),
+        ({"base": "huge"}, "base must be one of tiny, smoke, tiny-gpu, paper, tiny-light, got 'huge'"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of no, bf16, fp16, got 'fp8'"),
         ({"latents": "never"}, "latents must be one of cache, encode, got 'never'"),
         ({"landmark_style": "dots"}, "landmark_style must be one of expression, with-contour, without-pupils, plain"),
@@ -63,7 +63,8 @@ def test_unknown_options_are_refused(options: dict, message: str) -> None:
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"config must be one of tiny, smoke, tiny-gpu, paper or a \.toml or \.json file, got large"
+        UserError,
+        match=r"config must be one of tiny, smoke, tiny-gpu, paper, tiny-light or a \.toml or \.json file, got large",
     ):
         load_config("large")
     broken = tmp_path / "broken.toml"

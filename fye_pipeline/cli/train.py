@@ -18,7 +18,8 @@ def train(
     config: Annotated[
         str,
         typer.Option(
-            help="A recipe (tiny, smoke, tiny-gpu, paper, fantasy-14b) or a .toml or .json file of changes to one."
+            help="A recipe (tiny, smoke, tiny-gpu, tiny-light, paper, fantasy-14b) or a .toml or .json file of changes "
+            "to one."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the run.")] = Path("runs/train"),

@@ -20,6 +20,7 @@ from fye_pipeline.storage.files import atomic_target
 from fye_pipeline.training.batches import BatchSource
 
 LAST = "last.json"
+RECIPE = "recipe.json"
 SAMPLE_STEPS = 10
 
 
@@ -54,9 +55,14 @@ class Average(EMAModel):
         self.to(device)
 
 
-def export(parts: dict[str, Any], folder: Path) -> None:
-    """Write a pipeline folder with float16 weights; the parts themselves stay as they are."""
-    pipe = FollowYourEmojiPipeline(**parts)
+def export(
+    parts: dict[str, Any], folder: Path, *, noise_scale: float = 1.0, recipe: dict[str, Any] | None = None
+) -> None:
+    """Write a pipeline folder with float16 weights; the parts themselves stay as they are.
+
+    noise_scale: of sampling. recipe: what `recipe.json` tells, such as the guidance that the model was made for.
+    """
+    pipe = FollowYourEmojiPipeline(**parts, noise_scale=noise_scale)
     models = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
     kept = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
     for model in models:
@@ -65,6 +71,9 @@ def export(parts: dict[str, Any], folder: Path) -> None:
     for model, state in zip(models, kept, strict=True):
         model.float()
         model.load_state_dict(state)
+    if recipe is not None:
+        with atomic_target(folder / RECIPE) as temporary:
+            temporary.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import tomllib
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from fye_pipeline.world.dataset import WORLD_VERSIONS
 
 PRECISIONS = ("no", "bf16", "fp16")
 LATENTS = ("cache", "encode")
+PHASES = ("image", "video", "light")
 
 
 def learning_rate(step: int, steps: int, lr: float, warmup: int = 50) -> float:
@@ -50,7 +52,7 @@ class PhaseConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run: the world's heads, the autoencoder, phase I (image) and phase II (video)."""
+    """A whole run: the world's heads, the autoencoder, phase I (image), phase II (video); or `light`: fewer steps."""
 
     name: str = "tiny"
     needs: tuple[str, ...] = ()  # options that have no default in this recipe
@@ -92,6 +94,14 @@ class TrainConfig:
             steps=1150, batch=1, frames=16, lr=5e-4, warmup=60, decay_from=0.5, none_given=0.5, ema=0.995
         )
     )
+    light: PhaseConfig = field(  # steps: of each stage
+        default_factory=lambda: PhaseConfig(
+            steps=400, batch=1, frames=8, lr=1e-4, warmup=20, decay_from=0.5, cfg_dropout=0.0, ema=0.98
+        )
+    )
+    stages: tuple[int, ...] = (32, 16, 8, 4)  # steps of the light model, stage by stage, each half of the one before
+    light_clips: int = 64  # batches that light steps take turns with; what the UNet is given of each is kept in memory
+    light_guidance: float | None = None  # that goes into the light model; default: what `init` recommends
     expression_loss: bool = True
     facial_loss: bool = True
     ffg_weight: float = 1.0
@@ -150,13 +160,13 @@ def _apply(base: TrainConfig, options: dict[str, Any]) -> TrainConfig:
     if unknown:
         raise UserError(f"unknown training options: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     changes = dict(options)
-    for phase in ("image", "video"):
+    for phase in PHASES:
         if phase in changes:
             try:
                 changes[phase] = dataclasses.replace(getattr(base, phase), **changes[phase])
             except TypeError as error:
                 raise UserError(f"training option {phase}: {error}") from error
-    for name in ("phases", "needs"):
+    for name in ("phases", "needs", "stages"):
         if name in changes:
             changes[name] = tuple(changes[name])
     return dataclasses.replace(base, **changes)
@@ -164,8 +174,10 @@ def _apply(base: TrainConfig, options: dict[str, Any]) -> TrainConfig:
 
 def _check(config: TrainConfig) -> None:
     """Raise UserError where an option has a value that it cannot have."""
-    if not set(config.phases) <= {"image", "video"}:
-        raise UserError(f"phases must be among image, video, got {', '.join(config.phases)}")
+    if not set(config.phases) <= set(PHASES):
+        raise UserError(f"phases must be among {', '.join(PHASES)}, got {', '.join(config.phases)}")
+    if not config.stages or any(2 * later != earlier for earlier, later in pairwise(config.stages)):
+        raise UserError(f"each of stages must have half the steps of the one before, got {config.stages}")
     for name, allowed in (
         ("mixed_precision", PRECISIONS),
         ("latents", LATENTS),
@@ -183,7 +195,7 @@ def _check(config: TrainConfig) -> None:
             raise UserError(f"{name} must be between 0 and 1, got {getattr(config, name)}")
     if config.vae_picture_share and config.vae_pictures < 1:
         raise UserError(f"vae_pictures must be >= 1, got {config.vae_pictures}; or vae_picture_share = 0")
-    for name in ("gradient_accumulation", "clip_stride", "shuffle_shards"):
+    for name in ("gradient_accumulation", "clip_stride", "shuffle_shards", "light_clips"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} must be >= 1, got {getattr(config, name)}")
     for name in config.phases:
@@ -207,6 +219,8 @@ def check_inputs(config: TrainConfig) -> None:
             f"the recipe {config.name} needs {needed}: pass {flags}, "
             f"or name them in a config file with base = {config.name!r}"
         )
+    if "light" in config.phases and config.init is None and config.phases[0] == "light":
+        raise UserError(f"the phase light needs init ({NEEDED['init']}): pass --init FOLDER, or --init shipped")
     if config.dataset is not None and config.init is None:
         raise UserError(
             f"training on a dataset needs init ({NEEDED['init']}): pass --init FOLDER, "
@@ -279,4 +293,20 @@ PAPER: dict[str, Any] = {
     "log_every": 50,
 }
 
-RECIPES: dict[str, dict[str, Any]] = {"tiny": {}, "smoke": SMOKE, "tiny-gpu": TINY_GPU, "paper": PAPER}
+# The model that ships, taught to need 4 steps: a further phase, from its weights.
+TINY_LIGHT: dict[str, Any] = {
+    "name": "tiny-light",
+    "init": "shipped",
+    "heads": 64,
+    "world": 1,
+    "phases": ("light",),
+    "checkpoint_every": 50,
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "smoke": SMOKE,
+    "tiny-gpu": TINY_GPU,
+    "paper": PAPER,
+    "tiny-light": TINY_LIGHT,
+}

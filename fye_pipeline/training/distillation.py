@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Predict = Callable[[Tensor, Tensor, Any], Tensor]  # latents at times [B], time steps [B], conditions -> v
+Target = Callable[[Tensor, Tensor, Any], Tensor]  # latents, number of the student's step [B], conditions -> v
 Draw = Callable[[torch.Generator], tuple[Tensor, Any]]  # clean latents [B, ...] and their conditions
 
 
@@ -80,7 +81,7 @@ def guided(predict: Predict, without: Callable[[Any], Any], scale: float) -> Pre
     return predicted
 
 
-def halved(predict: Predict, noising: Noising, steps: int) -> Callable[[Tensor, Tensor, Any], Tensor]:
+def halved(predict: Predict, noising: Noising, steps: int) -> Target:
     """What a student with `steps` steps must predict so that each of them ends where two of the teacher's do.
 
     -> target(latents, number of the step [B], conditions).
@@ -89,18 +90,51 @@ def halved(predict: Predict, noising: Noising, steps: int) -> Callable[[Tensor, 
     teacher = torch.tensor([*trailing_times(2 * steps), -1])
 
     def target(latents: Tensor, step: Tensor, conditions: Any) -> Tensor:
-        start, between, end = (teacher[2 * step + more] for more in range(3))
+        start, between, end = (teacher[2 * step + more].to(latents.device) for more in range(3))
         half = noising.ddim(latents, predict(latents, start, conditions), start, between)
         reached = noising.ddim(half, predict(half, between, conditions), between, end)
-        return noising.one_step(latents, reached, student[step], student[step + 1])
+        return noising.one_step(
+            latents, reached, student[step].to(latents.device), student[step + 1].to(latents.device)
+        )
 
     return target
 
 
-def at_steps(predict: Predict, steps: int) -> Callable[[Tensor, Tensor, Any], Tensor]:
+def at_steps(predict: Predict, steps: int) -> Target:
     """A teacher's own v as the target, at the times of a sampler with so many steps."""
     times = torch.tensor(trailing_times(steps))
-    return lambda latents, step, conditions: predict(latents, times[step], conditions)
+    return lambda latents, step, conditions: predict(latents, times[step].to(latents.device), conditions)
+
+
+def stage_target(
+    teacher: Predict, noising: Noising, number: int, steps: int, without: Callable[[Any], Any], scale: float
+) -> Target:
+    """What a stage teaches: the first (number 0) the guided teacher at its own steps, later ones two steps as one."""
+    return at_steps(guided(teacher, without, scale), steps) if number == 0 else halved(teacher, noising, steps)
+
+
+def distillation_loss(
+    student: Predict,
+    target: Target,
+    noising: Noising,
+    clean: Tensor,
+    conditions: Any,
+    steps: int,
+    generator: torch.Generator,
+    *,
+    noise_scale: float = 1.0,
+) -> Tensor:
+    """Mean squared error of the student's v at steps drawn for each of the clean latents [B, ...].
+
+    noise_scale: what sampling multiplies its initial noise by, so that the student sees latents as it will meet them.
+    """
+    times = torch.tensor(trailing_times(steps))
+    step = torch.randint(steps, (len(clean),), generator=generator)
+    noise = noise_scale * torch.randn(clean.shape, generator=generator).to(clean.device)
+    latents = noising.noised(clean, noise, times[step].to(clean.device))
+    with torch.no_grad():
+        wanted = target(latents, step, conditions)
+    return functional.mse_loss(student(latents, times[step].to(clean.device), conditions), wanted)
 
 
 def sample(predict: Predict, noising: Noising, noise: Tensor, conditions: Any, steps: int) -> Tensor:
@@ -138,23 +172,13 @@ def distil(
     for number, steps in enumerate(stages):
         teacher = copy.deepcopy(student).requires_grad_(False).eval()
         student = copy.deepcopy(teacher).requires_grad_(True).train()
-        times = torch.tensor(trailing_times(steps))
-        if number == 0:
-            target = at_steps(guided(teach(teacher), without, scale), steps)
-        else:
-            target = halved(teach(teacher), noising, steps)
+        target = stage_target(teach(teacher), noising, number, steps, without, scale)
         optimizer = torch.optim.Adam(student.parameters(), lr=lr)
         generator = torch.Generator().manual_seed(seed + number)
         predict = teach(student)
         for _ in range(updates):
             clean, conditions = draw(generator)
-            step = torch.randint(steps, (len(clean),), generator=generator)
-            noise = torch.randn(clean.shape, generator=generator)
-            latents = noising.noised(clean, noise, times[step])
-            with torch.no_grad():
-                wanted = target(latents, step, conditions)
-            loss = functional.mse_loss(predict(latents, times[step], conditions), wanted)
-            loss.backward()
+            distillation_loss(predict, target, noising, clean, conditions, steps, generator).backward()
             optimizer.step()
             optimizer.zero_grad()
     return student.requires_grad_(False).eval()

@@ -24,8 +24,9 @@ from fye_pipeline.training.checkpointing import (
     save_checkpoint,
 )
 from fye_pipeline.training.config import PhaseConfig, TrainConfig, check_inputs
+from fye_pipeline.training.light import train_light
 from fye_pipeline.training.losses import LossParts
-from fye_pipeline.training.start import Report, open_run
+from fye_pipeline.training.start import Report, noise_scale_of, open_run
 from fye_pipeline.training.steps import PortraitModel, Stepper, motion_left_out
 
 LOG = "log.jsonl"
@@ -62,10 +63,17 @@ def train(
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.json").write_text(config.to_json(), encoding="utf-8")
     batches, parts = open_run(config, output, accelerator, report)
+    recipe: dict[str, Any] | None = None
     for phase in config.phases:
-        _train_phase(phase, config, accelerator, parts, batches, output / phase, resume, max_steps, report)
+        if phase == "light":
+            train_light(
+                config, accelerator, parts, batches, output / phase, resume=resume, max_steps=max_steps, report=report
+            )
+            recipe = {"name": config.name, "guidance": 1.0, "steps": config.stages[-1]}
+        else:
+            _train_phase(phase, config, accelerator, parts, batches, output / phase, resume, max_steps, report)
     if accelerator.is_main_process:
-        export(parts, output / "model")
+        export(parts, output / "model", noise_scale=noise_scale_of(config), recipe=recipe)
     accelerator.end_training()
     return output / "model"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor
 
+from fye_pipeline.animate.session import PAPER_GUIDANCE, recommended_guidance
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.denoising_unet import DenoisingUNet
@@ -147,13 +149,38 @@ def vae_settings(config: TrainConfig) -> VaeConfig:
     )
 
 
+def init_folder(config: TrainConfig) -> Path | None:
+    """The folder of the model that a run goes on from; None where it begins with random weights."""
+    if config.init is None:
+        return None
+    return SHIPPED_MODEL if config.init == SHIPPED else model_folder(Path(config.init))
+
+
+def noise_scale_of(config: TrainConfig) -> float:
+    """What sampling multiplies its initial noise by, with the model that a run goes on from."""
+    folder = init_folder(config)
+    if folder is None:
+        return 1.0
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return float(index.get("noise_scale", 1.0))
+
+
+def guidance_of(config: TrainConfig) -> float:
+    """The guidance that goes into a light model: the one that is asked for, else what its teacher recommends."""
+    if config.light_guidance is not None:
+        return config.light_guidance
+    folder = init_folder(config)
+    return PAPER_GUIDANCE if folder is None else recommended_guidance(folder)
+
+
 def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[str, Any]:
     """Build the parts with random weights, or read them from the pipeline folder `config.init`, in float32.
 
     A folder's UNet of fewer input channels than `config.in_channels` gets new ones that begin at zero. `motion_init`
     replaces the motion modules' weights. Raises UserError where a folder or a checkpoint does not fit.
     """
-    if config.init is None:
+    folder = init_folder(config)
+    if folder is None:
         parts = build_tiny(
             config.seed,
             in_channels=config.in_channels,
@@ -162,7 +189,6 @@ def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[
             bent_hint=config.bent_hint,
         )
     else:
-        folder = SHIPPED_MODEL if config.init == SHIPPED else model_folder(Path(config.init))
         parts = dict(FollowYourEmojiPipeline.from_pretrained(folder).components)
         hints = {"reference_hint": config.reference_hint, "bent_hint": config.bent_hint}
         parts["unet"] = widened(parts["unet"], config.in_channels, **hints)
