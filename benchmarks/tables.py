@@ -1,4 +1,4 @@
-"""Write the results into the documents: benchmarks/README.md and a table of README.md, from benchmarks/results.
+"""Write the results into the documents: README.md, benchmarks/README.md and docs/several-people.md.
 
     python -m benchmarks.tables [--check] [--results FOLDER]
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report_tables, summary
+from benchmarks import people_tables, report_tables, summary
 from benchmarks.common import ROOT
 from benchmarks.plots.error_per_step import draw_curves
 from benchmarks.plots.quality_speed import draw_all
@@ -122,7 +122,11 @@ def replaced(text: str, made: str, name: str) -> str:
 def documents(results: Path) -> dict[Path, str]:
     """What each document must say."""
     data = load(results)
-    made = {ROOT / "benchmarks" / "README.md": document(data, results), ROOT / "README.md": short(data, results)}
+    made = {
+        ROOT / "benchmarks" / "README.md": document(data, results),
+        ROOT / "README.md": short(data, results),
+        ROOT / "docs" / "several-people.md": people_tables.document(results),
+    }
     return {path: replaced(path.read_text(encoding="utf-8"), text, path.name) for path, text in made.items()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import benchmark_rows
 import pytest
 
-from benchmarks import report_tables, summary, tables
+from benchmarks import people_tables, report_tables, summary, tables
 from benchmarks.grouping import family, groups, slug
 from benchmarks.markdown import table
 from benchmarks.plots.error_per_step import curves
@@ -57,7 +57,29 @@ def test_a_changed_figure_changes_the_documents(results: Path) -> None:
     default["psnr"] -= 0.1
     (results / "acceleration.json").write_text(json.dumps(data))
     after = tables.documents(results)
-    assert all(after[path] != text for path, text in before.items())
+    changed = {path.relative_to(ROOT).as_posix() for path, text in before.items() if after[path] != text}
+    assert changed == {"README.md", "benchmarks/README.md"}
+
+
+def test_the_tables_of_several_people_say_what_their_files_say(results: Path) -> None:
+    assert "Not measured in this checkout: `fye evaluate exprbench" in people_tables.document(results)
+    row = {"lmd": 0.00859, "mae": 8.26, "aed": 0.0651, "apd": 0.05, "l1": 0.033, "ssim": 0.852}
+    leak = {"pixels": 0.061, "landmarks": None}
+    conditions = {
+        "people": 2, "clips": 3, "frames": 8, "steps": 30, "seed": 0, "guidance": 1.0, "device": "cpu",
+        "versions": {"torch": "2"},
+    }  # fmt: skip
+    data = {"rows": {"ours": row | {"leak": leak}}, "conditions": conditions}
+    (results / "people.json").write_text(json.dumps(data), encoding="utf-8")
+    bench = {
+        "multi": {"ours": row | {"leak": leak, "frames_without_face": 0}},
+        "conditions": {"entries": 4, "settings": {"frames": 8, "steps": 4, "seed": 0}},
+        "failed": {},
+    }
+    (results / "exprbench.json").write_text(json.dumps(bench), encoding="utf-8")
+    told = people_tables.document(results)
+    assert "| `ours` | 8.590 | 8.260 | 6.510 | 0.050 | 0.0330 | 0.852 | 0.061 | - |" in told
+    assert "| two faces, `ours` | 8.59 | 8.26 | 6.51 | 0.050 | 0.061 | - | 0.0 |" in told
 
 
 def test_check_ends_with_1_where_a_document_differs(
