@@ -24,7 +24,8 @@ REFERENCE_WHITE = 203.0  # cd/m2, BT.2408: what SDR white becomes
 HDR_PEAK = 1000.0  # cd/m2, the nominal peak of HLG, and of PQ that names none
 _PQ_PEAK = 10_000.0
 _LEVELS = 1 << 16
-_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
+# swscale's quick ways take the nearest chroma and round down: seven levels off on textured colour, and 1 too dark.
+EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP | Interpolation.FULL_CHR_H_INT
 
 # Linear BT.2020 -> linear BT.709, ITU-R BT.2407.
 BT2020_TO_BT709 = np.array(
@@ -44,8 +45,8 @@ def to_srgb(frame: VideoFrame) -> NDArray[np.uint8]:
         matrix = _BT2020 if wide else _BT709 if frame.height >= _UNTAGGED_HD else matrix
     options: dict[str, int] = {} if frame.format.is_rgb else {"src_colorspace": matrix, "dst_colorspace": matrix}
     if transfer not in TRANSFERS and not wide and depth_of(frame) == 8:
-        return np.asarray(frame.reformat(format="rgb24", **options).to_ndarray(), np.uint8)
-    deep = np.asarray(frame.reformat(format="rgb48le", interpolation=_EXACT, **options).to_ndarray(), np.uint16)
+        return np.asarray(frame.reformat(format="rgb24", interpolation=EXACT, **options).to_ndarray(), np.uint8)
+    deep = np.asarray(frame.reformat(format="rgb48le", interpolation=EXACT, **options).to_ndarray(), np.uint16)
     if transfer in TRANSFERS:
         return tone_map(deep, transfer)
     return narrow(deep) if wide else ((deep.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

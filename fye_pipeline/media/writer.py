@@ -20,6 +20,7 @@ from PIL import ImageColor
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.audio import Sound
+from fye_pipeline.media.color import EXACT
 from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import atomic_target
 
@@ -126,7 +127,7 @@ class VideoWriter:
             self._stream = self._open(*frame.shape[:2])
         pixels = "rgba" if self._alpha else "rgb24"
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=pixels)
-        picture = picture.reformat(format=self._stream.pix_fmt, dst_colorspace="ITU709")
+        picture = picture.reformat(format=self._stream.pix_fmt, dst_colorspace="ITU709", interpolation=EXACT)
         picture.pts, picture.time_base = self._count, 1 / self._fps
         self._container.mux(self._stream.encode(picture))
         self._count += 1
