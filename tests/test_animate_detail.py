@@ -41,6 +41,14 @@ def test_a_model_that_changes_nothing_leaves_the_bent_portrait() -> None:
     np.testing.assert_allclose(compose(sharp, one, one, one, made, made), sharp / 255, atol=1e-6)
 
 
+def test_slight_changes_are_the_models_error() -> None:
+    sharp, _, known = frames(3)
+    one = np.ones((WIDE, WIDE), np.float32)
+    shown = compose(sharp, one, one, one, known + 0.03, known)
+    np.testing.assert_allclose(shown, sharp / 255, atol=1e-6)
+    assert np.abs(compose(sharp, one, one, one, known + 0.3, known) - sharp / 255).mean() > 0.05
+
+
 def test_what_the_portrait_cannot_show_is_the_models_own() -> None:
     sharp, made, known = frames(2)
     one, none = np.ones((WIDE, WIDE), np.float32), np.zeros((WIDE, WIDE), np.float32)

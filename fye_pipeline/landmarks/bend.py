@@ -1,8 +1,9 @@
 """A portrait bent to other landmarks of its own face: pure geometry, and a mask of what the result can vouch for.
 
 The face mesh is drawn at its new place, triangle by triangle, each pixel looking back to where it came from. Two rings
-around the head move with it as a rigid body; from there to a resting ring the background stretches. Irises keep their
-shape; an open mouth is filled from an open one only. No part of the paper.
+around the head move with it as a rigid body; from there to a resting ring all stretches. Where the person can be told
+from the background (`front`), the rings hold the hair, and the background rests behind. Irises keep their shape; an
+open mouth is filled from an open one only. No part of the paper.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fye_pipeline.landmarks.front import behind, hole_of, person_in_front, reach_of
 from fye_pipeline.landmarks.geometry import CanonicalFace, metric_mesh, project, transform
 from fye_pipeline.landmarks.topology import (
     FACE_OVAL,
@@ -26,6 +28,7 @@ from fye_pipeline.landmarks.topology import (
 )
 
 Array = NDArray[np.float64]
+Picture = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 _SUBPIXEL = 4  # fractional bits of OpenCV's polygon coordinates
@@ -37,6 +40,11 @@ _HEAD_CENTRE = np.array([0.0, 0.5, -3.0])  # cm in the canonical pose
 _RINGS = ((1.15, 1.30, 1.02, 0.2), (1.30, 1.60, 1.06, 0.5))
 _HEAD_BACK = -4.0  # cm in the canonical pose
 _STILL = (0.001, 0.008)  # in picture widths: a head that is shifted less than this rests; more, and it moves fully
+# Degrees: a head that nods or turns less than this does not; more, and it does fully. A mouth that opens looks like 3.
+_UPRIGHT = (2.0, 8.0)
+_FIRM = (33, 133, 362, 263, 127, 356)  # the corners of the eyes and the temples: a head is where they are
+_HAIR = (1.05, 2.4)  # the outer ring holds the hair: by how much, and up to which share of the oval's distance
+_BEYOND_HAIR = 1.25  # what rests, from so much further out
 _RESTING = 1.9  # of the oval's distance in the picture: from here on nothing moves
 _EYES = ((RIGHT_EYE, RIGHT_IRIS), (LEFT_EYE, LEFT_IRIS))
 _UNTRUSTED_STRETCH = (1.7, 3.2)  # magnification at which trust begins to fall, and at which nothing is left of it
@@ -53,7 +61,8 @@ class Bend:
 
     x, y: places in the portrait in 0..1, [S, S]. trust: 1 where the portrait shows what belongs here, 0 where it was
     hidden or is pulled out of a few pixels. moved: 0 where the bent portrait is the portrait. mouth: where an opened
-    mouth shows what a shut one does not. All float32 [S, S] in [0, 1].
+    mouth shows what a shut one does not. front: where the person is in front of the background; None where the two
+    are one. All float32 [S, S] in [0, 1].
     """
 
     x: Map
@@ -61,44 +70,73 @@ class Bend:
     trust: Map
     moved: Map
     mouth: Map
+    front: Map | None = None
 
-    def apply(self, portrait: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Bend a portrait of any size, uint8 [H, H, 3] -> [S, S, 3]."""
+    @property
+    def shown(self) -> Map:
+        """Where the result can be taken from: what is trusted, and the background, filled in or not. [S, S]."""
+        return self.trust if self.front is None else np.maximum(self.trust, 1 - self.front)
+
+    def apply(self, portrait: Picture, background: Picture | None = None) -> Picture:
+        """Bend a portrait of any size, uint8 [H, H, 3] -> [S, S, 3].
+
+        background: what lies behind the person (`Bender.behind`), as large as the portrait; None bends all.
+        """
         side, size = portrait.shape[0], len(self.x)
         while side >= 2 * size:  # without this, a large portrait would be sampled without averaging
-            half = cv2.resize(portrait, (side // 2, side // 2), interpolation=cv2.INTER_AREA)
-            portrait = np.asarray(half, np.uint8)
+            portrait = _resized(portrait, side // 2)
             side //= 2
-        bent = cv2.remap(
-            portrait, self.x * side - 0.5, self.y * side - 0.5, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        bent = np.asarray(
+            cv2.remap(
+                portrait, self.x * side - 0.5, self.y * side - 0.5, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+            ),
+            np.uint8,
         )
-        if not self.mouth.any():
-            return np.asarray(bent, np.uint8)
-        dark = (bent * 0.25).astype(np.float32) + np.float32(8)
-        return np.asarray(np.clip(bent + self.mouth[..., None] * (dark - bent), 0, 255) + 0.5, np.uint8)
+        if self.mouth.any():
+            dark = (bent * 0.25).astype(np.float32) + np.float32(8)
+            bent = np.asarray(np.clip(bent + self.mouth[..., None] * (dark - bent), 0, 255) + 0.5, np.uint8)
+        if self.front is None or background is None or not self.moved.any():
+            return bent
+        layered = _mix(_resized(background, size), bent, self.front)
+        return _mix(_resized(portrait, size), layered, self.moved)
 
-    def rgba(self, portrait: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The bent portrait with what it can be trusted for as its alpha, uint8 [H, H, 3] -> [S, S, 4]."""
-        return np.dstack([self.apply(portrait), np.uint8(self.trust * 255 + 0.5)])
+    def rgba(self, portrait: Picture, background: Picture | None = None) -> Picture:
+        """The bent portrait with what it can be trusted for as its alpha; see `apply`. -> uint8 [S, S, 4]."""
+        return np.dstack([self.apply(portrait, background), np.uint8(self.trust * 255 + 0.5)])
 
 
 class Bender:
-    """Bends one portrait; its landmarks [478, >= 3] are normalised to the square that is bent."""
+    """Bends one portrait; its landmarks [478, >= 3] are normalised to the square that is bent.
 
-    def __init__(self, landmarks: NDArray, canonical: CanonicalFace | None = None) -> None:
+    front: where its person is (`person_in_front`), so that only the person moves; None where that is not known.
+    """
+
+    def __init__(self, landmarks: NDArray, canonical: CanonicalFace | None = None, front: Map | None = None) -> None:
         self._canonical = CanonicalFace.load() if canonical is None else canonical
+        self.front = front
+        self._known_hole: Map | None = None
         self._landmarks = np.asarray(landmarks, np.float64)
         self._mesh, self._pose = metric_mesh(self._landmarks, 1, 1, self._canonical)
         self._triangles = self._canonical.triangles
         self._oval = list(FACE_OVAL)
-        self._rings = _head_rings(self._mesh[self._oval])
         points = self._landmarks[:N_MESH, :2]
-        self._resting = _resting_ring(points[self._oval])
+        hair = np.ones(len(self._oval)) if front is None else self._hair(front)
+        self._rings = _head_rings(self._mesh[self._oval], hair)
+        self._resting = _resting_ring(points[self._oval], hair)
         strips, vertices = _strip_triangles(len(self._oval))
         self._strips = strips
         self._source, shown = self._vertices(self._landmarks, self._pose)
         self._faces = np.concatenate([strips, self._triangles + vertices])
         self._trust = self._source_trust(shown)
+
+    @classmethod
+    def of(cls, portrait: Picture, landmarks: NDArray, canonical: CanonicalFace | None = None) -> Bender:
+        """For a portrait, uint8 [H, H, 3], whose person is told from the background, where that can be done."""
+        return cls(landmarks, canonical, person_in_front(portrait, landmarks))
+
+    def behind(self, portrait: Picture) -> Picture | None:
+        """What lies behind the person of the portrait, uint8 [H, H, 3]; None where that is not known."""
+        return None if self.front is None else behind(portrait, self.front)
 
     def to(self, landmarks: NDArray, size: int) -> Bend:
         """Where the pixels of the portrait bent to landmarks [478, >= 3] come from, for `size` pixels a side."""
@@ -135,28 +173,70 @@ class Bender:
         shift = np.hypot(x - column, y - row)
         moved = np.clip((shift - _MOVED[0]) / (_MOVED[1] - _MOVED[0]), 0, 1)
         blur = max(size / 128, 1)
+        front = None
+        if self.front is not None:
+            hole = self._hole(size)
+            wide = len(self.front)
+            place = x * wide - 0.5, y * wide - 0.5
+            front = np.asarray(
+                cv2.remap(self.front, *place, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32
+            )
+            moved = moved * np.maximum(hole, front)
+            trust = (1 - hole) + front * (trust - (1 - hole))
         trust = cv2.GaussianBlur(trust, (0, 0), blur)
         moved = cv2.GaussianBlur(np.maximum(moved, 1 - trust) if moved.any() else moved, (0, 0), 1.5 * blur)
-        return Bend(x, y, np.asarray(trust, np.float32), np.asarray(moved, np.float32), mouth)
+        return Bend(x, y, np.asarray(trust, np.float32), np.asarray(moved, np.float32), mouth, front)
 
-    def pictures(self, portrait: NDArray[np.uint8], landmarks: NDArray, size: int) -> NDArray[np.uint8]:
+    def pictures(self, portrait: Picture, landmarks: NDArray, size: int) -> Picture:
         """A portrait bent to many frames' landmarks [F, 478, >= 3]. -> uint8 RGBA [F, size, size, 4]."""
-        return np.stack([self.to(frame, size).rgba(portrait) for frame in landmarks])
+        background = self.behind(portrait)
+        return np.stack([self.to(frame, size).rgba(portrait, background) for frame in landmarks])
+
+    def _hole(self, size: int) -> Map:
+        """Where nothing is known of what lies behind, [size, size]."""
+        assert self.front is not None
+        if self._known_hole is None or len(self._known_hole) != size:
+            self._known_hole = hole_of(self.front, size).astype(np.float32)
+        return self._known_hole
+
+    def _hair(self, front: Map) -> Array:
+        """How far the person reaches beyond the oval, at each of its points: shares of its distance. -> [36]."""
+        margin, most = _HAIR
+        centre = project(transform(_HEAD_CENTRE[None], self._pose), 1, 1)[0, :2]
+        found = reach_of(front, centre, self._landmarks[self._oval, :2], most / margin) * margin
+        wide = np.maximum(found, np.maximum(np.roll(found, 1), np.roll(found, -1)))
+        return (np.roll(wide, 1) + wide + np.roll(wide, -1)) / 3
 
     def _vertices(self, landmarks: Array, pose: Array, rest: Array | None = None) -> tuple[Array, Array]:
         """All vertices in the picture [V, 2], the strips' rings first, and the mesh's triangles' normals [T, 3]."""
         points = landmarks[:N_MESH, :2]
         inner = _silhouette(points, points[self._oval])
-        # Projected with the pose's own scale, the rings may sit a little beside the detected mesh: shift them along.
-        firm = [point for point in self._oval if self._mesh[point, 1] > -1]  # the jaw moves by itself
-        shift = points[firm].mean(0) - project(transform(self._mesh[firm], pose), 1, 1)[:, :2].mean(0)
-        rings = [project(transform(ring, pose), 1, 1)[:, :2] + shift for ring in self._rings[::-1]]
+        rings = [ring[:, :2] for ring in self._moved_rings(points, pose)]
         if rest is not None:
             rings = [calm + _settled(ring - calm) for calm, ring in zip(rest, rings, strict=True)]
         vertices = np.concatenate([self._resting, *rings, inner, points])
         corners = np.stack([landmarks[:N_MESH, 0], -landmarks[:N_MESH, 1], -landmarks[:N_MESH, 2]], 1)[self._triangles]
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         return vertices, normals / (np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12)
+
+    def _moved_rings(self, points: Array, pose: Array) -> list[Array]:
+        """The rings around the head where its pose takes them, outer one first, projected. points [468, 2] -> [36, 3].
+
+        They turn with the pose, without the tremble of a head that rests, and go where the firm points of the mesh go.
+        """
+        before, after = self._pose[:3, :3], pose[:3, :3]
+        grown = float(np.cbrt(np.linalg.det(after) / np.linalg.det(before)))
+        turn = cv2.Rodrigues(after @ np.linalg.inv(before) / grown)[0][:, 0]
+        share = _rise(float(np.degrees(np.hypot(turn[0], turn[1]))), *_UPRIGHT)
+        matrix = cv2.Rodrigues(turn * np.array([share, share, 1]))[0] * grown
+        firm = self._mesh[list(_FIRM)]
+        old, new = (transform(firm, each).mean(0) for each in (self._pose, pose))
+
+        def moved(place: Array) -> Array:
+            return project((transform(place, self._pose) - old) @ matrix.T + new, 1, 1)
+
+        beside = points[list(_FIRM)].mean(0) - moved(firm)[:, :2].mean(0)
+        return [moved(ring) + np.array([*beside, 0]) for ring in self._rings[::-1]]
 
     def _order(self, vertices: Array, normals: Array, landmarks: Array) -> tuple[NDArray, NDArray]:
         """Triangles in the order of painting [D, 3], and their numbers: strips, then what faces us, far before near."""
@@ -290,9 +370,13 @@ class _EyeFrame:
 def _settled(shift: Array) -> Array:
     """Shifts of a ring's points [P, 2], without the tremble of a head that rests."""
     size = float(np.linalg.norm(shift, axis=1).max())
-    low, high = _STILL
-    share = np.clip((size - low) / (high - low), 0, 1)
-    return shift * (share * share * (3 - 2 * share))
+    return shift * _rise(size, *_STILL)
+
+
+def _rise(value: float, low: float, high: float) -> float:
+    """0 up to `low`, 1 from `high`, smooth between."""
+    share = float(np.clip((value - low) / (high - low), 0, 1))
+    return share * share * (3 - 2 * share)
 
 
 def _openness(landmarks: Array) -> float:
@@ -301,24 +385,38 @@ def _openness(landmarks: Array) -> float:
     return float(np.linalg.norm(landmarks[13, :2] - landmarks[14, :2]) / max(width, 1e-6))
 
 
-def _head_rings(oval: Array) -> list[Array]:
-    """Rings around the head that move with it, from the oval of its mesh [36, 3] in cm. -> each [36, 3]."""
+def _head_rings(oval: Array, hair: Array) -> list[Array]:
+    """Rings around the head that move with it, from the oval of its mesh [36, 3] in cm. -> each [36, 3].
+
+    hair: how far above the ears the outer one reaches at least, as shares of the oval's distance [36].
+    """
     offset = oval - _HEAD_CENTRE
     rings = []
-    for sides, above, below, back in _RINGS:
-        ring = _HEAD_CENTRE + offset * np.array([sides, 1.0, 1.0])
-        ring[:, 1] = _HEAD_CENTRE[1] + offset[:, 1] * np.where(offset[:, 1] > 0, above, below)
-        ring[:, 2] += back * (_HEAD_BACK - oval[:, 2])
+    for step, (sides, above, below, back) in enumerate(_RINGS, 1):
+        ring = offset * np.array([sides, 1.0, 1.0])
+        ring[:, 1] = offset[:, 1] * np.where(offset[:, 1] > 0, above, below)
+        around = offset * (1 + (hair[:, None] - 1) * step / len(_RINGS))
+        farther = np.linalg.norm(around[:, :2], axis=1) > np.linalg.norm(ring[:, :2], axis=1)
+        ring += (farther * _above(offset[:, 1], 4.0, -2.0))[:, None] * (around - ring)
+        ring += _HEAD_CENTRE
+        ring[:, 2] = oval[:, 2] + back * (_HEAD_BACK - oval[:, 2])
         rings.append(ring)
     return rings
 
 
-def _resting_ring(oval: Array) -> Array:
-    """What stays where it is: the oval [36, 2] in the picture, made larger. -> [36, 2]."""
+def _resting_ring(oval: Array, hair: Array) -> Array:
+    """What stays where it is: the oval [36, 2] in the picture, made larger, beyond the hair too. -> [36, 2]."""
     centre = (oval.min(0) + oval.max(0)) / 2
-    offset = oval - centre
-    reach = max(float(np.ptp(oval[:, 0])), float(np.ptp(oval[:, 1]))) / 2 * _RESTING
-    return centre + offset / np.maximum(np.linalg.norm(offset, axis=1, keepdims=True), 1e-9) * reach
+    offset, (width, height) = oval - centre, np.ptp(oval, axis=0)
+    distance = np.linalg.norm(offset, axis=1)
+    reach = float(max(width, height)) / 2 * _RESTING
+    further = np.maximum(distance * hair * _BEYOND_HAIR - reach, 0) * _above(-offset[:, 1], float(height) / 4)
+    return centre + offset * ((reach + further) / np.maximum(distance, 1e-9))[:, None]
+
+
+def _above(upward: Array, rise: float, start: float = 0.0) -> Array:
+    """From 0 at `start` to 1 a `rise` above it."""
+    return np.clip((upward - start) / rise, 0, 1)
 
 
 def _silhouette(mesh: Array, oval: Array) -> Array:
@@ -346,6 +444,19 @@ def _strip_triangles(count: int) -> tuple[NDArray[np.int64], int]:
         strips.append(np.stack([outer + here, outer + there, inner + here], 1))
         strips.append(np.stack([outer + there, inner + there, inner + here], 1))
     return np.concatenate(strips), rings * count
+
+
+def _resized(picture: Picture, side: int) -> Picture:
+    if len(picture) == side:
+        return picture
+    way = cv2.INTER_AREA if len(picture) > side else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, (side, side), interpolation=way), np.uint8)
+
+
+def _mix(below: Picture, above: Picture, share: Map) -> Picture:
+    """One picture laid over another, [S, S, 3], as much of it as `share` [S, S] says."""
+    over = cv2.blendLinear(above, below, share, 1 - share)
+    return np.asarray(over, np.uint8)
 
 
 def _paint(canvas: NDArray[np.int32], triangles: Array, numbers: Iterable[int]) -> None:

@@ -105,7 +105,7 @@ def conditions_of(picture: Picture, people: Sequence[DrivenFace], *, pose_only: 
         crop, side = crop_of(picture, one.square), one.square[2]
         inside, within = crop.inside(), crop.inner()
         pictures = draw_sequence(points, side)
-        portraits = BentPortraits(crop.cut(picture, side), one.face.landmarks[0], points, side)
+        portraits = BentPortraits(crop.cut(picture, side), one.face.landmarks[0], points, side, layered=False)
         unsure = (
             expression_mask(points, side, side, radius=UNSURE)
             if pose_only

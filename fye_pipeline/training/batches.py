@@ -165,7 +165,7 @@ class Conditions:
             if rng.random() < NOT_BENT:
                 rows.append(np.zeros((len(targets), *picture.shape[:2], 4), np.uint8) + EMPTY)
                 continue
-            bender = Bender(points, self.canonical)
+            bender = Bender.of(picture, points, self.canonical)
             tremble = np.zeros((len(targets), *points.shape))
             tremble[..., :2] += rng.normal(0, TREMBLE, 2) + rng.normal(0, TREMBLE / 3, (len(targets), 1, 2))
             rows.append(bender.pictures(picture, targets + tremble, self.size))
@@ -175,7 +175,7 @@ class Conditions:
 
     def example(self, portrait: NDArray[np.uint8], own: NDArray, frames: NDArray[np.uint8], marks: NDArray) -> Example:
         """A portrait with landmarks [478, 3], and true frames with landmarks [F, 478, 3]."""
-        bent = Bender(own, self.canonical).pictures(portrait, marks, self.size) if self.bent else None
+        bent = Bender.of(portrait, own, self.canonical).pictures(portrait, marks, self.size) if self.bent else None
         return Example(portrait, frames, self.draw(marks), bent)
 
     def draw(self, marks: NDArray) -> NDArray[np.uint8]:

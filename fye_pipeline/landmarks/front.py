@@ -1,0 +1,142 @@
+"""The person in front of a picture's background, and what may lie behind: so that a head can move and a wall rests.
+
+Cut out by colour alone (GrabCut, Rother et al. 2004, in OpenCV), from what the landmarks say of the face. Where it is
+wrong towards the person, background moves with the head; towards the background, hair stays behind. So it is rather a
+little too large.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fye_pipeline.landmarks.topology import FACE_OVAL, N_MESH
+
+Picture = NDArray[np.uint8]
+Map = NDArray[np.float32]
+Mask = NDArray[np.uint8]
+
+SIZE = 256  # pixels a side at which a person is cut out
+_ROUNDS = 4
+_CHIN = 152
+_STRIP = 0.08  # of the face's width: what is thinner is no part of the person
+_RIM = 2  # of these pixels: how much wider than found the person is taken to be
+_HOLE = 1  # and how much further out the background is known again
+_SOFT = 0.015  # of the picture: the blur of what is guessed, at twice as far from what is known
+_FILLS = 0.97  # of the picture: a person who covers more has no background that could be told apart
+
+
+def person_in_front(picture: Picture, landmarks: NDArray[np.floating]) -> Map | None:
+    """Where the person is whose face has these landmarks [478, >= 2], normalised. uint8 [H, H, 3] -> [256, 256].
+
+    1 within, 0 outside, soft between. None where person and background cannot be told apart.
+    """
+    way = cv2.INTER_AREA if len(picture) > SIZE else cv2.INTER_CUBIC
+    small = np.asarray(cv2.resize(picture, (SIZE, SIZE), interpolation=way), np.uint8)
+    points = np.asarray(landmarks, np.float64)[:N_MESH, :2]
+    guess = _first_guess(points)
+    if not (guess == cv2.GC_BGD).any() or not (guess == cv2.GC_FGD).any():
+        return None
+    cv2.setRNGSeed(0)  # its colours are found from a random start
+    cv2.grabCut(small, guess, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    found = ((guess == cv2.GC_FGD) | (guess == cv2.GC_PR_FGD)).astype(np.uint8)
+    width = float(np.ptp(points[list(FACE_OVAL), 0])) * SIZE
+    person = _whole(np.asarray(cv2.morphologyEx(found, cv2.MORPH_OPEN, _disc(_STRIP * width / 2)), np.uint8), points)
+    if person is None or person.mean() > _FILLS:
+        return None
+    wider = cv2.dilate(person, _disc(_RIM))
+    return np.asarray(cv2.GaussianBlur(wider.astype(np.float32), (0, 0), 1.0), np.float32)
+
+
+def behind(picture: Picture, front: Map) -> Picture:
+    """A picture without the person in front: what is next to them, mirrored at their outline, and softer further in.
+
+    picture: uint8 [H, H, 3]. front: as `person_in_front` gives it. -> as `picture`.
+    """
+    side = len(picture)
+    hole = hole_of(front, side)
+    if hole.all():
+        return picture
+    distance, found = cv2.distanceTransformWithLabels(hole, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    label = np.asarray(found, np.int64)
+    outside = np.flatnonzero(hole.ravel() == 0)
+    place = np.zeros(int(label.max()) + 1, np.int64)
+    place[label.ravel()[outside]] = outside
+    rows, columns = np.nonzero(hole)
+    near_row, near_column = np.divmod(place[label[rows, columns]], side)
+    row, column = (np.clip(2 * near - at, 0, side - 1) for near, at in ((near_row, rows), (near_column, columns)))
+    again = hole[row, column] > 0  # mirrored into the person: the nearest place itself
+    filled = picture.copy()
+    filled[rows, columns] = picture[np.where(again, near_row, row), np.where(again, near_column, column)]
+    soft = np.asarray(cv2.GaussianBlur(filled, (0, 0), max(side * _SOFT, 1.0)), np.uint8)
+    share = np.clip(np.asarray(distance, np.float32) / (side * 2 * _SOFT), 0, 1)
+    return np.asarray(cv2.blendLinear(soft, filled, share, 1 - share), np.uint8)
+
+
+def hole_of(front: Map, side: int) -> Mask:
+    """Where nothing is known of what lies behind, for `side` pixels a side. -> uint8 [side, side], 0 or 1."""
+    wide = cv2.dilate((front > 0.02).astype(np.uint8), _disc(_HOLE))
+    return np.asarray(cv2.resize(wide, (side, side), interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+def reach_of(front: Map, centre: NDArray[np.floating], outline: NDArray[np.floating], limit: float) -> NDArray:
+    """How far the person reaches beyond each point of an outline [P, 2], seen from a centre [2], all normalised.
+
+    -> [P]: shares of the point's own distance, from 1 to `limit`.
+    """
+    shares = np.linspace(1, limit, 64)
+    ray = centre + (outline - centre)[:, None] * shares[:, None]  # [P, 64, 2]
+    place = np.floor(ray * len(front)).astype(int)
+    inside = ((place >= 0) & (place < len(front))).all(-1)
+    column, row = place.clip(0, len(front) - 1).transpose(2, 0, 1)
+    within = np.logical_and.accumulate(inside & (front[row, column] > 0.5), axis=1)
+    return np.where(within, shares, 1.0).max(1)
+
+
+def _first_guess(points: NDArray[np.float64]) -> Mask:
+    """What GrabCut begins with: the face and the neck for certain, hair and shoulders perhaps, not what is far."""
+    oval = points[list(FACE_OVAL)]
+    centre, (width, height) = (oval.min(0) + oval.max(0)) / 2, np.ptp(oval, axis=0)
+    chin = points[_CHIN]
+    x, y = (np.arange(SIZE) + 0.5)[None, :] / SIZE, (np.arange(SIZE) + 0.5)[:, None] / SIZE
+
+    def ellipse(above: float, across: float, down: float) -> NDArray[np.bool_]:
+        upright = (y - centre[1] + above * height) / (down * height)
+        return ((x - centre[0]) / (across * width)) ** 2 + upright**2 < 1
+
+    def area(outline: NDArray[np.floating]) -> NDArray[np.bool_]:
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        cv2.fillPoly(mask, [np.round(np.clip(outline, -4, 4) * SIZE).astype(np.int32)], 1)
+        return mask > 0
+
+    def below_chin(*corners: tuple[float, float]) -> NDArray[np.bool_]:
+        right = [chin + np.array([across * width, down * height]) for across, down in corners]
+        left = [chin + np.array([-across * width, down * height]) for across, down in reversed(corners)]
+        return area(np.array(right + left))
+
+    guess = np.full((SIZE, SIZE), cv2.GC_PR_BGD, np.uint8)
+    guess[below_chin((0.35, -0.1), (0.45, 0.25), (1.2, 0.7), (1.3, 4.0))] = cv2.GC_PR_FGD
+    guess[ellipse(0.12, 0.80, 0.95)] = cv2.GC_PR_FGD
+    guess[~ellipse(0.15, 1.45, 1.55) & (y < chin[1] + 0.1 * height)] = cv2.GC_BGD
+    guess[area(np.asarray(cv2.convexHull(points.astype(np.float32)), np.float64)[:, 0])] = cv2.GC_FGD
+    guess[below_chin((0.22, -0.1), (0.25, 0.3))] = cv2.GC_FGD
+    return guess
+
+
+def _whole(found: Mask, points: NDArray[np.float64]) -> Mask | None:
+    """What hangs together with the face, without small holes; None where the face is not in it."""
+    _, part = cv2.connectedComponents(found)
+    column, row = np.clip(np.floor(points.mean(0) * SIZE), 0, SIZE - 1).astype(int)
+    if not found[row, column]:
+        return None
+    person = (part == part[row, column]).astype(np.uint8)
+    count, part, sizes, _ = cv2.connectedComponentsWithStats(1 - person)
+    small = [n for n in range(1, count) if sizes[n, cv2.CC_STAT_AREA] < 0.01 * SIZE * SIZE]
+    person[np.isin(part, small)] = 1
+    return person
+
+
+def _disc(radius: float) -> Mask:
+    reach = max(round(radius), 1)
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)), np.uint8)
