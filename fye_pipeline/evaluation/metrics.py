@@ -20,7 +20,7 @@ def l1(video: Video, truth: Video, mask: Mask | None = None) -> float:
     `mask`, here and below: weights >= 0 of the pixels, bool or float, of any shape that broadcasts to [..., H, W]; only
     they count, each as much as its weight. Raises ValueError for two shapes, and for a mask without any pixel.
     """
-    return _mean(np.abs(_difference(video, truth)), mask)
+    return _mean(lambda one, two: np.abs(one - two), video, truth, mask)
 
 
 def psnr(video: Video, truth: Video, mask: Mask | None = None, *, floor: float = 1e-10) -> float:
@@ -28,7 +28,7 @@ def psnr(video: Video, truth: Video, mask: Mask | None = None, *, floor: float =
 
     [..., H, W, 3] in [0, 1]; 100 where the two are equal (`floor` is the least error). `mask` and errors as `l1`.
     """
-    return float(-10 * np.log10(max(_mean(_difference(video, truth) ** 2, mask), floor)))
+    return float(-10 * np.log10(max(_mean(lambda one, two: (one - two) ** 2, video, truth, mask), floor)))
 
 
 def ssim(video: Video, truth: Video, mask: Mask | None = None) -> float:
@@ -37,31 +37,34 @@ def ssim(video: Video, truth: Video, mask: Mask | None = None) -> float:
     [..., H, W, 3] in [0, 1] -> at most 1. Windows reach beyond a `mask`, which only says whose values count. Raises
     ValueError as `l1`.
     """
-    _same_shape(video, truth)
-    first, second = (_pictures(v) for v in (video, truth))
-    answer = structural_similarity_index_measure(first, second, data_range=1.0, return_full_image=True)
-    similarity = answer[1].permute(0, 2, 3, 1).reshape(np.shape(video)).double().numpy()
-    return _mean(similarity, mask)
+
+    def similarity(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:
+        answer = structural_similarity_index_measure(
+            _pictures(one), _pictures(two), data_range=1.0, return_full_image=True
+        )
+        return answer[1].permute(0, 2, 3, 1).reshape(one.shape).double().numpy()
+
+    return _mean(similarity, video, truth, mask)
 
 
-def _same_shape(video: Video, truth: Video) -> None:
+Compare = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+
+
+def _mean(compare: Compare, video: Video, truth: Video, mask: Mask | None) -> float:
+    """Mean of what `compare` gives of [..., H, W, 3] over the pixels of a mask; a video is taken frame by frame."""
     if np.shape(video) != np.shape(truth):
         raise ValueError(f"videos must have one shape, got {np.shape(video)} and {np.shape(truth)}")
-
-
-def _difference(video: Video, truth: Video) -> NDArray[np.float64]:
-    _same_shape(video, truth)
-    return np.asarray(video, np.float64) - np.asarray(truth, np.float64)
-
-
-def _mean(values: NDArray[np.float64], mask: Mask | None) -> float:
-    """Mean of [..., H, W, 3] over the pixels of a mask."""
-    if mask is None:
-        return float(values.mean())
-    weights = np.broadcast_to(np.asarray(mask, np.float64), values.shape[:-1])
+    shape = np.shape(video)[:-1]
+    weights = np.broadcast_to(np.ones(1) if mask is None else np.asarray(mask), shape)
     if weights.min() < 0 or not weights.any():
         raise ValueError("mask must have weights >= 0 and at least one pixel above 0")
-    return float((values.mean(-1) * weights).sum() / weights.sum())
+    total = weight = 0.0
+    flat = [np.reshape(each, (-1, *shape[-2:], 3)) for each in (video, truth)]
+    for one, two, share in zip(*flat, np.reshape(weights, (-1, *shape[-2:])), strict=True):
+        values = compare(np.asarray(one, np.float64), np.asarray(two, np.float64)).mean(-1)
+        total += float((values * share).sum())
+        weight += float(share.sum())
+    return total / weight
 
 
 def _pictures(video: Video) -> torch.Tensor:
@@ -72,7 +75,10 @@ def _pictures(video: Video) -> torch.Tensor:
 
 def jitter(video: Video) -> float:
     """Mean absolute second difference in time: what flickers, beside what moves evenly. 0 below 3 frames."""
-    return float(np.abs(np.diff(video, n=2, axis=0)).mean()) if len(video) > 2 else 0.0
+    if len(video) < 3:
+        return 0.0
+    triples = zip(video[:-2], video[1:-1], video[2:], strict=True)
+    return float(np.mean([np.abs(one - 2 * two + three).mean() for one, two, three in triples]))
 
 
 def landmark_error(video: Video, expected: Sequence[NDArray[np.floating] | None], detect: Detect) -> tuple[float, int]:

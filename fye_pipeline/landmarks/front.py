@@ -16,11 +16,15 @@ from fye_pipeline.landmarks.topology import FACE_OVAL, N_MESH
 Picture = NDArray[np.uint8]
 Map = NDArray[np.float32]
 Mask = NDArray[np.uint8]
+Bits = NDArray[np.bool_]
 
 SIZE = 256  # pixels a side at which a person is cut out
 _ROUNDS = 4
 _CHIN = 152
 _STRIP = 0.08  # of the face's width: what is thinner is no part of the person
+# Half axes of ellipses, of the face's width and height: what hair may be, so wide that all of it is in, and so narrow
+# that little else is. Beyond the third, which most hair does not leave, only what both of them find is hair.
+_WIDE, _NARROW, _NEAR = (0.8, 0.95), (0.62, 0.85), (0.8, 1.05)
 _RIM = 2  # of these pixels: how much wider than found the person is taken to be
 _HOLE = 1  # and how much further out the background is known again
 _SOFT = 0.015  # of the picture: the blur of what is guessed, at twice as far from what is known
@@ -35,12 +39,9 @@ def person_in_front(picture: Picture, landmarks: NDArray[np.floating]) -> Map | 
     way = cv2.INTER_AREA if len(picture) > SIZE else cv2.INTER_CUBIC
     small = np.asarray(cv2.resize(picture, (SIZE, SIZE), interpolation=way), np.uint8)
     points = np.asarray(landmarks, np.float64)[:N_MESH, :2]
-    guess = _first_guess(points)
-    if not (guess == cv2.GC_BGD).any() or not (guess == cv2.GC_FGD).any():
-        return None
-    cv2.setRNGSeed(0)  # its colours are found from a random start
-    cv2.grabCut(small, guess, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), _ROUNDS, cv2.GC_INIT_WITH_MASK)
-    found = ((guess == cv2.GC_FGD) | (guess == cv2.GC_PR_FGD)).astype(np.uint8)
+    wide, near = _cut_out(small, points, _WIDE)
+    narrow, _ = _cut_out(small, points, _NARROW)
+    found = (wide & (near | narrow)).astype(np.uint8)
     width = float(np.ptp(points[list(FACE_OVAL), 0])) * SIZE
     person = _whole(np.asarray(cv2.morphologyEx(found, cv2.MORPH_OPEN, _disc(_STRIP * width / 2)), np.uint8), points)
     if person is None or person.mean() > _FILLS:
@@ -94,34 +95,52 @@ def reach_of(front: Map, centre: NDArray[np.floating], outline: NDArray[np.float
     return np.where(within, shares, 1.0).max(1)
 
 
-def _first_guess(points: NDArray[np.float64]) -> Mask:
-    """What GrabCut begins with: the face and the neck for certain, hair and shoulders perhaps, not what is far."""
+def _cut_out(picture: Picture, points: NDArray[np.float64], hair: tuple[float, float]) -> tuple[Bits, Bits]:
+    """Where GrabCut finds the person, and where most people end. hair: half axes of the ellipse that it begins with."""
+    guess, near = _first_guess(points, hair)
+    if not near.any() or near.all() or not (guess == cv2.GC_FGD).any():
+        return np.zeros_like(near), near
+    colours = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.setRNGSeed(0)  # its colours are found from a random start
+    # First all that is not near is background: its colours are learnt. Then hair may be anywhere.
+    certain = np.where(near, guess, cv2.GC_BGD).astype(np.uint8)
+    cv2.grabCut(picture, certain, (0, 0, 1, 1), *colours, _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    guess = np.where(near, certain, guess).astype(np.uint8)
+    cv2.grabCut(picture, guess, (0, 0, 1, 1), *colours, 1, cv2.GC_EVAL_FREEZE_MODEL)
+    return (guess == cv2.GC_FGD) | (guess == cv2.GC_PR_FGD), near
+
+
+def _first_guess(points: NDArray[np.float64], hair: tuple[float, float]) -> tuple[Mask, Bits]:
+    """What GrabCut begins with, and where most people end.
+
+    The face and the neck for certain, hair and shoulders perhaps, not what is far.
+    """
     oval = points[list(FACE_OVAL)]
     centre, (width, height) = (oval.min(0) + oval.max(0)) / 2, np.ptp(oval, axis=0)
     chin = points[_CHIN]
     x, y = (np.arange(SIZE) + 0.5)[None, :] / SIZE, (np.arange(SIZE) + 0.5)[:, None] / SIZE
 
-    def ellipse(above: float, across: float, down: float) -> NDArray[np.bool_]:
+    def ellipse(above: float, across: float, down: float) -> Bits:
         upright = (y - centre[1] + above * height) / (down * height)
         return ((x - centre[0]) / (across * width)) ** 2 + upright**2 < 1
 
-    def area(outline: NDArray[np.floating]) -> NDArray[np.bool_]:
+    def area(outline: NDArray[np.floating]) -> Bits:
         mask = np.zeros((SIZE, SIZE), np.uint8)
         cv2.fillPoly(mask, [np.round(np.clip(outline, -4, 4) * SIZE).astype(np.int32)], 1)
         return mask > 0
 
-    def below_chin(*corners: tuple[float, float]) -> NDArray[np.bool_]:
+    def below_chin(*corners: tuple[float, float]) -> Bits:
         right = [chin + np.array([across * width, down * height]) for across, down in corners]
         left = [chin + np.array([-across * width, down * height]) for across, down in reversed(corners)]
         return area(np.array(right + left))
 
     guess = np.full((SIZE, SIZE), cv2.GC_PR_BGD, np.uint8)
     guess[below_chin((0.35, -0.1), (0.45, 0.25), (1.2, 0.7), (1.3, 4.0))] = cv2.GC_PR_FGD
-    guess[ellipse(0.12, 0.80, 0.95)] = cv2.GC_PR_FGD
+    guess[ellipse(0.12, *hair)] = cv2.GC_PR_FGD
     guess[~ellipse(0.15, 1.45, 1.55) & (y < chin[1] + 0.1 * height)] = cv2.GC_BGD
     guess[area(np.asarray(cv2.convexHull(points.astype(np.float32)), np.float64)[:, 0])] = cv2.GC_FGD
     guess[below_chin((0.22, -0.1), (0.25, 0.3))] = cv2.GC_FGD
-    return guess
+    return guess, ellipse(0.15, *_NEAR) | (y > chin[1] - 0.1 * height)
 
 
 def _whole(found: Mask, points: NDArray[np.float64]) -> Mask | None:
