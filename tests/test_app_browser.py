@@ -40,7 +40,7 @@ def chromium() -> str:
     found = os.environ.get("FYE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     for name, extra in (("gradio", "app"), ("playwright", "browser")):
         if importlib.util.find_spec(name) is None:
-            pytest.skip(f'{name} is absent: pip install -c constraints-app.txt -e ".[portrait,app,browser]" ({extra})')
+            pytest.skip(f'{name} is absent: pip install -c constraints-app.txt -e ".[app,browser]" ({extra})')
     if found is None:
         pytest.skip("Chromium is absent: apt-get install chromium, or set FYE_CHROMIUM")
     return found

@@ -212,4 +212,4 @@ def test_the_page_says_how_to_install_what_it_needs(fye: Fye, monkeypatch: pytes
     assert code == 0
     assert "--share" in out
     monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
-    assert 'pip install "ticache[portrait,app]"' in fye.refused("app")
+    assert 'pip install "ticache[app]"' in fye.refused("app")

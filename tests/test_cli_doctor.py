@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ import torch
 from fye_command import Fye
 
 from fye_pipeline.cli import doctor, entry
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_doctor_tells_of_everything_in_about_ten_lines(fye: Fye) -> None:
@@ -33,6 +37,19 @@ def test_doctor_tells_the_same_as_json(fye: Fye) -> None:
     assert told["extras"]["portrait"] == {"missing": []}
     assert told["video"]["writes"]["mp4"] is True
     assert told["disk"]["here"]["free"] > 0
+
+
+def test_the_pages_extra_brings_the_animator() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"{project['name']}[portrait]" in project["optional-dependencies"]["app"]
+
+
+def test_what_the_page_needs_is_pinned_beside_everything_else_and_once() -> None:
+    common, app = ((ROOT / name).read_text(encoding="utf-8") for name in ("constraints.txt", "constraints-app.txt"))
+    assert "\n-c constraints.txt\n" in app
+    names = [word.partition("==")[0].lower() for word in (common + app).split() if "==" in word]
+    assert len(names) == len(set(names))
+    assert {"torch", "gradio", "pillow"} <= set(names)
 
 
 def test_version_names_versions_and_devices(fye: Fye) -> None:

@@ -175,6 +175,7 @@ def test_training_goes_on_from_a_finished_model(model: EmojiModel, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_whole_run_in_little(tmp_path: Path) -> None:
     """Every stage in its order, on few people and steps; what comes out loads and makes a table's row."""
     workspace = Workspace(tmp_path / "run", share=0.002, report=lambda message: None)

@@ -38,7 +38,7 @@ def load_gradio() -> Any:
         return import_module("gradio")
     except ImportError as error:
         raise UserError(
-            'The page needs Gradio, which is not installed: pip install "ticache[portrait,app]" '
+            'The page needs Gradio, which is not installed: pip install "ticache[app]" '
             f"({type(error).__name__}: {error})."
         ) from error
 

@@ -32,7 +32,7 @@ NOT_ACCEPTED = "Read the terms of use at the top and tick the box below them fir
 NO_PORTRAIT = "Choose a portrait first: a picture of your own, or one of the examples."
 POINTS = (
     "For animals, drawings and masks. Click the five points in their order, left and right as you see them, the head "
-    "upright. They hold for this portrait; fold this section and open it again to begin anew."
+    "upright. They hold for this portrait alone."
 )
 POINTS_MISSING = "Place all five points, or press Begin anew and leave them out."
 NO_DRIVER = "Choose a driving video first, or take the movement that ships."
