@@ -10,7 +10,7 @@ import torch
 from test_pipeline import FRAMES, SIDE, build, pictures, portrait
 
 from fye_pipeline.animate.config import DEMO_DRIVING, DEMO_PORTRAIT_LANDMARKS, AnimationSettings
-from fye_pipeline.animate.detail import BentPortraits, compose, soft_face
+from fye_pipeline.animate.detail import BentPortraits, compose, in_its_light, soft_face
 from fye_pipeline.animate.portrait import LARGEST, Crop, Portrait
 from fye_pipeline.animate.run import takes_hint
 from fye_pipeline.errors import UserError
@@ -47,6 +47,16 @@ def test_slight_changes_are_the_models_error() -> None:
     shown = compose(sharp, one, one, one, known + 0.03, known)
     np.testing.assert_allclose(shown, sharp / 255, atol=1e-6)
     assert np.abs(compose(sharp, one, one, one, known + 0.3, known) - sharp / 255).mean() > 0.05
+
+
+def test_teeth_are_no_colder_than_the_light() -> None:
+    made = np.full((8, 8, 3), (0.6, 0.6, 0.8), np.float32)
+    mouth = np.zeros((8, 8), np.float32)
+    mouth[3:5, 3:5] = 1
+    lit = in_its_light(made, np.array([0.8, 0.6, 0.5], np.float32), mouth)
+    np.testing.assert_allclose(lit[4, 4], (0.6, 0.45, 0.375), atol=1e-6)
+    np.testing.assert_array_equal(lit[0], made[0])
+    np.testing.assert_allclose(in_its_light(made, np.array([0.6, 0.7, 0.9], np.float32), mouth), made, atol=1e-6)
 
 
 def test_what_the_portrait_cannot_show_is_the_models_own() -> None:

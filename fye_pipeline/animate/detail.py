@@ -81,6 +81,7 @@ def with_detail(pipe: Any, made: Frame, bent: BentPortraits, frame: int, portrai
     bend = bent.bend(frame, side)
     known = reconstruct(pipe, bent[frame][..., :3])
     painted = np.minimum(made, np.maximum(bent.brightest, known))
+    painted = in_its_light(painted, bent.brightest, _resized(bend.mouth, bent.size))
     sharp = bend.apply(portrait, bent.behind(portrait))
     return compose(sharp, bend.shown, bend.moved, soft_face(bent.at(frame), side), painted, known)
 
@@ -112,6 +113,13 @@ def brightest_of(portrait: Picture, face: NDArray[np.floating]) -> Frame:
     grey = inside.mean(-1)
     highlights = inside[grey >= np.quantile(grey, 0.98)].mean(0)
     return np.asarray((highlights + highlights.mean()) / 2, np.float32)
+
+
+def in_its_light(made: Frame, brightest: Frame, mouth: Frame) -> Frame:
+    """A frame [s, s, 3] whose mouth [s, s] is no colder than the light on the face; in training, teeth are white."""
+    mouth = np.asarray(cv2.dilate(mouth, np.ones((3, 3), np.uint8)), np.float32)
+    warm = np.minimum(made, made[..., :1] * brightest / max(float(brightest[0]), 1e-3))
+    return np.asarray(made + mouth[..., None] * (warm - made), np.float32)
 
 
 def soft_face(landmarks: NDArray[np.floating], side: int) -> Frame:
