@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from test_pipeline import FRAMES, SIDE, build, pictures, portrait
 
 from fye_pipeline.animate.config import DEMO_DRIVING, DEMO_PORTRAIT_LANDMARKS, AnimationSettings
-from fye_pipeline.animate.detail import BentPortraits, compose, in_its_light, soft_face
+from fye_pipeline.animate.detail import BentPortraits, brightest_of, compose, in_its_light, soft_face
 from fye_pipeline.animate.portrait import LARGEST, Crop, Portrait
 from fye_pipeline.animate.run import takes_hint
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.landmarks.topology import LEFT_EYE, RIGHT_EYE
 from fye_pipeline.sampling.clip_store import ClipStore
 from fye_pipeline.sampling.progressive import Video, clip_inputs, plan_video
 
@@ -44,9 +46,9 @@ def test_a_model_that_changes_nothing_leaves_the_bent_portrait() -> None:
 def test_slight_changes_are_the_models_error() -> None:
     sharp, _, known = frames(3)
     one = np.ones((WIDE, WIDE), np.float32)
-    shown = compose(sharp, one, one, one, known + 0.03, known)
+    shown = compose(sharp, one, one, one, known + np.float32(0.03), known)
     np.testing.assert_allclose(shown, sharp / 255, atol=1e-6)
-    assert np.abs(compose(sharp, one, one, one, known + 0.3, known) - sharp / 255).mean() > 0.05
+    assert np.abs(compose(sharp, one, one, one, known + np.float32(0.3), known) - sharp / 255).mean() > 0.05
 
 
 def test_teeth_are_no_colder_than_the_light() -> None:
@@ -57,6 +59,17 @@ def test_teeth_are_no_colder_than_the_light() -> None:
     np.testing.assert_allclose(lit[4, 4], (0.6, 0.45, 0.375), atol=1e-6)
     np.testing.assert_array_equal(lit[0], made[0])
     np.testing.assert_allclose(in_its_light(made, np.array([0.6, 0.7, 0.9], np.float32), mouth), made, atol=1e-6)
+
+
+@pytest.mark.parametrize("skin", [(70, 45, 35), (225, 180, 160)])
+def test_teeth_may_be_as_bright_as_the_whites_of_the_eyes_on_any_skin(skin: tuple[int, int, int]) -> None:
+    face = LandmarkSequence.load(DEMO_PORTRAIT_LANDMARKS).landmarks[0]
+    portrait = np.full((256, 256, 3), skin, np.uint8)
+    for lower, upper in (LEFT_EYE, RIGHT_EYE):
+        outline = face[[*lower, *upper[::-1][1:-1]], :2] * 256
+        narrow = outline.mean(0) + (outline - outline.mean(0)) * 0.5
+        cv2.fillPoly(portrait, [np.asarray(narrow.round(), np.int32)], (200, 190, 185))
+    assert brightest_of(portrait, face).min() > 0.72
 
 
 def test_what_the_portrait_cannot_show_is_the_models_own() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fye_pipeline.landmarks.bend import Bend, Bender
 from fye_pipeline.landmarks.drawing import Landmarks, facial_mask
+from fye_pipeline.landmarks.topology import LEFT_EYE, RIGHT_EYE
 from fye_pipeline.sampling.denoise import encode_reference
 
 Picture = NDArray[np.uint8]
@@ -103,16 +104,31 @@ def compose(sharp: Picture, trust: Frame, moved: Frame, face: Frame, made: Frame
 
 
 def brightest_of(portrait: Picture, face: NDArray[np.floating]) -> Frame:
-    """The brightest colour that may be painted into a face: halfway between its highlights' own and their grey. -> [3].
+    """The brightest colour that may be painted into a face: how bright white would be in this light. -> [3].
 
+    Halfway between the skin's highlights and their grey, or a little above the whites of the eyes, whichever is more.
     A model that was trained on rendered heads would paint teeth white in candlelight.
     """
-    inside = portrait[facial_mask(face, *portrait.shape[:2]) > 0].astype(np.float32) / 255
-    if not len(inside):
+    side = len(portrait)
+    skin = _brightest(portrait, facial_mask(face, side, side), 0.02)
+    eyes = np.zeros((side, side), np.uint8)
+    for lower, upper in (LEFT_EYE, RIGHT_EYE):
+        outline = face[[*lower, *upper[::-1][1:-1]], :2] * side
+        cv2.fillPoly(eyes, [np.round(outline).clip(-(2**15), 2**15).astype(np.int32)], 1)
+    whites = _brightest(portrait, eyes, 0.15)
+    if skin is None:
         return np.ones(3, np.float32)
+    seen = (skin + skin.mean()) / 2
+    return np.asarray(np.minimum(seen if whites is None else np.maximum(seen, 1.1 * whites), 1), np.float32)
+
+
+def _brightest(picture: Picture, mask: NDArray, share: float) -> Frame | None:
+    """The mean colour of the brightest pixels within a mask; None where it holds too few. -> [3]."""
+    inside = picture[mask > 0].astype(np.float32) / 255
+    if len(inside) < 8:
+        return None
     grey = inside.mean(-1)
-    highlights = inside[grey >= np.quantile(grey, 0.98)].mean(0)
-    return np.asarray((highlights + highlights.mean()) / 2, np.float32)
+    return np.asarray(inside[grey >= np.quantile(grey, 1 - share)].mean(0), np.float32)
 
 
 def in_its_light(made: Frame, brightest: Frame, mouth: Frame) -> Frame:
