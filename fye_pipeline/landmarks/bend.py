@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline.landmarks.front import behind, hole_of, person_in_front, reach_of
+from fye_pipeline.landmarks.front import SIZE, behind, hole_of, person_in_front, reach_of
 from fye_pipeline.landmarks.geometry import CanonicalFace, metric_mesh, project, transform
 from fye_pipeline.landmarks.topology import (
     FACE_OVAL,
@@ -130,9 +130,14 @@ class Bender:
         self._trust = self._source_trust(shown)
 
     @classmethod
-    def of(cls, portrait: Picture, landmarks: NDArray, canonical: CanonicalFace | None = None) -> Bender:
-        """For a portrait, uint8 [H, H, 3], whose person is told from the background, where that can be done."""
-        return cls(landmarks, canonical, person_in_front(portrait, landmarks))
+    def of(
+        cls, portrait: Picture, landmarks: NDArray, canonical: CanonicalFace | None = None, *, size: int = SIZE
+    ) -> Bender:
+        """For a portrait, uint8 [H, H, 3], whose person is told from the background, where that can be done.
+
+        size: pixels a side at which that is done.
+        """
+        return cls(landmarks, canonical, person_in_front(portrait, landmarks, size))
 
     def behind(self, portrait: Picture) -> Picture | None:
         """What lies behind the person of the portrait, uint8 [H, H, 3]; None where that is not known."""

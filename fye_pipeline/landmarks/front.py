@@ -18,35 +18,35 @@ Map = NDArray[np.float32]
 Mask = NDArray[np.uint8]
 Bits = NDArray[np.bool_]
 
-SIZE = 256  # pixels a side at which a person is cut out
+SIZE = 256  # pixels a side at which a person is cut out, where nothing else is asked
 _ROUNDS = 4
 _CHIN = 152
 _STRIP = 0.08  # of the face's width: what is thinner is no part of the person
 # Half axes of ellipses, of the face's width and height: what hair may be, so wide that all of it is in, and so narrow
 # that little else is. Beyond the third, which most hair does not leave, only what both of them find is hair.
 _WIDE, _NARROW, _NEAR = (0.8, 0.95), (0.62, 0.85), (0.8, 1.05)
-_RIM = 2  # of these pixels: how much wider than found the person is taken to be
-_HOLE = 1  # and how much further out the background is known again
+_RIM = 2 / 256  # of the picture: how much wider than found the person is taken to be
+_HOLE = 1 / 256  # and how much further out the background is known again
 _SOFT = 0.015  # of the picture: the blur of what is guessed, at twice as far from what is known
 _FILLS = 0.97  # of the picture: a person who covers more has no background that could be told apart
 
 
-def person_in_front(picture: Picture, landmarks: NDArray[np.floating]) -> Map | None:
-    """Where the person is whose face has these landmarks [478, >= 2], normalised. uint8 [H, H, 3] -> [256, 256].
+def person_in_front(picture: Picture, landmarks: NDArray[np.floating], size: int = SIZE) -> Map | None:
+    """Where the person is whose face has these landmarks [478, >= 2], normalised. uint8 [H, H, 3] -> [size, size].
 
     1 within, 0 outside, soft between. None where person and background cannot be told apart.
     """
-    way = cv2.INTER_AREA if len(picture) > SIZE else cv2.INTER_CUBIC
-    small = np.asarray(cv2.resize(picture, (SIZE, SIZE), interpolation=way), np.uint8)
+    way = cv2.INTER_AREA if len(picture) > size else cv2.INTER_CUBIC
+    small = np.asarray(cv2.resize(picture, (size, size), interpolation=way), np.uint8)
     points = np.asarray(landmarks, np.float64)[:N_MESH, :2]
     wide, near = _cut_out(small, points, _WIDE)
     narrow, _ = _cut_out(small, points, _NARROW)
     found = (wide & (near | narrow)).astype(np.uint8)
-    width = float(np.ptp(points[list(FACE_OVAL), 0])) * SIZE
+    width = float(np.ptp(points[list(FACE_OVAL), 0])) * size
     person = _whole(np.asarray(cv2.morphologyEx(found, cv2.MORPH_OPEN, _disc(_STRIP * width / 2)), np.uint8), points)
     if person is None or person.mean() > _FILLS:
         return None
-    wider = cv2.dilate(person, _disc(_RIM))
+    wider = cv2.dilate(person, _disc(_RIM * size))
     return np.asarray(cv2.GaussianBlur(wider.astype(np.float32), (0, 0), 1.0), np.float32)
 
 
@@ -77,7 +77,7 @@ def behind(picture: Picture, front: Map) -> Picture:
 
 def hole_of(front: Map, side: int) -> Mask:
     """Where nothing is known of what lies behind, for `side` pixels a side. -> uint8 [side, side], 0 or 1."""
-    wide = cv2.dilate((front > 0.02).astype(np.uint8), _disc(_HOLE))
+    wide = cv2.dilate((front > 0.02).astype(np.uint8), _disc(_HOLE * len(front)))
     return np.asarray(cv2.resize(wide, (side, side), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
@@ -97,7 +97,7 @@ def reach_of(front: Map, centre: NDArray[np.floating], outline: NDArray[np.float
 
 def _cut_out(picture: Picture, points: NDArray[np.float64], hair: tuple[float, float]) -> tuple[Bits, Bits]:
     """Where GrabCut finds the person, and where most people end. hair: half axes of the ellipse that it begins with."""
-    guess, near = _first_guess(points, hair)
+    guess, near = _first_guess(points, hair, len(picture))
     if not near.any() or near.all() or not (guess == cv2.GC_FGD).any():
         return np.zeros_like(near), near
     colours = np.zeros((1, 65)), np.zeros((1, 65))
@@ -110,7 +110,7 @@ def _cut_out(picture: Picture, points: NDArray[np.float64], hair: tuple[float, f
     return (guess == cv2.GC_FGD) | (guess == cv2.GC_PR_FGD), near
 
 
-def _first_guess(points: NDArray[np.float64], hair: tuple[float, float]) -> tuple[Mask, Bits]:
+def _first_guess(points: NDArray[np.float64], hair: tuple[float, float], size: int) -> tuple[Mask, Bits]:
     """What GrabCut begins with, and where most people end.
 
     The face and the neck for certain, hair and shoulders perhaps, not what is far.
@@ -118,15 +118,15 @@ def _first_guess(points: NDArray[np.float64], hair: tuple[float, float]) -> tupl
     oval = points[list(FACE_OVAL)]
     centre, (width, height) = (oval.min(0) + oval.max(0)) / 2, np.ptp(oval, axis=0)
     chin = points[_CHIN]
-    x, y = (np.arange(SIZE) + 0.5)[None, :] / SIZE, (np.arange(SIZE) + 0.5)[:, None] / SIZE
+    x, y = (np.arange(size) + 0.5)[None, :] / size, (np.arange(size) + 0.5)[:, None] / size
 
     def ellipse(above: float, across: float, down: float) -> Bits:
         upright = (y - centre[1] + above * height) / (down * height)
         return ((x - centre[0]) / (across * width)) ** 2 + upright**2 < 1
 
     def area(outline: NDArray[np.floating]) -> Bits:
-        mask = np.zeros((SIZE, SIZE), np.uint8)
-        cv2.fillPoly(mask, [np.round(np.clip(outline, -4, 4) * SIZE).astype(np.int32)], 1)
+        mask = np.zeros((size, size), np.uint8)
+        cv2.fillPoly(mask, [np.round(np.clip(outline, -4, 4) * size).astype(np.int32)], 1)
         return mask > 0
 
     def below_chin(*corners: tuple[float, float]) -> Bits:
@@ -134,7 +134,7 @@ def _first_guess(points: NDArray[np.float64], hair: tuple[float, float]) -> tupl
         left = [chin + np.array([-across * width, down * height]) for across, down in reversed(corners)]
         return area(np.array(right + left))
 
-    guess = np.full((SIZE, SIZE), cv2.GC_PR_BGD, np.uint8)
+    guess = np.full((size, size), cv2.GC_PR_BGD, np.uint8)
     guess[below_chin((0.35, -0.1), (0.45, 0.25), (1.2, 0.7), (1.3, 4.0))] = cv2.GC_PR_FGD
     guess[ellipse(0.12, *hair)] = cv2.GC_PR_FGD
     guess[~ellipse(0.15, 1.45, 1.55) & (y < chin[1] + 0.1 * height)] = cv2.GC_BGD
@@ -146,12 +146,12 @@ def _first_guess(points: NDArray[np.float64], hair: tuple[float, float]) -> tupl
 def _whole(found: Mask, points: NDArray[np.float64]) -> Mask | None:
     """What hangs together with the face, without small holes; None where the face is not in it."""
     _, part = cv2.connectedComponents(found)
-    column, row = np.clip(np.floor(points.mean(0) * SIZE), 0, SIZE - 1).astype(int)
+    column, row = np.clip(np.floor(points.mean(0) * len(found)), 0, len(found) - 1).astype(int)
     if not found[row, column]:
         return None
     person = (part == part[row, column]).astype(np.uint8)
     count, part, sizes, _ = cv2.connectedComponentsWithStats(1 - person)
-    small = [n for n in range(1, count) if sizes[n, cv2.CC_STAT_AREA] < 0.01 * SIZE * SIZE]
+    small = [n for n in range(1, count) if sizes[n, cv2.CC_STAT_AREA] < 0.01 * found.size]
     person[np.isin(part, small)] = 1
     return person
 
