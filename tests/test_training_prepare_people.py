@@ -120,7 +120,7 @@ def test_a_folder_of_videos_is_chosen_from_and_goes_on_where_it_broke_off(
     videos.mkdir()
     pair = [np.concatenate(both, axis=1) for both in zip(*clips, strict=True)]
     make_video(videos / "pair.mp4", pair, fps=module.Fraction(4))
-    soft = [np.asarray(cv2.GaussianBlur(frame, (0, 0), 3), np.uint8) for frame in pair]
+    soft = [np.asarray(cv2.GaussianBlur(pair[k], (0, 0), 3), np.uint8) for k in (0, 0, 0, 1)]  # and calmer
     make_video(videos / "soft.mp4", soft, fps=module.Fraction(4))
     make_video(videos / "alone.mp4", list(clips[0]), fps=module.Fraction(4))
     command = ("prepare", videos, "--output", tmp_path / "out", "--people", "2+", "--drop", 40)
