@@ -43,16 +43,23 @@ class RowRunner:
     def facts(self) -> Facts:
         """What the rows depend on: costs, and thresholds from one uncached run."""
         subject = self.subject
-        subject.renew()
-        subject.set_sampler("ddim")
-        _, full = count_flops(lambda: subject.run(0, 1))
-        with ticache.apply(subject.pipe, schedule=[0]):
-            _, both = count_flops(lambda: subject.run(0, 2))
+        share = self.share_of_a_predicted_step()
         with recorded(subject.pipe) as (inputs, outputs):
             subject.run(0, 30)
         thresholds = {calls: tune_threshold(inputs, outputs, calls) for calls in (10, 6)}
         branch = deepest_branch(subject.pipe.unet)
-        return Facts((both - full) / full, thresholds, branch, subject.regions, self.calibration)
+        return Facts(share, thresholds, branch, subject.regions, self.calibration)
+
+    def share_of_a_predicted_step(self) -> float:
+        """FLOPs of a predicted step with cut="outer", of a full one's."""
+        subject = self.subject
+        subject.renew()
+        subject.set_sampler("ddim")
+        subject.run(0, 1)  # the first run also makes what all runs of the clip share
+        _, full = count_flops(lambda: subject.run(0, 1))
+        with ticache.apply(subject.pipe, schedule=[0]):
+            _, both = count_flops(lambda: subject.run(0, 2))
+        return (both - full) / full
 
     def calibration(self, base: Base) -> Calibration:
         """What one uncached run of a base tells, on the inputs that no row is measured on."""
