@@ -1,6 +1,6 @@
 """Which full steps are best where: fixed schedules and the fitted one, by model, sampler and guidance.
 
-    python -m benchmarks.schedules [--json FILE] [--only REGEX]
+    python -m benchmarks.schedules [--json FILE] [--only REGEX] [--seed N]
 
 Every cell is one model, sampler, number of steps and guidance scale. `auto` is recorded on inputs (a batch of pictures,
 one clip) that no row is measured on. Rows of a cell are of the same inputs and the same noise; each has as many full
@@ -16,7 +16,7 @@ import argparse
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parents=[flags()],
     )
     parser.add_argument("--only", type=re.compile, metavar="REGEX", help="cells whose name has it")
+    parser.add_argument("--seed", type=int, default=0, help="which heads and which noise")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
@@ -138,14 +139,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.set_postfix_str(str(cell))
             if cell.model not in models:
                 kind, sizes = MODELS[cell.model]
-                models[cell.model] = kind(sizes, torch.device(options.device), detector)
+                models[cell.model] = kind(replace(sizes, seed=options.seed), torch.device(options.device), detector)
                 told[cell.model] = models[cell.model].conditions()
             rows += measure(models[cell.model], cell)
     for cell in cells:
         print(f"\n{cell}")
         print_table([row for row in rows if all(row[key] == value for key, value in vars(cell).items())], COLUMNS)
     if options.json:
-        write_json(options.json, rows, conditions(options.device, N=N, models=told))
+        write_json(options.json, rows, conditions(options.device, N=N, seed=options.seed, models=told))
 
 
 if __name__ == "__main__":
