@@ -4,9 +4,11 @@
 
 Published widths with random weights, which time cannot tell from trained ones; fidelity is another question
 (`benchmarks.acceleration`). Full: 30 steps of two samples. Quick, for a CPU: SD 1.5 and AnimateDiff at 128 pixels, 6
-steps of one sample, so that N=3 computes a third of the steps in full either way. The timings are pytest-benchmark's:
+steps of one sample, so that N=3 computes a third of the steps in full either way, and the rounds of a model's rows take
+turns, so that a machine that others use too is as busy for one row as for the next. The timings are pytest-benchmark's:
 this file is also the suite that it runs. A row whose method does not run on that model says why in `error`.
-`time_ratio`: the uncached run of the same mode (eager or compiled) over this one.
+`time_ratio`: the uncached run of the same mode (eager or compiled) over this one, of each turn, then the median;
+`time_ratios`: the least and the greatest.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +34,7 @@ from benchmarks.networks import UNETS, TimedUNet
 TESTS = ("tests/test_ops.py", "tests/test_forward_context.py")
 CUTS = ("outer", "output", "branches")
 STEPS = {False: 30, True: 6}  # of a run, for the long form and the quick one
+TURNS = 5  # of the quick form: rounds of each row, between those of the others
 QUICK_MODELS = ["sd15", "animatediff"]
 COLUMNS = ("model", "name", "mode", "calls", "p20", "p50", "p80", "time_ratio", "peak_bytes", "error")
 
@@ -105,9 +109,11 @@ class Plan:
         self.device = torch.device(device)
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self.quick = quick
-        self.steps, self.rounds = STEPS[quick], 3 if quick else 10
+        self.steps = STEPS[quick]
+        self.turns, self.rounds = (TURNS, 1) if quick else (1, 10)
         self.rows = list(rows_of(models, quick))
         self.errors: dict[str, str] = {}
+        self.sizes: dict[str, list[int]] = {}  # of the sample, by model
         self._model: str | None = None
         self._subject: TimedUNet | None = None
 
@@ -117,6 +123,7 @@ class Plan:
             self.forget()
             torch.manual_seed(0)
             self._subject, self._model = UNETS[model](self.device, self.dtype, quick=self.quick), model
+            self.sizes[model] = list(self._subject.sample.shape)
         return self._subject
 
     def forget(self) -> None:
@@ -128,7 +135,16 @@ class Plan:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     plan = metafunc.config.pluginmanager.get_plugin("latency-plan") or Plan(["sd15"], quick=True, device="cpu")
-    metafunc.parametrize(("plan", "row"), [(plan, row) for row in plan.rows], ids=[_id(row) for row in plan.rows])
+    runs = order_of(plan)
+    metafunc.parametrize(
+        ("plan", "row"), [(plan, row) for row, _ in runs], ids=[f"{_id(row)}, {turn}" for row, turn in runs]
+    )
+
+
+def order_of(plan: Plan) -> list[tuple[Row, int]]:
+    """Rows and turns as they are timed: one model after the other, within it each turn through all of its rows."""
+    models = dict.fromkeys(row.model for row in plan.rows)
+    return [(row, turn) for model in models for turn in range(plan.turns) for row in plan.rows if row.model == model]
 
 
 def _id(row: Any) -> str:
@@ -136,6 +152,8 @@ def _id(row: Any) -> str:
 
 
 def test_run(benchmark: Any, plan: Plan, row: Row) -> None:
+    if _id(row) in plan.errors:
+        pytest.skip(plan.errors[_id(row)])
     torch.compiler.reset()
     subject = plan.subject(row.model)
     try:
@@ -173,9 +191,11 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
             sys.exit(f"the suite ended with {status!r}")
         entries = json.loads(path.read_text(encoding="utf-8"))["benchmarks"] if path.stat().st_size else []
     timed = {entry["name"].partition("[")[2].rstrip("]"): entry for entry in entries}
-    return _with_ratios(
-        [_table_row(row, plan.steps, timed.get(_id(row)), plan.errors.get(_id(row))) for row in plan.rows]
-    )
+    rows = []
+    for row in plan.rows:
+        turns = [timed[name] for turn in range(plan.turns) if (name := f"{_id(row)}, {turn}") in timed]
+        rows.append(_table_row(row, plan.steps, turns, plan.errors.get(_id(row))))
+    return _with_ratios(rows)
 
 
 class _Named:
@@ -188,21 +208,27 @@ class _Named:
         config.pluginmanager.register(self._plan, "latency-plan")
 
 
-def _table_row(row: Row, steps: int, timed: dict[str, Any] | None, error: str | None) -> dict[str, Any]:
+def _table_row(row: Row, steps: int, turns: list[dict[str, Any]], error: str | None) -> dict[str, Any]:
+    """turns: pytest-benchmark's entries of the row. seconds: the median round of each."""
     found: dict[str, Any] = {"model": row.model, "name": row.name, "mode": row.mode, "steps": steps, **asdict(row)}
-    found |= {"calls": None, "p20": None, "p50": None, "p80": None, "time_ratio": None, "peak_bytes": None}
-    if timed is not None:
-        found |= percentiles(timed["stats"]["data"])
-        found |= timed["extra_info"]
+    found |= {"calls": None, "p20": None, "p50": None, "p80": None, "time_ratio": None, "time_ratios": None}
+    found |= {"peak_bytes": None, "seconds": []}
+    if turns and error is None:
+        rounds = [turn["stats"]["data"] for turn in turns]
+        found |= percentiles([seconds for each in rounds for seconds in each])
+        found["seconds"] = [statistics.median(each) for each in rounds]
+        found |= turns[-1]["extra_info"]
     return found | {"error": error}
 
 
 def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    base = {(row["model"], row["mode"]): row["p50"] for row in rows if row["method"] == "uncached"}
+    base = {(row["model"], row["mode"]): row["seconds"] for row in rows if row["method"] == "uncached"}
     for row in rows:
         uncached = base.get((row["model"], row["mode"]))
-        if uncached is not None and row["p50"] is not None:
-            row["time_ratio"] = uncached / row["p50"]
+        if uncached and row["seconds"]:
+            ratios = [full / seconds for full, seconds in zip(uncached, row["seconds"], strict=True)]
+            row["time_ratio"] = statistics.median(ratios)
+            row["time_ratios"] = [round(min(ratios), 3), round(max(ratios), 3)]
     return rows
 
 
@@ -243,8 +269,11 @@ def main() -> None:
     print_table(rows, COLUMNS)
     print(verdict(rows, plan))
     if options.json:
-        sizes = {name: list(plan.subject(name).sample.shape) for name in options.models}
-        write_json(options.json, rows, conditions(plan.device, quick=plan.quick, dtype=str(plan.dtype), samples=sizes))
+        more: dict[str, Any] = {"quick": plan.quick, "dtype": str(plan.dtype)}
+        more["samples"] = {name: plan.sizes[name] for name in options.models}
+        if plan.turns > 1:
+            more["rounds"] = f"{plan.turns} of each row, taking turns with those of the model's other rows"
+        write_json(options.json, rows, conditions(plan.device, **more))
 
 
 if __name__ == "__main__":

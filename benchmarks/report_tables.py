@@ -210,7 +210,7 @@ def latency(data: Data, _pictures: Pictures) -> str:
             row["name"],
             count(row["steps"]),
             count(row["calls"]),
-            number(row["time_ratio"], 2),
+            number(row["time_ratio"], 2) + spread(row["time_ratios"], 2),
             number(100 * (row["p80"] - row["p20"]) / row["p50"], 1, suffix=" %"),
             size(row["peak_bytes"]),
         ]
@@ -220,7 +220,8 @@ def latency(data: Data, _pictures: Pictures) -> str:
     failed = [f"- {r['model']}, {r['mode']}, {r['name']}: {r['error']}" for r in data["rows"] if r["error"]]
     words = (
         "UNet (and ControlNet) time of a run, published widths, random weights: how many times less than the uncached "
-        "run of the same mode; spread: 80th minus 20th percentile over the median."
+        "run of the same mode (median over turns, least to greatest); spread: 80th minus 20th percentile of the time "
+        "over its median."
     )
     parts = [words, conditions(data["conditions"]), table(*without_empty(head, cells))]
     return "\n\n".join(parts + (["Without figures:\n\n" + "\n".join(failed)] if failed else []))
