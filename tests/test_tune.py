@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,8 @@ from ticache_models import Recorder, ddim, denoise, make_inputs, make_unet
 from torch import Tensor, nn
 
 import ticache
+from ticache.best_steps import Choice
+from ticache.calibration import Recording
 from ticache.provenance import TuningCheck, model_identity
 from ticache.tuning.metrics import as_tensor, psnr
 from ticache.tuning.trials import digest_of
@@ -162,17 +166,44 @@ def test_uncached_runs_are_made_once(subject: Subject) -> None:
     assert subject.runs <= 4 + 2 * trials + 2 * 2 + 2
 
 
+def recording_of(subject: Subject, *seeds: int) -> Recording:
+    """The mean recording of uncached runs."""
+    found: list[Recording] = []
+    for seed in seeds:
+        with ticache.apply(subject.unet, schedule="auto", scheduler=subject.scheduler) as session:
+            subject.run(**call(seed))
+            assert session.calibration is not None
+            found += session.calibration.recordings.values()
+    return reduce(Recording.merged, found)
+
+
+def chosen(recording: Recording, count: int) -> Choice:
+    settings: dict[str, Any] = {"coordinates": range(STEPS), "timesteps": recording.timesteps}
+    return recording.choose(count, guidance=None, orders=(2,), forecasters=("newton",), **settings)
+
+
 def test_without_a_trial_the_recording_chooses(subject: Subject) -> None:
-    config = subject.tune(full_steps=3, trials=0)
+    config = subject.tune(full_steps=3, trials=0, calls=[call(0), call(1)], check=[call(2)])
     assert subject.runs == 2  # the calibration calls, uncached
-    assert config.steps is not None
-    assert len(config.steps) == 3
     assert config.provenance is None
-    with ticache.apply(subject.unet, N=3, schedule="auto", scheduler=subject.scheduler) as session:
-        subject.run(**call(0))
-        recorded = session.recorded.best(3, (2,), ("newton",))
-    assert recorded is not None
-    assert config.order == recorded.order == 2
+    best = chosen(recording_of(subject, 0, 1), 3)
+    assert (config.steps, config.order, config.forecaster) == (best.steps, best.order, best.forecaster)
+
+
+@pytest.mark.parametrize("wanted", [3, 6, 7])
+def test_the_recording_tells_where_to_look_for_a_target(tmp_path: Path, subject: Subject, wanted: int) -> None:
+    """After one trial at two full steps the next is at as many as the recorded error says reach the target."""
+    calls: dict[str, Any] = {"calls": [call(0), call(1)], "check": [call(2)]}
+    recording = recording_of(subject, 0, 1)
+    error = {count: chosen(recording, count).error for count in (2, wanted - 1, wanted)}
+    first = subject.tune(full_steps=2, trials=1, **calls)
+    assert first.provenance is not None
+    between = (error[wanted - 1] * error[wanted]) ** 0.5
+    target = first.provenance.figures["tuned"]["calibration"] + 10 * math.log10(error[2] / between)
+    subject.tune(target_psnr=target, trials=2, journal=tmp_path / "journal", **calls)
+    tried = [json.loads(json.loads(line)["key"]) for line in (tmp_path / "journal").read_text().splitlines()[1:]]
+    counts = [len(steps) for kind, steps, *_ in tried if kind == "calibration"]
+    assert counts[:2] == [2, wanted]
 
 
 def test_the_search_tries_what_was_recorded_before_others(subject: Subject) -> None:
