@@ -34,7 +34,7 @@ from benchmarks.networks import UNETS, TimedUNet
 TESTS = ("tests/test_ops.py", "tests/test_forward_context.py")
 CUTS = ("outer", "output", "branches")
 STEPS = {False: 30, True: 6}  # of a run, for the long form and the quick one
-TURNS = 5  # of the quick form: rounds of each row, between those of the others
+TURNS = 3  # of the quick form: rounds of each row, between those of the others
 QUICK_MODELS = ["sd15", "animatediff"]
 COLUMNS = ("model", "name", "mode", "calls", "p20", "p50", "p80", "time_ratio", "peak_bytes", "error")
 
