@@ -18,6 +18,8 @@ from benchmarks.plots.error_per_step import curves
 from benchmarks.plots.quality_speed import points
 from benchmarks.plots.style import is_drawn
 from benchmarks.tables import BEGIN, END, ROOT
+from fye_pipeline import presets
+from fye_pipeline.models.files import SHIPPED_MODEL
 
 
 @pytest.fixture
@@ -201,3 +203,16 @@ def test_a_table_keeps_its_columns_apart() -> None:
 def test_columns_without_any_figure_are_left_out() -> None:
     rows = [row | {"l1_truth": None} for row in benchmark_rows.acceleration()["rows"]]
     assert "L1" not in report_tables.acceleration_table(rows).splitlines()[0]
+
+
+def test_a_table_of_earlier_weights_says_so(results: Path) -> None:
+    shipped = presets.read(SHIPPED_MODEL)
+    assert shipped is not None
+    data = benchmark_rows.ablation()
+    data["conditions"]["model_hash"] = shipped["conditions"]["model_hash"]
+    (results / "ablation.json").write_text(json.dumps(data))
+    assert "earlier weights" not in tables.documents(results)[ROOT / "benchmarks" / "README.md"]
+    data["conditions"]["model_hash"] = "0123456789abcdef"
+    (results / "ablation.json").write_text(json.dumps(data))
+    text = tables.documents(results)[ROOT / "benchmarks" / "README.md"]
+    assert "Measured on earlier weights of the portrait model (0123456789abcdef)" in text
