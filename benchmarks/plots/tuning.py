@@ -35,11 +35,8 @@ def paint(theme: Theme, rows: Sequence[Row]) -> Figure:
     best = trials["best"]
     colour = theme.colours["vermillion"]
     left.step(range(1, len(best) + 1), best, where="post", color=colour, linewidth=1.8)
-    for row in rows:
-        if (row["name"], row.get("cut"), row["full_steps"]) == ("late", "outer", trials["full_steps"]):
-            late = row["calibration"]
-            left.axhline(late, color=theme.colours["blue"], linestyle="--", linewidth=1.4)
-            left.annotate("late", (len(best), late), color=theme.colours["blue"], fontsize=9, va="bottom", ha="right")
+    left.axhline(best[0], color=theme.colours["blue"], linestyle="--", linewidth=1.4)
+    left.annotate("late", (len(best), best[0]), color=theme.colours["blue"], fontsize=9, va="bottom", ha="right")
     left.annotate("best so far", (len(best), best[-1]), color=colour, fontsize=9, va="bottom", ha="right")
     left.margins(y=0.12)
     left.set_xlabel("trial")

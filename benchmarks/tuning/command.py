@@ -42,9 +42,7 @@ TARGET = 45.0  # dB
 SHOWN = 6  # full steps whose trials are drawn
 COUNTS = {True: (4, 5, 6, 8, 10), False: (3, 4, 5, 6, 7, 8, 10, 12, 15)}  # full steps, for the short form and the long
 # Bounds: at the count that is drawn, at the others, at the second cut (which begins with what the first found), target.
-# Four times as many were needed from the late schedule: FROM_LATE is of a tuner that began there, on the same calls.
-TRIALS = {True: (7, 3, 2, 10), False: (10, 6, 4, 15)}
-FROM_LATE = ROOT / "benchmarks" / "results" / "tuning_from_late.json"
+TRIALS = {True: (26, 12, 8, 40), False: (40, 24, 16, 60)}
 # The least PSNR in calibration of each preset: the cheapest tuned setting that has it.
 LEVELS = {"fast": 45.0, "balanced": 50.0, "faithful": 60.0}
 DOCUMENT = ROOT / "docs" / "tune.md"
@@ -123,8 +121,7 @@ def measure(
 ) -> list[Row]:
     """Late and tuned at several numbers of full steps, for two cuts; the target; the presets."""
     watch = Watch()
-    # What a recording tells is of one cut's features: each cut has uncached runs of its own.
-    tuning, cheap = (Tuning(pipe, calls=search, check=check, journal=journal, progress=watch) for _ in range(2))
+    tuning = Tuning(pipe, calls=search, check=check, journal=journal, progress=watch)
     shown, others, second, wanted = TRIALS[quick]
     rows: list[Row] = []
     configs: list[ticache.CacheConfig] = []
@@ -138,19 +135,19 @@ def measure(
         )
         outer[count] = config.steps or ()
         configs.append(config)
-        rows += rows_of(config, begun=watch.best[0])
+        rows += rows_of(config)
         if count == SHOWN:
             rows.append({"name": "trials", "full_steps": count, "best": watch.best})
     for count in COUNTS[quick]:
         watch.begin(f"output, {count} full steps")
-        config = cheap.find(
+        config = tuning.find(
             full_steps=count,
             choices=Choices(orders=(2, 3), cuts=("output",)),
             trials=second,
             hints=[outer[count]],
         )
         configs.append(config)
-        rows += rows_of(config, begun=watch.best[0])
+        rows += rows_of(config)
     watch.begin(f"target {TARGET:g} dB")
     found = tuning.find(target_psnr=TARGET, choices=Choices(orders=(2, 3), cuts=("outer",)), trials=wanted)
     rows += rows_of(found, f"target {TARGET:g} dB")
@@ -160,11 +157,8 @@ def measure(
     return rows
 
 
-def rows_of(config: ticache.CacheConfig, name: str = "tuned", begun: float | None = None) -> list[Row]:
-    """A tuned config's rows: itself, the late schedule with as many full steps, and one full step fewer.
-
-    begun: what the first trial, which is the recording's choice, keeps in calibration, in dB.
-    """
+def rows_of(config: ticache.CacheConfig, name: str = "tuned") -> list[Row]:
+    """A tuned config's rows: itself, the late schedule with as many full steps, and one full step fewer."""
     assert config.provenance is not None
     figures = config.provenance.figures
     count = figures["full_steps"]
@@ -180,8 +174,6 @@ def rows_of(config: ticache.CacheConfig, name: str = "tuned", begun: float | Non
             **figures["tuned"],
         }
     ]
-    if begun is not None:
-        rows[0]["recording"] = begun
     if name == "tuned":
         steps = list(late_steps_of(count, STEPS))
         rows.append({"name": "late", **shared, "full_steps": count, "steps": steps, "order": 2, **figures["late"]})
@@ -316,29 +308,6 @@ def figures_of(rows: Sequence[Row], record: Row) -> str:
             markdown.table(head, lines),
             sentence,
             markdown.table(["preset", "wanted", "cut", "full steps", "fewer operations", "unseen clips"], preset_lines),
-            *(beside_the_late_start(rows) if record.get("quick") else ()),
             markdown.conditions(record),
         ]
     )
-
-
-def beside_the_late_start(rows: Sequence[Row]) -> list[str]:
-    """What the recording alone gives, and what a search from the late schedule with four times the trials gave."""
-    from benchmarks import markdown
-
-    earlier = json.loads(FROM_LATE.read_text(encoding="utf-8"))["rows"]
-    from_late = {(row["cut"], row["full_steps"]): row for row in earlier if row["name"] == "tuned"}
-    lines = []
-    for row in rows:
-        before = from_late.get((row.get("cut"), row["full_steps"]))
-        if row["name"] == "tuned" and before is not None:
-            cells = [f'`"{row["cut"]}"`', str(row["full_steps"]), f"{row['recording']:.1f}", str(row["trials"])]
-            cells += [f"{row['calibration']:.1f}", f"{row['check']:.1f}", str(before["trials"])]
-            lines.append([*cells, f"{before['calibration']:.1f}", f"{before['check']:.1f}"])
-    head = ["cut", "full steps", "recording, untried", "trials", "tuned", "unseen", "trials, late", "tuned", "unseen"]
-    words = (
-        "PSNR in dB on the calibration clips, and on unseen ones where it says so: what the recording chooses, what "
-        "the search makes of it, and what the same search made of the late schedule with four times the trials, on "
-        "the same calls."
-    )
-    return [words, markdown.table(head, lines)]
