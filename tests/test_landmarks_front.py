@@ -61,9 +61,9 @@ def test_a_person_is_found_with_hair_and_shoulders() -> None:
     np.testing.assert_array_equal(front, again)
 
 
-@pytest.mark.parametrize("distance", [8.0, -60.0])
+@pytest.mark.parametrize("distance", [8.0, -60.0, 600.0, 2000.0])
 def test_a_face_without_a_background_is_left_whole(distance: float) -> None:
-    """A face that fills the picture, and landmarks that lie nowhere in it."""
+    """A face that fills the picture, landmarks that lie nowhere in it, and faces of a few pixels."""
     landmarks = landmarks_of(distance=distance)
     picture, _ = scene(landmarks_of())
     assert person_in_front(picture, landmarks + (distance < 0) * 5) is None

@@ -28,6 +28,7 @@ _WIDE, _NARROW, _NEAR = (0.8, 0.95), (0.62, 0.85), (0.8, 1.05)
 _RIM = 2 / 256  # of the picture: how much wider than found the person is taken to be
 _HOLE = 1 / 256  # and how much further out the background is known again
 _SOFT = 0.015  # of the picture: the blur of what is guessed, at twice as far from what is known
+_FEW = 64  # pixels of the face, or of what is certainly background, that are too few to learn colours from
 _FILLS = 0.97  # of the picture: a person who covers more has no background that could be told apart
 
 
@@ -98,7 +99,7 @@ def reach_of(front: Map, centre: NDArray[np.floating], outline: NDArray[np.float
 def _cut_out(picture: Picture, points: NDArray[np.float64], hair: tuple[float, float]) -> tuple[Bits, Bits]:
     """Where GrabCut finds the person, and where most people end. hair: half axes of the ellipse that it begins with."""
     guess, near = _first_guess(points, hair, len(picture))
-    if not near.any() or near.all() or not (guess == cv2.GC_FGD).any():
+    if (guess == cv2.GC_FGD).sum() < _FEW or (~near).sum() < _FEW:
         return np.zeros_like(near), near
     colours = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)  # its colours are found from a random start
