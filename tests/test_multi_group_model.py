@@ -165,6 +165,33 @@ def test_the_table_has_every_row_with_every_figure(monkeypatch: pytest.MonkeyPat
     assert table.describe(result).count("\n") == 1 + len(table.ROWS)
 
 
+def test_a_table_that_was_broken_off_goes_on_and_an_old_one_is_not_mixed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[int] = []
+
+    def fake(pipe: Any, picture: Any, faces: Any, branch: Any, **options: Any) -> np.ndarray:
+        if len(made) == 4 and not stopped:
+            raise KeyboardInterrupt
+        made.append(options["seed"])
+        return np.repeat(picture[None] / 255.0, len(faces[0].driver), 0)
+
+    monkeypatch.setattr(table, "generate_group", fake)
+    monkeypatch.setattr(table, "ablation_folder", lambda: SHIPPED)
+    plan, stopped = table.Plan(clips=1, frames=2, steps=1), False
+    with pytest.raises(KeyboardInterrupt):
+        table.evaluate_people(plan, target=tmp_path / "t.json")
+    stopped = True
+    with pytest.raises(UserError, match="--resume"):
+        table.evaluate_people(plan, target=tmp_path / "t.json")
+    with pytest.raises(UserError, match="other settings"):
+        table.evaluate_people(table.Plan(clips=1, frames=2, steps=2), target=tmp_path / "t.json", resume=True)
+    result = table.evaluate_people(plan, target=tmp_path / "t.json", resume=True)
+    assert tuple(result["rows"]) == table.ROWS
+    assert len(made) == 4 + 4 * 3, "the first row is not made again"
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
+
+
 def test_a_wrong_number_of_people_ends_in_a_sentence() -> None:
     with pytest.raises(UserError, match="2 or 3"):
         table.Plan(people=5)

@@ -94,13 +94,12 @@ def rendered(
             "--no-cross": not cross,
             "--N": interval is not None,
             "--jobs": jobs != 1,
-            "--resume": resume,
         }
         if unfit := [flag for flag, given in alone.items() if given]:
             raise UserError(f"{', '.join(unfit)} cannot be used with --people {people}: leave it out.")
-        target = _target(json_file, overwrite=overwrite, resume=False)
+        target = _target(json_file, overwrite=overwrite, resume=resume)
         plan = {"people": people, "clips": clips or 3, "frames": frames or 8, "steps": steps, "seed": seed}
-        _people(plan, target, device, face_landmarker, reporter, debug=debug)
+        _people(plan, target, device, face_landmarker, reporter, resume=resume, overwrite=overwrite, debug=debug)
         return
     if split not in ("held", "train", "demo"):
         raise UserError(f"--split must be held, train or demo, got {split!r}.")
@@ -336,6 +335,8 @@ def _people(
     face_landmarker: Path | None,
     reporter: Reporter,
     *,
+    resume: bool,
+    overwrite: bool,
     debug: bool,
 ) -> None:
     """Measure pictures of several people."""
@@ -347,6 +348,12 @@ def _people(
     task = obtain_face_landmarker(face_landmarker)
     with reporter.progress() as on_progress:
         result = evaluate_people(
-            Plan(**plan), face_landmarker=task, device=device, target=target, on_progress=on_progress
+            Plan(**plan),
+            face_landmarker=task,
+            device=device,
+            target=target,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
         )
     reporter.result(describe(result), result)

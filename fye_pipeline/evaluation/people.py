@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fye_pipeline import presets
 from fye_pipeline.animate.session import choose_device, load_model, recommended_guidance
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics as pictures
@@ -31,11 +32,12 @@ from fye_pipeline.multi_portrait.group_model import (
     generate_group,
 )
 from fye_pipeline.multi_portrait.rendered_features import RenderedExtractor
-from fye_pipeline.progress import OnProgress, silent
-from fye_pipeline.storage.run_log import write_result
+from fye_pipeline.progress import OnProgress, logger, silent
+from fye_pipeline.storage.files import digest_of_folder
+from fye_pipeline.storage.run_log import Journal, finished_result, journal_path, write_result
 from fye_pipeline.world import World
 from fye_pipeline.world.drivers import driven_face
-from fye_pipeline.world.scenes import Scene, render_scene, sample_cast
+from fye_pipeline.world.scenes import HEIGHT, WIDE, Scene, render_scene, sample_cast
 
 Video = NDArray[np.floating]
 
@@ -126,6 +128,8 @@ def evaluate_people(
     device: str = "auto",
     target: Path | None = None,
     keep: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Measure every row; the keys are those of `fye evaluate rendered --people N --json`.
@@ -133,46 +137,63 @@ def evaluate_people(
     `ours`: landmarks tell the pose, features the face, exclusive masks; `no_masks`: all drivers reach every place;
     `equation`: Eq. 4 of the paper as printed; `no_augmentation`: trained without resamplers; `landmarks`: whole
     landmarks, no features; `repeat_reference`: the portrait in every frame. keep: a folder for the videos as `.npz`.
-    Raises `UserError` where weights are absent.
+    Beside target, finished rows of scenes are kept until all are; resume: go on with those. Raises `UserError` where
+    weights are absent, and as `Journal` and `finished_result`.
     """
     ablation_folder()
     pipe = load_model(SHIPPED_MODEL, choose_device(device), torch.float32)
     pipe.set_progress_bar_config(disable=True)
     guidance = recommended_guidance(SHIPPED_MODEL)
     world, extract = World(CanonicalFace.load()), RenderedExtractor()
+    conditions = _conditions(plan, pipe, guidance, world)
+    if target is not None and resume and not overwrite and (before := finished_result(target, conditions)) is not None:
+        logger.info(f"{target} was made under the same conditions; nothing to do.")
+        return before
+    notes = Journal(journal_path(target), conditions, resume=resume, overwrite=overwrite)
     cases = [make_case(world, plan, clip, extract) for clip in range(plan.clips)]
-    found: dict[str, list[dict[str, float]]] = {row: [] for row in ROWS}
-    total, done = plan.clips * len(ROWS), 0
     with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
         truths = [tracks_of(case, case.truth, detector.detect) for case in cases]
         for row in ROWS:
             with branch_of(row, pipe.unet) as (branch, rule):
                 for clip, (case, truth) in enumerate(zip(cases, truths, strict=True)):
+                    if _part(row, clip) in notes.entries:
+                        continue
                     videos = [np.broadcast_to(case.portrait.frames / 255.0, case.truth.shape)] * (1 + plan.people)
                     if row != "repeat_reference":
                         videos = _videos(pipe, case, plan, clip, guidance, branch, rule)
-                    found[row] += figures(case, videos, truth, detector.detect)
+                    notes.add(_part(row, clip), {"people": figures(case, videos, truth, detector.detect)})
                     if keep is not None:
                         keep.mkdir(parents=True, exist_ok=True)
                         np.savez_compressed(keep / f"{row}_{clip}.npz", video=pictures.to_uint8(videos[0]))
-                    done += 1
-                    on_progress("videos", done, total)
-    result = {
-        "rows": {row: _mean_row(entries) for row, entries in found.items()},
-        "conditions": asdict(plan)
-        | {
-            "size": list(cases[0].truth.shape[2:0:-1]),
-            "seen_by": f"MediaPipe's face landmarker on each person's square at {SEEN_AT} pixels, also in the truth",
-            "rate": RATE,
-            "guidance": guidance,
-            "world_version": world.version,
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "device": str(pipe.device),
-        },
+                    on_progress("videos", len(notes.entries), plan.clips * len(ROWS))
+    people = {
+        row: [one for clip in range(plan.clips) for one in notes.entries[_part(row, clip)]["people"]] for row in ROWS
     }
+    result = {"rows": {row: _mean_row(entries) for row, entries in people.items()}, "conditions": conditions}
     if target is not None:
         write_result(target, result)
+    notes.close()
     return result
+
+
+def _part(row: str, clip: int) -> str:
+    """The journal's name of a row's figures of one scene."""
+    return f"{row} {clip}"
+
+
+def _conditions(plan: Plan, pipe: Any, guidance: float, world: World) -> dict[str, Any]:
+    """Everything that decides the figures."""
+    return asdict(plan) | {
+        "size": [WIDE, HEIGHT],
+        "seen_by": f"MediaPipe's face landmarker on each person's square at {SEEN_AT} pixels, also in the truth",
+        "rate": RATE,
+        "guidance": guidance,
+        "model_state": digest_of_folder(SHIPPED_MODEL, but=(presets.FILE,))[:16],
+        "adapter": digest_of_folder(SHIPPED)[:16],
+        "world_version": world.version,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "device": str(pipe.device),
+    }
 
 
 def _videos(
