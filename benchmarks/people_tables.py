@@ -74,18 +74,22 @@ def few_steps(data: Data) -> str:
 TABLES: Mapping[str, tuple[str, str, Callable[[Data], str]]] = {
     "people": (
         "Features, masks and landmarks",
-        "fye evaluate rendered --people 2 --json benchmarks/results/people.json",
+        "fye evaluate rendered --people 2 --clips 6 --steps 4 --json benchmarks/results/people.json",
         people,
     ),
-    "exprbench": ("ExprBench", "fye evaluate exprbench --json benchmarks/results/exprbench.json", exprbench),
+    "exprbench": (
+        "ExprBench",
+        "fye evaluate exprbench --singles 6 --multis 4 --frames 8 --steps 4 --json benchmarks/results/exprbench.json",
+        exprbench,
+    ),
     "cross_identity": (
         "Another head's driver, and a face in company",
-        "python -m benchmarks.cross_identity --json benchmarks/results/cross_identity.json",
+        "python -m benchmarks.cross_identity --clips 6 --steps 4 --json benchmarks/results/cross_identity.json",
         cross_identity,
     ),
     "few_steps": (
         "Few steps",
-        "python -m benchmarks.few_steps --json benchmarks/results/few_steps.json",
+        "python -m benchmarks.few_steps --clips 5 --json benchmarks/results/few_steps.json",
         few_steps,
     ),
 }
