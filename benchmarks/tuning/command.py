@@ -1,11 +1,12 @@
 """What does tuning the full steps bring? Curves for the shipped model, its presets, and the figures of docs/tune.md.
 
-    python -m benchmarks.tuning [--quick] [--journal FILE] [--json FILE] [--ship] [--preview] [--exhaustive]
+    python -m benchmarks.tuning [--quick] [--share X] [--journal FILE] [--json FILE] [--ship] [--preview] [--exhaustive]
     python -m benchmarks.tuning --from FILE
 
 Everything comes from one run: the search sees clips of heads of the training split, the check is on held-out heads.
-`--ship` writes the presets beside the model, the pictures in docs/images and the figures in docs/tune.md. `--journal`
-lets an interrupted run go on. `--exhaustive` also tries every schedule of a short run, where that can be done.
+`--share` of the trials: 0.25 allows a quarter. `--ship` writes the presets beside the model, the pictures in
+docs/images and the figures in docs/tune.md. `--journal` lets an interrupted run go on. `--exhaustive` also tries every
+schedule of a short run, where that can be done.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--journal", type=Path, help="a file in which trials are kept; the run goes on from it")
     parser.add_argument("--ship", action="store_true", help="write presets, pictures and the figures of the document")
     parser.add_argument("--preview", action="store_true", help="with --ship: also PNGs of the pictures")
+    parser.add_argument("--share", type=float, default=1.0, help="of the trials: 0.25 allows a quarter of them")
     parser.add_argument("--exhaustive", action="store_true", help="also every schedule of a run of 10 steps")
     for name, what in (("frames", "of a clip"), ("clips", "to search on"), ("check-clips", "for the check")):
         parser.add_argument(f"--{name}", type=int, help=what)
@@ -89,8 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         **sizes,
         seed=0,
         target=TARGET,
+        **({} if args.share == 1 else {"share_of_trials": args.share}),
     )
-    rows = measure(pipe, *calls[STEPS], args.journal, quick=args.quick)
+    rows = measure(pipe, *calls[STEPS], args.journal, quick=args.quick, share=args.share)
     if args.exhaustive:
         rows += exhaustive(pipe, calls[10][0][:2])
     print_table([row for row in rows if "check" in row], COLUMNS)
@@ -118,11 +122,13 @@ def measure(
     journal: Path | None,
     *,
     quick: bool,
+    share: float = 1.0,
 ) -> list[Row]:
-    """Late and tuned at several numbers of full steps, for two cuts; the target; the presets."""
+    """Late and tuned at several numbers of full steps, for two cuts; the target; the presets. share: of the trials."""
     watch = Watch()
-    tuning = Tuning(pipe, calls=search, check=check, journal=journal, progress=watch)
-    shown, others, second, wanted = TRIALS[quick]
+    # What a recording tells is of one cut's features: each cut has uncached runs of its own.
+    tuning, cheap = (Tuning(pipe, calls=search, check=check, journal=journal, progress=watch) for _ in range(2))
+    shown, others, second, wanted = (math.ceil(share * bound) for bound in TRIALS[quick])
     rows: list[Row] = []
     configs: list[ticache.CacheConfig] = []
     outer: dict[int, Sequence[int]] = {}
@@ -135,19 +141,19 @@ def measure(
         )
         outer[count] = config.steps or ()
         configs.append(config)
-        rows += rows_of(config)
+        rows += rows_of(config, begun=watch.best[0])
         if count == SHOWN:
             rows.append({"name": "trials", "full_steps": count, "best": watch.best})
     for count in COUNTS[quick]:
         watch.begin(f"output, {count} full steps")
-        config = tuning.find(
+        config = cheap.find(
             full_steps=count,
             choices=Choices(orders=(2, 3), cuts=("output",)),
             trials=second,
             hints=[outer[count]],
         )
         configs.append(config)
-        rows += rows_of(config)
+        rows += rows_of(config, begun=watch.best[0])
     watch.begin(f"target {TARGET:g} dB")
     found = tuning.find(target_psnr=TARGET, choices=Choices(orders=(2, 3), cuts=("outer",)), trials=wanted)
     rows += rows_of(found, f"target {TARGET:g} dB")
@@ -157,8 +163,11 @@ def measure(
     return rows
 
 
-def rows_of(config: ticache.CacheConfig, name: str = "tuned") -> list[Row]:
-    """A tuned config's rows: itself, the late schedule with as many full steps, and one full step fewer."""
+def rows_of(config: ticache.CacheConfig, name: str = "tuned", begun: float | None = None) -> list[Row]:
+    """A tuned config's rows: itself, the late schedule with as many full steps, and one full step fewer.
+
+    begun: what the first trial, which is the recording's choice, keeps in calibration, in dB.
+    """
     assert config.provenance is not None
     figures = config.provenance.figures
     count = figures["full_steps"]
@@ -174,6 +183,8 @@ def rows_of(config: ticache.CacheConfig, name: str = "tuned") -> list[Row]:
             **figures["tuned"],
         }
     ]
+    if begun is not None:
+        rows[0]["recording"] = begun
     if name == "tuned":
         steps = list(late_steps_of(count, STEPS))
         rows.append({"name": "late", **shared, "full_steps": count, "steps": steps, "order": 2, **figures["late"]})
