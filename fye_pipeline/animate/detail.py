@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fye_pipeline.landmarks.bend import Bend, Bender
 from fye_pipeline.landmarks.drawing import Landmarks, facial_mask
 from fye_pipeline.landmarks.topology import LEFT_EYE, RIGHT_EYE
+from fye_pipeline.media.image import resized
 from fye_pipeline.sampling.denoise import encode_reference
 
 Picture = NDArray[np.uint8]
@@ -51,7 +52,7 @@ class BentPortraits:
     def __getitem__(self, frame: int) -> Picture:
         """One frame's, as the UNet takes it. -> uint8 RGBA [size, size, 4]."""
         wide = self.bend(frame, self.size * HINT_SCALE).rgba(self.portrait, self.behind(self.portrait))
-        return np.asarray(cv2.resize(wide, (self.size, self.size), interpolation=cv2.INTER_AREA), np.uint8)
+        return resized(wide, self.size)
 
     def bend(self, frame: int, side: int) -> Bend:
         """Where a frame's pixels come from, for `side` pixels a side."""
@@ -82,7 +83,7 @@ def with_detail(pipe: Any, made: Frame, bent: BentPortraits, frame: int, portrai
     bend = bent.bend(frame, side)
     known = reconstruct(pipe, bent[frame][..., :3])
     painted = np.minimum(made, np.maximum(bent.brightest, known))
-    painted = in_its_light(painted, bent.brightest, _resized(bend.mouth, bent.size))
+    painted = in_its_light(painted, bent.brightest, resized(bend.mouth, bent.size))
     sharp = bend.apply(portrait, bent.behind(portrait))
     return compose(sharp, bend.shown, bend.moved, soft_face(bent.at(frame), side), painted, known)
 
@@ -95,8 +96,8 @@ def compose(sharp: Picture, trust: Frame, moved: Frame, face: Frame, made: Frame
     """
     side = len(sharp)
     base = sharp.astype(np.float32) / 255
-    own = _resized(made, side)
-    change = _resized(made - known, side)
+    own = resized(made, side)
+    change = resized(made - known, side)
     change = np.sign(change) * np.maximum(np.abs(change) - SLIGHT, 0)
     changed = base + CHANGE_SHARE * face[..., None] * change
     mixed = own + trust[..., None] * (changed - own)
@@ -152,10 +153,3 @@ def reconstruct(pipe: Any, picture: Picture) -> Frame:
     latents = encode_reference(pipe, picture)
     decoded = pipe.vae.decode(latents / pipe.vae.config["scaling_factor"], return_dict=False)[0]
     return (decoded[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-
-
-def _resized(picture: Frame, side: int) -> Frame:
-    if len(picture) == side:
-        return picture
-    way = cv2.INTER_AREA if len(picture) > side else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, (side, side), interpolation=way), np.float32)

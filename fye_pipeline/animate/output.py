@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +17,7 @@ from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.driver import Driver
 from fye_pipeline.animate.portrait import Portrait
 from fye_pipeline.animate.renderer import RenderContext, Renderer
+from fye_pipeline.media.image import resized
 from fye_pipeline.media.writer import VideoWriter, watermark
 
 PANEL = 256  # pixels a side, the least in the side-by-side video
@@ -117,13 +116,7 @@ def decibels(error: float) -> float:
 
 def side_by_side(*pictures: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Square pictures in one row of panels of `side` pixels."""
-    return np.concatenate(list(_panels(pictures, side)), axis=1)
-
-
-def _panels(pictures: tuple[NDArray[np.uint8], ...], side: int) -> Iterator[NDArray[np.uint8]]:
-    for picture in pictures:
-        way = cv2.INTER_AREA if picture.shape[0] > side else cv2.INTER_CUBIC
-        yield np.asarray(cv2.resize(picture, (side, side), interpolation=way), np.uint8)
+    return np.concatenate([resized(picture, side) for picture in pictures], axis=1)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,7 +21,7 @@ from fye_pipeline.landmarks.faces import Box, Face, choose, make_face
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.file_type import is_video
-from fye_pipeline.media.image import letterbox, picture_frames, read_cover, read_picture
+from fye_pipeline.media.image import letterbox, picture_frames, read_cover, read_picture, resized
 from fye_pipeline.media.source import open_source
 from fye_pipeline.media.writer import Matte
 from fye_pipeline.progress import logger
@@ -53,7 +52,7 @@ class Crop:
         before = rows.start - self.top, columns.start - self.left
         after = self.top + self.side - rows.stop, self.left + self.side - columns.stop
         edges = ((before[0], after[0]), (before[1], after[1]), (0, 0))[: picture.ndim]
-        return _resized(np.pad(picture[rows, columns], edges, mode="edge"), size)
+        return resized(np.pad(picture[rows, columns], edges, mode="edge"), size)
 
     def seam(self) -> NDArray[np.float32]:
         """How much of the animated square is seen at each of its pixels: 1 inside, falling to 0 at its sides.
@@ -81,7 +80,7 @@ class Crop:
         """
         (rows, columns), inner = self.inside(), self.inner()
         alpha = (self.seam() if share is None else share)[inner][..., None]
-        square = _resized(frame, self.side)[inner].astype(np.float32)
+        square = resized(frame, self.side)[inner].astype(np.float32)
         result = portrait.copy()
         under = portrait[rows, columns].astype(np.float32)
         result[rows, columns] = (under + alpha * (square - under) + 0.5).astype(np.uint8)
@@ -162,11 +161,6 @@ def _distance(face: Face, x: float, y: float) -> float:
     dx = max(left * face.width - x, 0, x - right * face.width)
     dy = max(top * face.height - y, 0, y - bottom * face.height)
     return float(np.hypot(dx, dy)) or -1 / face.size
-
-
-def _resized(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    way = cv2.INTER_AREA if picture.shape[0] > size else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, (size, size), interpolation=way), np.uint8)
 
 
 @dataclass(frozen=True)

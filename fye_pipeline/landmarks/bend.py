@@ -26,6 +26,7 @@ from fye_pipeline.landmarks.topology import (
     RIGHT_EYE,
     RIGHT_IRIS,
 )
+from fye_pipeline.media.image import resized
 
 Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]
@@ -84,7 +85,7 @@ class Bend:
         """
         side, size = portrait.shape[0], len(self.x)
         while side >= 2 * size:  # without this, a large portrait would be sampled without averaging
-            portrait = _resized(portrait, side // 2)
+            portrait = resized(portrait, side // 2)
             side //= 2
         bent = np.asarray(
             cv2.remap(
@@ -97,8 +98,8 @@ class Bend:
             bent = np.asarray(np.clip(bent + self.mouth[..., None] * (dark - bent), 0, 255) + 0.5, np.uint8)
         if self.front is None or background is None or not self.moved.any():
             return bent
-        layered = _mix(_resized(background, size), bent, self.front)
-        return _mix(_resized(portrait, size), layered, self.moved)
+        layered = _mix(resized(background, size), bent, self.front)
+        return _mix(resized(portrait, size), layered, self.moved)
 
     def rgba(self, portrait: Picture, background: Picture | None = None) -> Picture:
         """The bent portrait with what it can be trusted for as its alpha; see `apply`. -> uint8 [S, S, 4]."""
@@ -449,13 +450,6 @@ def _strip_triangles(count: int) -> tuple[NDArray[np.int64], int]:
         strips.append(np.stack([outer + here, outer + there, inner + here], 1))
         strips.append(np.stack([outer + there, inner + there, inner + here], 1))
     return np.concatenate(strips), rings * count
-
-
-def _resized(picture: Picture, side: int) -> Picture:
-    if len(picture) == side:
-        return picture
-    way = cv2.INTER_AREA if len(picture) > side else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, (side, side), interpolation=way), np.uint8)
 
 
 def _mix(below: Picture, above: Picture, share: Map) -> Picture:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.landmarks.topology import FACE_OVAL, N_MESH
+from fye_pipeline.media.image import resized
 
 Picture = NDArray[np.uint8]
 Map = NDArray[np.float32]
@@ -37,8 +38,7 @@ def person_in_front(picture: Picture, landmarks: NDArray[np.floating], size: int
 
     1 within, 0 outside, soft between. None where person and background cannot be told apart.
     """
-    way = cv2.INTER_AREA if len(picture) > size else cv2.INTER_CUBIC
-    small = np.asarray(cv2.resize(picture, (size, size), interpolation=way), np.uint8)
+    small = resized(picture, size)
     points = np.asarray(landmarks, np.float64)[:N_MESH, :2]
     wide, near = _cut_out(small, points, _WIDE)
     narrow, _ = _cut_out(small, points, _NARROW)

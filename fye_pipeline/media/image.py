@@ -7,14 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.file_type import is_heic
 from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import existing_file
+
+Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 48
@@ -184,6 +189,14 @@ def _to_srgb(picture: Image.Image, background: str) -> Image.Image:
         except (ImageCms.PyCMSError, OSError):
             pass  # a profile that is damaged or does not fit the pixels is ignored, as viewers do
     return picture.convert("RGB")
+
+
+def resized(picture: NDArray[Pixel], side: int) -> NDArray[Pixel]:
+    """A square picture or map [S, S, ...] at another size, areas averaged or bicubic. -> [side, side, ...]."""
+    if len(picture) == side:
+        return picture
+    way = cv2.INTER_AREA if len(picture) > side else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, (side, side), interpolation=way), picture.dtype)
 
 
 def letterbox(picture: Image.Image, width: int, height: int) -> Image.Image:
