@@ -51,7 +51,7 @@ def test_one_graph_holds_both_ops_whole_and_serves_every_step() -> None:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(kept, eager, strict=True))
     assert len(graphs) == 1
     called = [str(node.target) for node in graphs[0].graph.nodes if "ticache" in str(node.target)]
-    assert called == ["ticache.update_differences.default", "ticache.predict_out.default", "ticache.predict.default"]
+    assert called == ["ticache.update_differences.default", "ticache.predict.default", "ticache.predict.default"]
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -73,10 +73,9 @@ def test_the_registrations_tell_the_truth() -> None:
     feature, mask = torch.ones(2, 3, 4, 5, device=DEVICE), torch.ones(2, 1, 4, 5, device=DEVICE)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(ticache_kernels.update_differences, (feature, kept), test_utils=checks)
-    for arguments in ((kept, coefficients, mask, torch.float32), (kept, coefficients, None, torch.float16)):
-        torch.library.opcheck(ticache_kernels.predict, arguments, test_utils=checks)
-    out = torch.empty_like(feature)
-    torch.library.opcheck(ticache_kernels.predict_out, (kept, coefficients, mask, out), test_utils=checks)
+    for given, dtype in ((mask, torch.float32), (None, torch.float16)):
+        out = torch.empty_like(feature, dtype=dtype)
+        torch.library.opcheck(ticache_kernels.predict, (kept, coefficients, given, out), test_utils=checks)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

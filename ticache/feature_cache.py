@@ -43,7 +43,7 @@ class FeatureHistory:
         self._feature_dtype = torch.float32
         self._device = torch.device("cpu")
         self._shape = torch.Size()
-        self._predict: ops.Predict | None = None
+        self._predict: Callable[..., Tensor] | None = None
 
     @property
     def nbytes(self) -> int:

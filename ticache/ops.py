@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -87,42 +86,29 @@ def predict(
     elif dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
     dtype = dtype or (base.dtype if out is None else out.dtype)
-    if _pick(backend, base.device, base.dtype, dtype) == "reference":
-        return reference.predict(differences, coefficients, mask, out=out, dtype=dtype)
-    used = list(differences[: len(coefficients)])
-    if not isinstance(coefficients, Tensor):
-        # On the host: the launcher hands the values to the kernel, no copy to the device and no wait.
-        coefficients = torch.tensor(coefficients, dtype=torch.float32)
-    if out is None:
-        return _kernels().predict(used, coefficients, mask, dtype)
-    _kernels().predict_out(used, coefficients, mask, out)
-    return out
+    return predictor(backend, base.device, base.dtype, dtype)(differences, coefficients, mask, out=out, dtype=dtype)
 
 
-class Predict(Protocol):
-    """`predict` for one backend, without its checks."""
-
-    def __call__(
-        self,
-        differences: Sequence[Tensor],
-        coefficients: Sequence[float],
-        mask: Tensor | None = None,
-        *,
-        dtype: torch.dtype,
-    ) -> Tensor: ...
-
-
-def predictor(backend: str, device: torch.device, *dtypes: torch.dtype) -> Predict:
-    """What predicts such tensors, chosen once: the step path calls it with arguments that are known to fit."""
+def predictor(backend: str, device: torch.device, *dtypes: torch.dtype) -> Callable[..., Tensor]:
+    """`predict` for such tensors without its checks: the step path chooses once, and its arguments are known to fit."""
     return reference.predict if _pick(backend, device, *dtypes) == "reference" else _launch_predict
 
 
 def _launch_predict(
-    differences: Sequence[Tensor], coefficients: Sequence[float], mask: Tensor | None = None, *, dtype: torch.dtype
+    differences: Sequence[Tensor],
+    coefficients: Tensor | Sequence[float],
+    mask: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    # On the host: the launcher hands the values to the kernel, no copy to the device and no wait.
-    values = torch.tensor(coefficients, dtype=torch.float32)
-    return _kernels().predict(list(differences), values, mask, dtype)
+    if not isinstance(coefficients, Tensor):
+        # On the host: the launcher hands the values to the kernel, no copy to the device and no wait.
+        coefficients = torch.tensor(coefficients, dtype=torch.float32)
+    if out is None:
+        out = torch.empty_like(differences[0], dtype=dtype)
+    _kernels().predict(list(differences[: len(coefficients)]), coefficients, mask, out)
+    return out
 
 
 def _pick(backend: str, device: torch.device, *dtypes: torch.dtype) -> str:

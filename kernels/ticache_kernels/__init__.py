@@ -4,7 +4,7 @@ Both are registered with `torch.library` (`torch.ops.ticache`), so `torch.compil
 Callers go through `ticache.ops`, which checks the arguments; nothing here does.
 """
 
-from ticache_kernels.predict import predict, predict_out
+from ticache_kernels.predict import predict
 from ticache_kernels.update_differences import update_differences
 
-__all__ = ["predict", "predict_out", "update_differences"]
+__all__ = ["predict", "update_differences"]

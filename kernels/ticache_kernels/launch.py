@@ -1,8 +1,7 @@
-"""What both launchers need: operands laid out as rows and columns, and the tile that walks them."""
+"""What both kernels need: operands laid out as rows and columns, the tile that walks them, and the launch."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -42,6 +41,11 @@ class Layout:
             divisor = triton.next_power_of_2(self.columns)
         return min(divisor, TILE) if self.row_shape else TILE
 
+    @property
+    def grid(self) -> tuple[int]:
+        """Programs, as one axis: the other two end at 65535."""
+        return (triton.cdiv(self.rows, TILE // self.width) * triton.cdiv(self.columns, self.width),)
+
 
 def layout_of(operands: Sequence[Tensor]) -> Layout:
     """The layout that serves all `operands` at once; the first one's order in memory is the order of the walk."""
@@ -55,25 +59,18 @@ def _layout(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> Lay
     merged: list[tuple[int, tuple[int, ...]]] = []  # (size, stride per operand), slowest first
     for axis in axes:
         size, steps = shape[axis], tuple(stride[axis] for stride in strides)
-        if merged and all(
-            outer == size * step for outer, step in zip(merged[-1][1], steps, strict=True)
-        ):  # the outer axis continues where this one ends, in every operand
+        # Merged with the axis outside it where that continues where this one ends, in every operand.
+        if merged and merged[-1][1] == tuple(size * step for step in steps):
             size *= merged.pop()[0]
         merged.append((size, steps))
-    if not merged:
-        merged.append((1, (1,) * len(strides)))
-    per_operand = zip(*(steps for _, steps in merged), strict=True)
-    return Layout(tuple(size for size, _ in merged[:-1]), merged[-1][0], tuple(per_operand))
+    *rows, (columns, _) = merged = merged or [(1, (1,) * len(strides))]
+    return Layout(tuple(size for size, _ in rows), columns, tuple(zip(*(steps for _, steps in merged), strict=True)))
 
 
-def grid_of(layout: Layout) -> tuple[int]:
-    """Programs, as one axis: the other two end at 65535."""
-    return (triton.cdiv(layout.rows, TILE // layout.width) * triton.cdiv(layout.columns, layout.width),)
-
-
-def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, whatever its arguments': make it the tensors'."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+def run(kernel: Any, layout: Layout, arguments: dict[str, Any], like: Tensor) -> None:
+    """Launch on the device of `like`: Triton takes the current one, whatever its arguments' is."""
+    with torch.cuda.device_of(like):
+        kernel[layout.grid](*arguments.values(), **OPTIONS)
 
 
 @triton.jit

@@ -10,15 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ticache_kernels.launch import (
-    OPTIONS,
-    Layout,
-    grid_of,
-    layout_of,
-    on_device_of,
-    tile_indices,
-    tile_offsets,
-)
+from ticache_kernels.launch import Layout, layout_of, run, tile_indices, tile_offsets
 
 
 @triton.jit
@@ -75,10 +67,7 @@ def arguments(
     differences: Sequence[Tensor], coefficients: Tensor | tuple[float, ...], mask: Tensor | None, out: Tensor
 ) -> tuple[Layout, dict[str, Any]]:
     """How the kernel is called for these tensors. Numbers travel by value; a tensor is read where it is."""
-    operands = [out, *differences]
-    if mask is not None:
-        operands.append(mask.expand(out.shape))
-    layout = layout_of(operands)
+    layout = layout_of([out, *differences, *([] if mask is None else [mask.expand(out.shape)])])
     return layout, {
         "differences": tuple(differences),
         "coefficients": coefficients,
@@ -105,13 +94,11 @@ def launch(
     if isinstance(coefficients, Tensor):
         on_device = coefficients.device == out.device
         coefficients = coefficients.contiguous() if on_device else tuple(coefficients.tolist())
-    layout, named = arguments(differences, coefficients, mask, out)
-    with on_device_of(out):
-        predict_kernel[grid_of(layout)](*named.values(), **OPTIONS)
+    run(predict_kernel, *arguments(differences, coefficients, mask, out), like=out)
 
 
-@torch.library.custom_op("ticache::predict_out", mutates_args={"out"})
-def predict_out(differences: list[Tensor], coefficients: Tensor, mask: Tensor | None, out: Tensor) -> None:
+@torch.library.custom_op("ticache::predict", mutates_args={"out"})
+def predict(differences: list[Tensor], coefficients: Tensor, mask: Tensor | None, out: Tensor) -> None:
     """Predict into `out`; see `ticache.reference`. As many coefficients as differences, on their device or the CPU.
 
     differences and out [*shape], fp32, fp16 or bf16, any strides; mask broadcastable to [*shape].
@@ -119,19 +106,6 @@ def predict_out(differences: list[Tensor], coefficients: Tensor, mask: Tensor | 
     launch(differences, coefficients, mask, out)
 
 
-@predict_out.register_fake
+@predict.register_fake
 def _(differences: list[Tensor], coefficients: Tensor, mask: Tensor | None, out: Tensor) -> None:
     return None
-
-
-@torch.library.custom_op("ticache::predict", mutates_args=())
-def predict(differences: list[Tensor], coefficients: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Predict into a new tensor of `dtype`, laid out as D_0; else as `predict_out`."""
-    out = torch.empty_like(differences[0], dtype=dtype)
-    launch(differences, coefficients, mask, out)
-    return out
-
-
-@predict.register_fake
-def _(differences: list[Tensor], coefficients: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(differences[0], dtype=dtype)

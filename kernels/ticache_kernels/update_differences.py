@@ -10,15 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ticache_kernels.launch import (
-    OPTIONS,
-    Layout,
-    grid_of,
-    layout_of,
-    on_device_of,
-    tile_indices,
-    tile_offsets,
-)
+from ticache_kernels.launch import Layout, layout_of, run, tile_indices, tile_offsets
 
 
 @triton.jit
@@ -67,11 +59,8 @@ def update_differences(feature: Tensor, differences: list[Tensor]) -> None:
 
     feature [*shape], each difference [*shape]; fp32, fp16 or bf16, any strides.
     """
-    if feature.numel() == 0:
-        return
-    layout, named = arguments(feature, differences)
-    with on_device_of(feature):
-        update_differences_kernel[grid_of(layout)](*named.values(), **OPTIONS)
+    if feature.numel():
+        run(update_differences_kernel, *arguments(feature, differences), like=feature)
 
 
 @update_differences.register_fake
