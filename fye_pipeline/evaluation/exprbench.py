@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings, pipeline_class
 from fye_pipeline.animate.driver import open_driver
-from fye_pipeline.animate.portrait import Crop, crop_around, face_in, pick_face
+from fye_pipeline.animate.portrait import crop_around, face_in, pick_face
 from fye_pipeline.animate.session import AnimationSession
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.exprbench_entries import BenchEntry
 from fye_pipeline.evaluation.face_tracks import as_track, aspect
 from fye_pipeline.evaluation.pair_evaluator import read_video, same_size
-from fye_pipeline.evaluation.pairs import VIDEOS
-from fye_pipeline.evaluation.run import Measure, measure_all
-from fye_pipeline.evaluation.summary import mean_of
+from fye_pipeline.evaluation.pairs import finished_video
+from fye_pipeline.evaluation.run import Measure, made_before, measure_all, telling_errors, write_with_tables
+from fye_pipeline.evaluation.summary import leak_of, mean_of
 from fye_pipeline.evaluation.tables import Column, Table
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.geometry import CanonicalFace, metric_mesh
@@ -45,9 +45,9 @@ from fye_pipeline.multi_portrait.drivers import read_people
 from fye_pipeline.multi_portrait.ownership import face_masks
 from fye_pipeline.multi_portrait.settings import GroupSettings
 from fye_pipeline.multi_portrait.wan_settings import WAN, WanSettings
-from fye_pipeline.progress import OnProgress, logger, silent
-from fye_pipeline.storage.files import atomic_target, digest_of_folder, digest_of_text, remembered_digest
-from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
+from fye_pipeline.progress import OnProgress, silent
+from fye_pipeline.storage.files import digest_of_folder, digest_of_text, remembered_digest
+from fye_pipeline.storage.run_log import Entry, Journal, journal_path
 
 Frames = NDArray[np.uint8]
 COLUMNS = (
@@ -67,7 +67,7 @@ LABELS = {
     "apd": "head: MediaPipe's pose",
     "leak": "frames before they are encoded (finished videos and Wan: as written), drivers exchanged one at a time",
 }
-OURS, REPEATED = "ours", "repeat_reference"
+ROWS = OURS, REPEATED = "ours", "repeat_reference"
 
 
 @dataclass(frozen=True)
@@ -91,21 +91,15 @@ class BenchEvaluator:
     def open(self) -> Iterator[Measure]:
         entries = {entry.name: entry for entry in self.entries}
         with AnimationSession(self.face_landmarker, device=self.device) as session:
-
-            def measure(name: str) -> Entry:
-                try:
-                    return self._measure(entries[name], session)
-                except UserError as error:
-                    return {"error": " ".join(str(error).split())}
-                except Exception as error:  # whatever an entry's files do, the entries after it are measured
-                    return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
-
-            yield measure
+            yield telling_errors(lambda name: self._measure(entries[name], session))
 
     def conditions(self) -> dict[str, Any]:
         """What decides the figures, for JSON: files by their contents."""
         model = Path(self.settings["model"])
-        files = [[entry.name, entry.assign, entry.error, *map(_contents, entry.files)] for entry in self.entries]
+        files = [
+            [entry.name, entry.assign, entry.error, *(remembered_digest(path)[:16] for path in entry.files)]
+            for entry in self.entries
+        ]
         made = self.outputs is None
         return {
             "entries": len(files),
@@ -183,11 +177,8 @@ class _Animator:
         """A video with these drivers."""
         evaluator, settings = self.evaluator, self.evaluator.settings
         if evaluator.outputs is not None:
-            for suffix in VIDEOS:
-                if (evaluator.outputs / f"{name}{suffix}").is_file():
-                    finished = read_video(evaluator.outputs / f"{name}{suffix}", settings.get("frames"))
-                    return _Made(finished, finished)
-            raise UserError(f"{evaluator.outputs} has no video {name}{VIDEOS[0]}.")
+            finished = read_video(finished_video(evaluator.outputs, name), settings.get("frames"))
+            return _Made(finished, finished)
         values = dict(settings) | {"reference": self.entry.portrait}
         if pipeline_class(values["model"]) == WAN:
             made = WanSettings(**values, **self._driven(list(self.entry.drivers), assignment))
@@ -317,7 +308,7 @@ class _Bench:
         scale = own.width / portrait.width
         square = (crop.left * scale, crop.top * scale, crop.side * scale)
         poses = _poses(own, square, seen)
-        asked = _poses(driver, matching_square(driver, _in_square(portrait, crop)), seen)
+        asked = _poses(driver, matching_square(driver, face_in(crop, portrait).as_sequence()), seen)
         values = {
             "lmd": float("nan"),
             "mae": figures.mae(figures.blendshape_gaze(own.blendshapes)[0], directions, closed=closed, seen=seen),
@@ -330,11 +321,6 @@ class _Bench:
             both = own.found & truth.found
             values["lmd"] = figures.lmd(own.landmarks, truth.landmarks, seen=both, aspect=aspect(truth))
         return {name: _known(value) for name, value in values.items()}
-
-
-def _in_square(face: Face, crop: Crop) -> LandmarkSequence:
-    """A face of a picture in its square, 512 pixels a side."""
-    return face_in(crop, face).as_sequence()
 
 
 def _poses(
@@ -351,10 +337,6 @@ def _poses(
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _contents(path: Path) -> str:
-    return remembered_digest(path)[:16]
 
 
 @dataclass(frozen=True)
@@ -376,19 +358,14 @@ def evaluate_exprbench(evaluator: BenchEvaluator, run: BenchRun, *, on_progress:
         UserError: what `Journal` refuses.
     """
     conditions = evaluator.conditions()
-    if run.resume and not run.overwrite:
-        before = finished_result(run.target, conditions)
-        if before is not None and not before["failed"]:
-            logger.info(f"{run.target} was made under the same conditions; nothing to do.")
-            return before
+    if (before := made_before(run.target, conditions, resume=run.resume, overwrite=run.overwrite)) is not None:
+        return before
     journal = Journal(journal_path(run.target), conditions, resume=run.resume, overwrite=run.overwrite)
     evaluator.folder.mkdir(parents=True, exist_ok=True)
     names = [entry.name for entry in evaluator.entries]
     measured = measure_all(evaluator.open, names, journal, jobs=run.jobs, stage="entries", on_progress=on_progress)
     result = summarise(measured) | {"labels": LABELS, "conditions": conditions}
-    write_result(run.target, result)
-    with atomic_target(run.target.with_suffix(".md")) as temporary:
-        temporary.write_text("\n".join(table.markdown() for table in tables(result)), encoding="utf-8")
+    write_with_tables(run.target, result, tables(result))
     journal.close()
     return result
 
@@ -400,21 +377,15 @@ def summarise(measured: Mapping[str, Entry]) -> dict[str, Any]:
     for kind, multi in (("single", False), ("multi", True)):
         own = [entry["people"] for entry in fine.values() if entry["multi"] == multi]
         if own:
-            result[kind] = {
-                row: _with_leak(mean_of([_figures(person) for people in own for person in people[row]]))
-                for row in (OURS, REPEATED)
-            }
+            result[kind] = {row: _mean_row([person for people in own for person in people[row]]) for row in ROWS}
     failed = {name: entry["error"] for name, entry in measured.items() if "error" in entry}
     return result | {"entries": fine, "failed": failed}
 
 
-def _figures(person: Mapping[str, Any]) -> dict[str, float | None]:
-    return {name: value for name, value in person.items() if name not in ("face", "driver")}
-
-
-def _with_leak(means: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: value for name, value in means.items() if not name.startswith("leak_")}
-    return plain | {"leak": {part: means.get(f"leak_{part}") for part in ("pixels", "landmarks")}}
+def _mean_row(people: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    means = mean_of(people)
+    told = ("face", "driver", "leak_pixels", "leak_landmarks")
+    return {name: value for name, value in means.items() if name not in told} | {"leak": leak_of(means)}
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:

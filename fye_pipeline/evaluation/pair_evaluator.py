@@ -23,8 +23,8 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.face_tracks import FindFace, aspect, compare_faces, track_face
 from fye_pipeline.evaluation.metric_networks import MetricNetworks, Weights
-from fye_pipeline.evaluation.pairs import VIDEOS, Pair
-from fye_pipeline.evaluation.run import Measure, measure_all
+from fye_pipeline.evaluation.pairs import VIDEOS, Pair, finished_video
+from fye_pipeline.evaluation.run import Measure, measure_all, telling_errors, write_with_tables
 from fye_pipeline.evaluation.summary import pair_tables, summarise_pairs
 from fye_pipeline.landmarks.drawing import facial_mask
 from fye_pipeline.landmarks.expression import landmark_jitter
@@ -33,8 +33,8 @@ from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.source import open_source
 from fye_pipeline.progress import OnProgress, logger, silent
-from fye_pipeline.storage.files import atomic_target, digest_of_folder, digest_of_text, remembered_digest
-from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
+from fye_pipeline.storage.files import digest_of_folder, digest_of_text, remembered_digest
+from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path
 
 Frames = NDArray[np.uint8]
 
@@ -65,16 +65,7 @@ class PairEvaluator:
         pairs = {pair.name: pair for pair in self.pairs}
         networks = MetricNetworks.load(self.weights)
         with AnimationSession(self.face_landmarker, device=self.device) as session:
-
-            def measure(name: str) -> Entry:
-                try:
-                    return self._measure(pairs[name], session, networks)
-                except UserError as error:
-                    return {"error": " ".join(str(error).split())}
-                except Exception as error:  # whatever a row's files do, the rows after it are measured
-                    return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
-
-            yield measure
+            yield telling_errors(lambda name: self._measure(pairs[name], session, networks))
 
     def _measure(self, pair: Pair, session: AnimationSession, networks: MetricNetworks) -> Entry:
         if pair.error is not None:
@@ -163,10 +154,7 @@ class PairEvaluator:
     def _output(self, pair: Pair, landmarks: Path, session: AnimationSession) -> Path:
         """The video to measure: a finished one, or one that is made now."""
         if self.outputs is not None:
-            for suffix in VIDEOS:
-                if (self.outputs / f"{pair.name}{suffix}").is_file():
-                    return self.outputs / f"{pair.name}{suffix}"
-            raise UserError(f"{self.outputs} has no video {pair.name}{VIDEOS[0]}.")
+            return finished_video(self.outputs, pair.name)
         own = {"reference": pair.driving, "reference_frame": 0} if pair.portrait is None else {}
         settings = self.settings.model_copy(update={"reference": pair.portrait, "driving": landmarks} | own)
         target = self.folder / f"{pair.name}.mp4"
@@ -271,7 +259,6 @@ def evaluate_pairs(
         UserError: weights that cannot be read, or what `Journal` refuses.
     """
     MetricNetworks.load(evaluator.weights)  # a wrong file is told before any long work
-    markdown = run.target.with_suffix(".md")
     conditions = _conditions(evaluator, run.method)
     before = finished_result(run.target, conditions) if run.resume and not run.overwrite else None
     kept = {} if before is None else evaluator.still_valid(before["rows"])
@@ -287,9 +274,7 @@ def evaluate_pairs(
     entries = measure_all(evaluator.open, names, journal, jobs=run.jobs, stage="rows", on_progress=on_progress)
     features = {pair.name: evaluator.features_of(pair) for pair in evaluator.pairs if "error" not in entries[pair.name]}
     result = summarise_pairs(entries, run.method, features, evaluator.needs()) | {"conditions": conditions}
-    write_result(run.target, result)
-    with atomic_target(markdown) as temporary:
-        temporary.write_text("\n".join(table.markdown() for table in pair_tables(result)), encoding="utf-8")
+    write_with_tables(run.target, result, pair_tables(result))
     journal.close()
     return result
 

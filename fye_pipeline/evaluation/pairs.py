@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,5 +116,13 @@ def _distinct(pairs: Iterable[Pair]) -> list[Pair]:
         while name in found:
             error = error or f"its name {pair.name!r} is taken by an earlier row: give a name."
             name, number = f"{pair.name} ({number})", number + 1
-        found[name] = Pair(name, pair.driving, pair.portrait, pair.truth, pair.group, error)
+        found[name] = replace(pair, name=name, error=error)
     return list(found.values())
+
+
+def finished_video(folder: Path, name: str) -> Path:
+    """A method's video of a pair or an entry. Raises `UserError` where there is none."""
+    for suffix in VIDEOS:
+        if (folder / f"{name}{suffix}").is_file():
+            return folder / f"{name}{suffix}"
+    raise UserError(f"{folder} has no video {name}{VIDEOS[0]}.")

@@ -18,6 +18,8 @@ from fye_pipeline.animate.session import choose_device, load_model, recommended_
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics as pictures
 from fye_pipeline.evaluation.face_tracks import FindFace, track_face
+from fye_pipeline.evaluation.run import made_before
+from fye_pipeline.evaluation.summary import leak_of, mean_of
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.sequence import LandmarkSequence
@@ -32,9 +34,9 @@ from fye_pipeline.multi_portrait.group_model import (
     generate_group,
 )
 from fye_pipeline.multi_portrait.rendered_features import RenderedExtractor
-from fye_pipeline.progress import OnProgress, logger, silent
+from fye_pipeline.progress import OnProgress, silent
 from fye_pipeline.storage.files import digest_of_folder
-from fye_pipeline.storage.run_log import Journal, finished_result, journal_path, write_result
+from fye_pipeline.storage.run_log import Journal, journal_path, write_result
 from fye_pipeline.world import World
 from fye_pipeline.world.drivers import driven_face
 from fye_pipeline.world.scenes import HEIGHT, WIDE, Scene, render_scene, sample_cast
@@ -146,8 +148,7 @@ def evaluate_people(
     guidance = recommended_guidance(SHIPPED_MODEL)
     world, extract = World(CanonicalFace.load()), RenderedExtractor()
     conditions = _conditions(plan, pipe, guidance, world)
-    if target is not None and resume and not overwrite and (before := finished_result(target, conditions)) is not None:
-        logger.info(f"{target} was made under the same conditions; nothing to do.")
+    if (before := made_before(target, conditions, resume=resume, overwrite=overwrite)) is not None:
         return before
     notes = Journal(journal_path(target), conditions, resume=resume, overwrite=overwrite)
     cases = [make_case(world, plan, clip, extract) for clip in range(plan.clips)]
@@ -262,13 +263,8 @@ def _turns(track: LandmarkSequence) -> NDArray[np.float64]:
 
 def _mean_row(entries: Sequence[dict[str, float]]) -> dict[str, Any]:
     """The means over people and clips; None where there is nothing to compare."""
-
-    def mean(name: str) -> float | None:
-        values = [entry[name] for entry in entries if np.isfinite(entry[name])]
-        return float(np.mean(values)) if values else None
-
-    leak = {"pixels": mean("leak_pixels"), "landmarks": mean("leak_landmarks")}
-    return {name: mean(name) for name in FIGURES} | {"leak": leak}
+    means = mean_of(entries)
+    return {name: means[name] for name in FIGURES} | {"leak": leak_of(means)}
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from fye_pipeline.animate.detail import BentPortraits, with_detail
 from fye_pipeline.animate.session import choose_device, load_model
 from fye_pipeline.evaluation import metrics, summary
 from fye_pipeline.evaluation.face_tracks import FindFace, compare_faces, landmark_error, track_face
-from fye_pipeline.evaluation.run import Measure, measure_all
+from fye_pipeline.evaluation.run import Measure, made_before, measure_all
 from fye_pipeline.evaluation.world_identity import FITTED_PEOPLE, WorldIdentity, fit_identity, separation
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence, face_region, facial_mask
@@ -28,7 +28,7 @@ from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import OnProgress, hush_libraries, logger, silent
 from fye_pipeline.storage.files import weights_hash
-from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
+from fye_pipeline.storage.run_log import Entry, Journal, journal_path, write_result
 from fye_pipeline.world import WORLD_VERSION, RenderedClip, World
 
 Video = NDArray[np.floating]
@@ -144,8 +144,7 @@ def evaluate_rendered(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "device": str(model.device),
     }
-    if target is not None and resume and not overwrite and (before := finished_result(target, conditions)) is not None:
-        logger.info(f"{target} was made under the same conditions; nothing to do.")
+    if (before := made_before(target, conditions, resume=resume, overwrite=overwrite)) is not None:
         return before
     notes = Journal(journal_path(target), conditions, resume=resume, overwrite=overwrite)
     if notes.entries:

@@ -82,6 +82,11 @@ def mean_of(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
     return result
 
 
+def leak_of(means: Mapping[str, Any]) -> dict[str, Any]:
+    """The means of `leak_pixels` and `leak_landmarks` as the object that results have."""
+    return {part: means.get(f"leak_{part}") for part in ("pixels", "landmarks")}
+
+
 def check_thresholds(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a model must reach on held-out heads. -> what, value, limit, met (None where it was not measured)."""
     ours, still = result["ours"], result["repeat_reference"]
