@@ -30,7 +30,7 @@ from benchmarks.common import conditions, flags, print_table, write_json
 from benchmarks.models import BenchmarkModel, Portrait, SDLike, Sizes
 from fye_pipeline.animate.session import obtain_face_landmarker
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
-from ticache.schedule import late_steps_of, uniform_steps
+from ticache.schedule import late_steps_of, steps_of
 
 N = 3
 MODELS: dict[str, tuple[Any, Sizes]] = {"sd-like": (SDLike, Sizes(1, 1, 6)), "portrait": (Portrait, Sizes(3, 8, 1))}
@@ -75,7 +75,7 @@ def recipes(steps: int) -> Iterator[tuple[str, dict[str, Any]]]:
         ("late", late_steps_of(count, steps)),
         ("late 1.3", late_steps_of(count, steps, 1.3)),
         ("even", late_steps_of(count, steps, 1.0)),
-        ("uniform", uniform_steps(steps, N)),
+        ("uniform", steps_of("uniform", steps, N)),
     ):
         for forecaster in ("newton", "taylor"):
             label = name if forecaster == "newton" else f"{name} taylor"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from ticache import forecast
-from ticache.best_steps import Array, best_choice, best_steps, end_error, schedule_error
+from ticache.best_steps import Array, best_choice, best_steps, end_error
+from ticache.best_steps import _missed as missed_of
 
 
 def smooth_features(num_steps: int, seed: int = 0) -> Array:
@@ -16,6 +18,14 @@ def smooth_features(num_steps: int, seed: int = 0) -> Array:
     noise = np.random.default_rng(seed).normal(size=(num_steps, 20))
     size = 1 + 4 * np.sin(np.arange(num_steps)) ** 2
     return np.cumsum(np.cumsum(noise * size[:, None], axis=0), axis=0)
+
+
+def schedule_error(
+    gram: Array, weights: Array, steps: Sequence[int], forecaster: str, order: int, coordinates: Array
+) -> float:
+    """The sum of weighted squared errors that given full steps leave: what `best_steps` makes least."""
+    missed = missed_of(gram, steps, forecaster, order, coordinates)
+    return float(np.einsum("tu,uv,tv,t", missed, gram, missed, weights, optimize=True))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ticache
-from ticache.schedule import spread_steps
+from ticache.schedule import steps_of
 
 STEPS = 30
 
@@ -78,7 +78,7 @@ def test_predicted_features_equal_the_formula(unet: nn.Module, family: str, cut:
         denoise(unet, scheduler, sample, conditions, steps=STEPS)
     recorder.remove()
     assert len(recorder.outputs) == STEPS
-    fulls = range(0, STEPS, 3) if recipe == "paper" else spread_steps(STEPS, 3)
+    fulls = range(0, STEPS, 3) if recipe == "paper" else steps_of("spread", STEPS, 3)
     full = {t: recorder.outputs[t] for t in fulls}
     for step, output in enumerate(recorder.outputs):
         if step not in full:

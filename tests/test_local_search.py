@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ticache.schedule import late_steps, late_steps_of, map_steps
+from ticache.schedule import late_steps_of, map_steps
 from ticache.tuning.local_search import Choices, GoalSearch, LocalSearch, fewest, resampled
 from ticache.tuning.trials import Budget, Candidate, Exhausted
 
@@ -53,7 +53,7 @@ def test_the_search_begins_with_the_late_schedule_and_tries_nothing_twice() -> N
         return peak((0, 5, 12, 20, 26, 29))(candidate)
 
     LocalSearch(6, 30, worth, CHOICES).run()
-    assert tried[0] == Candidate(late_steps(30, 5), 2, "outer", "newton")
+    assert tried[0] == Candidate(late_steps_of(6, 30), 2, "outer", "newton")
     assert len(tried) == len(set(tried))
     assert all(len(set(each.steps)) == 6 and each.steps[0] == 0 and max(each.steps) < 30 for each in tried)
 
@@ -95,7 +95,7 @@ def test_a_goal_a_limit_and_exhaustion_end_it_with_the_best_so_far() -> None:
     scanty = LocalSearch(6, 30, scarce, CHOICES)
     with pytest.raises(Exhausted):
         scanty.run()
-    assert scanty.value > worth(CHOICES.start(late_steps(30, 5)))
+    assert scanty.value > worth(CHOICES.start(late_steps_of(6, 30)))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 30])

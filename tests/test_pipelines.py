@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import ticache
-from ticache.schedule import spread_steps
+from ticache.schedule import steps_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")
 
@@ -210,7 +210,7 @@ def test_a_pipeline_is_cached_and_restored(name: str) -> None:
     cached = run(pipe, **call)
     assert torch.equal(run(pipe, **call), cached)
     report = session.report().to_dict()
-    full = list(spread_steps(steps, 3))
+    full = list(steps_of("spread", steps, 3))
     assert [stream["full"] for stream in report["streams"]] == [full]
     assert report["predicted_calls"] == steps - len(full)
     assert report["fallbacks"] == report["unattributed"] == {}
@@ -234,8 +234,8 @@ def test_controlnet_does_not_run_at_a_predicted_step(name: str, settings: dict[s
     recorders = [Recorder(net.controlnet_mid_block) for net in nets]
     with ticache.apply(pipe, N=3, order=2, **settings) as session:
         run(pipe, **call)
-        assert session.report().to_dict()["full_calls"] == len(spread_steps(steps, 3))
-    assert [len(recorder.outputs) for recorder in recorders] == [len(spread_steps(steps, 3))] * len(nets)
+        assert session.report().to_dict()["full_calls"] == len(steps_of("spread", steps, 3))
+    assert [len(recorder.outputs) for recorder in recorders] == [len(steps_of("spread", steps, 3))] * len(nets)
 
 
 @pytest.mark.parametrize("settings", [{}, {"cut": "output"}, {"depth": 2}])
@@ -246,7 +246,7 @@ def test_a_unet_class_of_your_own_goes_with_controlnet(settings: dict[str, Any])
     pipe.unet.__class__ = type("OwnUNet", (real_diffusers.UNet2DConditionModel,), {"__module__": __name__})
     with ticache.apply(pipe, N=3, **settings) as session:
         run(pipe, **call)
-        assert session.report().to_dict()["full_calls"] == len(spread_steps(steps, 3))
+        assert session.report().to_dict()["full_calls"] == len(steps_of("spread", steps, 3))
 
 
 def test_the_live_residual_of_controlnet_is_predicted_like_a_site() -> None:
@@ -272,7 +272,7 @@ def test_a_change_of_controlnets_scale_is_a_full_step() -> None:
         run(pipe, **PIPELINES["control"][1], control_guidance_end=0.5)
         report = session.report().to_dict()
     assert 4 in report["streams"][0]["full"]
-    assert 4 not in spread_steps(8, 4)
+    assert 4 not in steps_of("spread", 8, 4)
     assert report["fallbacks"] == {"ControlNet's scale changed": 1}
 
 
@@ -301,7 +301,7 @@ def test_image_to_image_with_another_strength_and_size() -> None:
         for strength, size, steps in [(0.5, 16, 4), (0.75, 16, 6), (0.75, 32, 6), (1.0, 16, 8)]:
             run(pipe, **PROMPT, image=picture(size), strength=strength)
             report = session.report().to_dict()
-            assert report["streams"][0]["full"] == list(spread_steps(steps, 2))
+            assert report["streams"][0]["full"] == list(steps_of("spread", steps, 2))
             assert report["fallbacks"] == report["unattributed"] == {}
 
 
@@ -311,7 +311,7 @@ def test_a_base_model_that_hands_over_to_a_refiner_knows_its_end() -> None:
         run(pipe, **PROMPT, **POOLED, denoising_end=0.5)
         (stream,) = session.report().to_dict()["streams"]
     assert stream["num_steps"] == 4
-    assert stream["full"] == list(spread_steps(4, 3))
+    assert stream["full"] == list(steps_of("spread", 4, 3))
 
 
 @pytest.mark.parametrize("settings", [{}, {"cut": "output"}, {"depth": 2}, {"cut": "branches", "resnets": True}])
@@ -545,7 +545,7 @@ def test_an_exchanged_scheduler_is_followed() -> None:
         run(pipe, **PROMPT)
         pipe.scheduler = diffusers.UniPCMultistepScheduler()
         run(pipe, 10, **PROMPT)
-        assert session.report().to_dict()["streams"][0]["full"] == list(spread_steps(10, 3))
+        assert session.report().to_dict()["streams"][0]["full"] == list(steps_of("spread", 10, 3))
         assert "step" not in vars(first)
     assert "step" not in vars(pipe.scheduler)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticache.schedule import FullSteps, boundary_step, late_steps, spread_steps, uniform_steps
+from ticache.schedule import FullSteps, boundary_step, steps_of
 
 
 @pytest.mark.parametrize(
@@ -26,7 +23,7 @@ from ticache.schedule import FullSteps, boundary_step, late_steps, spread_steps,
     ],
 )
 def test_late_table(steps: int, N: int, expected: tuple[int, ...]) -> None:
-    assert late_steps(steps, N) == expected
+    assert steps_of("late", steps, N) == expected
 
 
 @pytest.mark.parametrize(
@@ -41,14 +38,14 @@ def test_late_table(steps: int, N: int, expected: tuple[int, ...]) -> None:
     ],
 )
 def test_spread_table(steps: int, N: int, expected: tuple[int, ...]) -> None:
-    assert spread_steps(steps, N) == expected
+    assert steps_of("spread", steps, N) == expected
     assert FullSteps(steps, N=N).listed() == expected
 
 
-@pytest.mark.parametrize("rule", [late_steps, spread_steps])
+@pytest.mark.parametrize("schedule", ["late", "spread"])
 @given(steps=st.integers(1, 120), N=st.integers(1, 40))
-def test_full_steps_have_their_count_and_their_ends(rule: Callable[[int, int], Any], steps: int, N: int) -> None:
-    full = rule(steps, N)
+def test_full_steps_have_their_count_and_their_ends(schedule: str, steps: int, N: int) -> None:
+    full = steps_of(schedule, steps, N)
     count = -(-steps // N)
     assert len(full) == len(set(full)) == count
     assert list(full) == sorted(full)
@@ -61,7 +58,7 @@ def test_full_steps_have_their_count_and_their_ends(rule: Callable[[int, int], A
 
 
 def test_uniform_is_every_nth() -> None:
-    assert uniform_steps(10, 3) == (0, 3, 6, 9)
+    assert steps_of("uniform", 10, 3) == (0, 3, 6, 9)
     assert [step for step in range(10) if step in FullSteps(None, N=3, schedule="uniform")] == [0, 3, 6, 9]
 
 

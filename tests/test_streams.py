@@ -14,7 +14,7 @@ from ticache_models import Recorder, ddim, denoise, make_inputs, make_unet
 from torch import Tensor, nn
 
 import ticache
-from ticache.schedule import spread_steps
+from ticache.schedule import steps_of
 
 # diffusers' sigma schedulers call np.array on a tensor, which numpy 2 frowns upon.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_.*:DeprecationWarning")
@@ -31,7 +31,7 @@ def streams(session: ticache.Session) -> list[tuple[list[int], list[int]]]:
 
 
 def late(steps: int, N: int = 3) -> tuple[list[int], list[int]]:
-    full = list(spread_steps(steps, N))
+    full = list(steps_of("spread", steps, N))
     return full, [step for step in range(steps) if step not in full]
 
 

@@ -107,53 +107,53 @@ def apply(
     config = _settings(config, preset, given)
     pipeline = PipelineInfo(pipe, scheduler, num_steps, component)
     _check_pipeline(pipeline, config)
-    check = _check_tuning(TuningCheck(config.provenance, on_mismatch), config, unet, pipeline)
+    check = TuningCheck(config.provenance, on_mismatch)
+    check.check_model(unet)
+    check.check_scheduler(pipeline.scheduler)
+    check.steps(config.steps or (), pipeline.num_steps)
     config = _known_model(config, unet)
     ops.resolve_backend(config.backend, _device(unet))
-    if compile is not False:
-        torch.compile(lambda: None, **({} if compile is True else compile))  # raises for options that are none
+    options: Any = {} if compile is True else compile
+    if options is not False:
+        torch.compile(lambda: None, **options)  # raises for options that are none
     plan = cut_plan.plan(unet, config.cut, depth=config.depth, resnets=config.resnets)
     mask = RegionMask(region)
     _replace(unet, pipeline)
     controller = Controller(unet, plan, config, pipeline, check)
     controller.region = mask
     controller.session = session = Session(controller)
-    if compile is not False:
-        controller.attachment.compile({} if compile is True else compile)
+    if options is not False:
+        controller.attachment.compile(options)
     return session
 
 
 def remove(target: Any) -> None:
     """Take the cache off a pipeline or a UNet, exactly; does nothing where there is none."""
-    model = (
-        target
-        if isinstance(target, nn.Module)
-        else next(
-            (getattr(target, name) for name in _COMPONENTS if isinstance(getattr(target, name, None), nn.Module)), None
-        )
-    )
-    if model is None:
-        return
-    controller = attached_controller(unwrapped(model))
+    found = _module_of(target, _COMPONENTS)
+    controller = None if found is None else attached_controller(unwrapped(found[1]))
     if controller is not None:
         controller.session.remove()
 
 
 def find_unet(target: Any) -> tuple[Any, str, nn.Module]:
     """The pipeline (None for a bare UNet), the name of its component, and the UNet. ValueError if there is none."""
-    if isinstance(target, nn.Module):
-        pipe, component, model = None, "unet", target
-    else:
-        found = {name: getattr(target, name, None) for name in (*_COMPONENTS, *_OTHER_DENOISERS)}
-        component, model = next(((n, m) for n, m in found.items() if isinstance(m, nn.Module)), ("unet", None))
-        pipe = target
-        if model is None:
-            raise ValueError(_why_no_unet(target))
+    found = _module_of(target, (*_COMPONENTS, *_OTHER_DENOISERS))
+    if found is None:
+        raise ValueError(_why_no_unet(target))
+    component, model = found
     unet = unwrapped(model)
     why = cut_plan.why_not_a_unet(unet)
     if why is not None:
         raise ValueError(why)
-    return pipe, component, unet
+    return None if model is target else target, component, unet
+
+
+def _module_of(target: Any, names: Sequence[str]) -> tuple[str, nn.Module] | None:
+    """The first of these components that a pipeline has as a module, with its name; a bare UNet is its own "unet"."""
+    if isinstance(target, nn.Module):
+        return "unet", target
+    components = ((name, getattr(target, name, None)) for name in names)
+    return next(((name, module) for name, module in components if isinstance(module, nn.Module)), None)
 
 
 def _why_no_unet(target: Any) -> str:
@@ -195,15 +195,6 @@ def _check_pipeline(pipeline: PipelineInfo, config: CacheConfig) -> None:
         raise ValueError(refusal)
 
 
-def _check_tuning(check: TuningCheck, config: CacheConfig, unet: nn.Module, pipeline: PipelineInfo) -> TuningCheck:
-    """Tell, or refuse, what can be known before the first call to differ from where a tuned config comes from."""
-    if check.provenance is not None:
-        check.check_model(unet)
-        check.check_scheduler(pipeline.scheduler)
-        check.steps(config.steps or (), pipeline.num_steps)
-    return check
-
-
 def _known_model(config: CacheConfig, unet: nn.Module) -> CacheConfig:
     """The settings without a calibration that is of another model, or of other weights of it, which a warning tells."""
     recorded = None if config.calibration is None else config.calibration.model
@@ -229,11 +220,8 @@ def _replace(unet: nn.Module, pipeline: PipelineInfo) -> None:
     controller = attached_controller(unet)
     if controller is None:
         return
-    if (
-        controller.pipeline.pipe is not None
-        and pipeline.pipe is not None
-        and controller.pipeline.pipe is not pipeline.pipe
-    ):
+    before, now = controller.pipeline.pipe, pipeline.pipe
+    if before is not None and now is not None and before is not now:
         logger.warning("this UNet is shared: the cache that another pipeline had put on it is replaced for both")
     controller.session._end("replaced by a later apply")
 

@@ -87,31 +87,24 @@ class AutoSchedule:
     def best(self, count: int, orders: Sequence[int], forecasters: Sequence[str]) -> Choice | None:
         """The best with `count` full steps for the run recorded last, None without one."""
         run = self.recorded
-        if run is None:
-            return None
-        return self.calibration.recordings[run.kind].choose(
-            count,
-            guidance=run.guidance,
-            coordinates=run.coordinates,
-            timesteps=run.timesteps,
-            orders=orders,
-            forecasters=forecasters,
-        )
+        return None if run is None else _choose(self.calibration.recordings[run.kind], run, count, orders, forecasters)
 
     def _choice(self, recording: Recording, run: Run) -> Choice:
         count = math.ceil(run.kind.num_steps / self._config.N)
         # What tells runs apart whose choice may differ; the batch does not.
         key = dataclasses.replace(run, rows=0), count
         if key not in self._choices:
-            self._choices[key] = recording.choose(
-                count,
-                guidance=run.guidance,
-                coordinates=run.coordinates,
-                timesteps=run.timesteps,
-                orders=tuple(order for order in (1, 2, 3) if order <= run.max_order) or (0,),
-            )
+            orders = tuple(order for order in (1, 2, 3) if order <= run.max_order) or (0,)
+            self._choices[key] = _choose(recording, run, count, orders)
         return self._choices[key]
 
     def _tell(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+def _choose(
+    recording: Recording, run: Run, count: int, orders: Sequence[int], forecasters: Sequence[str] | None = None
+) -> Choice:
+    told = {"guidance": run.guidance, "coordinates": run.coordinates, "timesteps": run.timesteps}
+    return recording.choose(count, **told, orders=orders, forecasters=forecasters)

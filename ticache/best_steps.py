@@ -172,14 +172,6 @@ def best_steps(
     return value, tuple(reversed(steps))
 
 
-def schedule_error(
-    gram: Array, weights: Array, steps: Sequence[int], forecaster: str, order: int, coordinates: Array
-) -> float:
-    """The sum of weighted squared errors that given full steps leave: what `best_steps` makes least."""
-    missed = _missed(gram, steps, forecaster, order, coordinates)
-    return float(np.einsum("tu,uv,tv,t", missed, gram, missed, weights, optimize=True))
-
-
 def _interval_costs(gram: Array, weights: Array, forecaster: str, order: int, coordinates: Array, widest: int) -> Array:
     """[a, g_1, .., g_depth, gap]: summed weighted squared errors of the steps between a and a + gap."""
     num_steps, depth = len(gram), max(order, 1)

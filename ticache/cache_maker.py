@@ -47,8 +47,6 @@ class CacheMaker:
 
     def _config_for(self, stream: Stream) -> CacheConfig:
         """The settings, tuned full steps mapped onto the stream's length; ValueError where that was not wanted."""
-        if self._check.provenance is None:
-            return self._config
         self._check.check_scheduler(self._pipeline.scheduler)
         steps = self._check.steps(self._config.steps or (), stream.num_steps)
         return self._config if steps is None else self._config.replaced(steps=steps)

@@ -64,11 +64,6 @@ class Recording:
     timesteps: tuple[float, ...] | None = None
     runs: int = 1
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(matrix.nbytes for matrix in self._matrices().values())
-
     def gram(self, guidance: float | None) -> Array:
         """Inner products of u + g (c - u), which is what reaches the sampler. [T, T] float64
 

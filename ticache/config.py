@@ -12,12 +12,14 @@ import torch
 
 from ticache.calibration import Calibration
 from ticache.forecast import FORECASTERS
+from ticache.ops import BACKENDS
 from ticache.provenance import Provenance
 
 CUTS = ("output", "outer", "branches")
 AXES = ("step", "timestep", "logsnr")
 SCHEDULES = ("spread", "late", "uniform", "auto", "steps")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_NESTED: dict[str, Any] = {"provenance": Provenance, "calibration": Calibration}  # settings with a form of their own
 
 # A preset gives values for what the caller leaves out; explicit arguments win.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -86,7 +88,7 @@ class CacheConfig:
         _check_choice("forecaster", self.forecaster, FORECASTERS)
         _check_choice("axis", self.axis, AXES)
         _check_choice("offload", self.offload, (None, "cpu"))
-        _check_choice("backend", self.backend, ("auto", "triton", "reference"))
+        _check_choice("backend", self.backend, BACKENDS)
         if not callable(self.schedule):
             _check_choice("schedule", self.schedule, SCHEDULES)
         for name in ("resnets", "keep"):
@@ -96,12 +98,11 @@ class CacheConfig:
             raise ValueError(f"depth goes with cut='outer' only, got depth={self.depth} with cut={self.cut!r}")
         if self.resnets and self.cut != "branches":
             raise ValueError(f"resnets goes with cut='branches' only, got cut={self.cut!r}")
-        if self.calibration is not None and not isinstance(self.calibration, Calibration):
-            raise TypeError(f"calibration must be a Calibration or None, got {type(self.calibration).__name__}")
+        for name, kind in _NESTED.items():
+            if not isinstance(getattr(self, name), kind | None):
+                raise TypeError(f"{name} must be a {kind.__name__} or None, got {type(getattr(self, name)).__name__}")
         if self.calibration is not None and self.schedule != "auto":
             raise ValueError(f"calibration goes with schedule='auto' only, got schedule={self.schedule!r}")
-        if self.provenance is not None and not isinstance(self.provenance, Provenance):
-            raise TypeError(f"provenance must be a Provenance or None, got {type(self.provenance).__name__}")
         if self.dtype is not None and self.dtype not in DTYPES.values():
             raise ValueError(f"dtype must be a floating-point torch dtype or None, got {self.dtype!r}")
         self._check_boundary()
@@ -135,8 +136,7 @@ class CacheConfig:
         if callable(self.schedule):
             raise ValueError("schedule is a callable, which cannot be written as JSON; pass the list of its full steps")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["provenance"] = None if self.provenance is None else self.provenance.to_dict()
-        values["calibration"] = None if self.calibration is None else self.calibration.to_dict()
+        values |= {name: values[name].to_dict() for name in _NESTED if values[name] is not None}
         values["dtype"] = next((name for name, dtype in DTYPES.items() if dtype == self.dtype), None)
         return json.dumps(values, sort_keys=True)
 
@@ -151,11 +151,8 @@ class CacheConfig:
         if isinstance(values.get("dtype"), str):
             _check_choice("dtype", values["dtype"], tuple(DTYPES))
             values["dtype"] = DTYPES[values["dtype"]]
-        if values.get("provenance") is not None:
-            values["provenance"] = Provenance.from_dict(values["provenance"])
-        if values.get("calibration") is not None:
-            values["calibration"] = Calibration.from_dict(values["calibration"])
-        return cls(**values)
+        nested = {name: kind.from_dict(values[name]) for name, kind in _NESTED.items() if values.get(name) is not None}
+        return cls(**values | nested)
 
     def _take_steps(self) -> None:
         """`schedule=[0, 3, 6]` and `steps=(0, 3, 6)` mean the same."""

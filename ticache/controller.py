@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,9 +50,7 @@ class Controller:
         self.latents = KnownLatents()
         self._start()
         self.attachment = Attachment(unet, plan.modules, pipeline, self.current, self.latents)
-        before: Any = self.before  # pyright: ignore[reportAttributeAccessIssue]
-        after: Any = self.after  # pyright: ignore[reportAttributeAccessIssue]
-        self.attachment.hang(before, after, self.run_controlnet)
+        self.attachment.hang(self)
 
     def _start(self) -> None:
         """Everything that calls leave behind, and a copy does not take over."""
@@ -64,7 +62,7 @@ class Controller:
         self.paused = 0
         self.control = controlnet.Control()
         self.adapters = Adapters(self.unet)
-        self.errors = PredictionErrors(self.config)
+        self.errors = PredictionErrors(self.config.keep)
         self._shapes: dict[Any, dict[int, Any]] = {}
         self._lock = threading.RLock()
         self._watch: ShapeWatch | None = None
@@ -102,7 +100,6 @@ class Controller:
         with self._lock:
             self.streams.clear()
             self._let_go()
-            self.records.hold(0)
 
     def _let_go(self) -> None:
         """Of what the last run was asked to leave behind."""
@@ -180,7 +177,7 @@ class Controller:
         if context.store is not None:
             for key, feature in context.features.items():
                 context.store(key, feature)
-        self.records.hold(self.held_bytes)
+        self.records.run.peak_bytes = max(self.records.run.peak_bytes, self.held_bytes)
 
     def run_controlnet(self, hook: ControlNetHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In place of a ControlNet's forward: leave it out where the UNet's call will be predicted."""
@@ -263,8 +260,11 @@ class Controller:
         if self.unet.training or torch.is_grad_enabled():
             training = training_call(self.unet, inputs)
             if training is not None:
-                self._tell_training(*training)
-                return self._unattributed(f"{training[0]} ({training[1]})")
+                why, what = training
+                if not self._told_training:
+                    self._told_training = True
+                    logger.warning("calls run in full, because %s; to have them cached, %s", why, what)
+                return self._unattributed(f"{why} ({what})")
         if self.region.given is not None:
             self.region.check(inputs.batch, inputs.frames)
         place = self.timesteps.locate(inputs.timestep, self.pipeline.scheduler)
@@ -296,18 +296,10 @@ class Controller:
 
     def _retire_interrupted(self, timesteps: Timesteps | None) -> None:
         """A pipeline that has set its scheduler for a new run does not go on with an earlier one."""
-        if self.pipeline.pipe is None or timesteps is None or not timesteps.set_by_scheduler:
-            return
-        self.streams.retire(
-            lambda group: (
-                group.timesteps is not None and group.timesteps.set_by_scheduler and group.timesteps is not timesteps
+        if self.pipeline.pipe is not None and timesteps is not None and timesteps.set_by_scheduler:
+            self.streams.retire(
+                lambda group: group.timesteps is not timesteps and getattr(group.timesteps, "set_by_scheduler", False)
             )
-        )
-
-    def _tell_training(self, why: str, what: str) -> None:
-        if not self._told_training:
-            self._told_training = True
-            logger.warning("calls run in full, because %s; to have them cached, %s", why, what)
 
     def _unattributed(self, note: str) -> tuple[None, str]:
         self.records.unattributed(note)
@@ -387,14 +379,14 @@ class Controller:
             point=cache.point,
             device=_device(inputs),
         )
-        weights, coefficients = None, cache.coefficients.get(stream.step)
+        coefficients = cache.coefficients.get(stream.step)
         if coefficients is None:
             coordinate = stream.coordinate(self.config.axis, stream.step)
             assert coordinate is not None
             coefficients = cache.coefficients_at(coordinate, self._order(cache.config.order))
-        if stream.step < cache.boundary:
-            weights = self.region.at(stream.step, inputs.batch, inputs.frames)
-        context.predict = _predictor(cache, coefficients, weights)
+        early = stream.step < cache.boundary
+        weights = self.region.at(stream.step, inputs.batch, inputs.frames) if early else None
+        context.predict = partial(cache.predict, coefficients=coefficients, weights=weights)
         # Prepared here where there is one, or where the call itself is a compiled graph; else where it is needed.
         for key, history in cache.histories.items():
             if key == POINT or (self.current.compiled and isinstance(key[0], int)):
@@ -405,7 +397,7 @@ class Controller:
 
     def adds_noise(self) -> bool:
         """Does the sampler add noise, as set up or as it was last asked to?"""
-        return self.pipeline.adds_noise(self.attachment.noise_asked)
+        return self.pipeline.adds_noise(self.attachment.scheduler.noise_asked)
 
     def _order(self, wanted: int) -> int:
         """The order in force: a sampler that adds noise has its own cap."""
@@ -431,16 +423,6 @@ class Controller:
         blocks: Any = self.unet.up_blocks
         has_adapter = inputs.has_residuals and controlnet.has_adapter(inputs.bound)
         return has_adapter or any(getattr(block, "s1", None) for block in blocks)
-
-
-def _predictor(cache: FeatureCache, coefficients: list[float], weights: Any) -> Callable[[Key], Tensor | None]:
-    """The function that predicts a feature, None for one that is not kept; `weights`: the region's."""
-
-    def predict(key: Key) -> Tensor | None:
-        history = cache.histories.get(key)
-        return None if history is None else history.predict(coefficients, weights)
-
-    return predict
 
 
 def _device(inputs: CallInputs) -> torch.device | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ Key = tuple[str | int, int]
 Weights = Callable[[Tensor, bool], Tensor]  # (a feature, is its first axis all places of a sample?) -> the region's
 
 
+@dataclass(eq=False)
 class FeatureHistory:
     """The differences (or, for `chebyshev`, the snapshots) of one feature over one run.
 
@@ -23,89 +25,68 @@ class FeatureHistory:
     prediction. temporal: the feature is [B h w, F, C], as in temporal attention.
     """
 
-    def __init__(
-        self,
-        *,
-        forecaster: str,
-        order: int,
-        dtype: torch.dtype | None,
-        offload: str | None,
-        backend: str,
-        temporal: bool = False,
-    ):
-        self.forecaster = forecaster
-        self.order = 0 if forecaster == "reuse" else order
-        self.temporal = temporal
-        self.tensors: list[Tensor] = []
-        self._dtype = dtype
-        self._offload = offload
-        self._backend = backend
-        self._feature_dtype = torch.float32
-        self._device = torch.device("cpu")
-        self._shape = torch.Size()
-        self._predict: Callable[..., Tensor] | None = None
+    forecaster: str
+    order: int
+    dtype: torch.dtype | None
+    offload: str | None
+    backend: str
+    temporal: bool
+    tensors: list[Tensor] = field(default_factory=list)
+    _like: Tensor = field(default_factory=lambda: torch.empty(()))  # the feature's shape, dtype and device; no memory
+    _predict: Callable[..., Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     def update(self, feature: Tensor) -> None:
         """Take in the feature of a full step, [*shape] as at every earlier full step. Copies; never keeps `feature`."""
         feature = feature.detach()
-        self._feature_dtype = feature.dtype
-        self._device = feature.device
-        self._shape = feature.shape
-        if self._offload is not None:
-            feature = feature.to(self._offload)
+        self._like = like = feature.new_empty(()).expand(feature.shape)
+        if self.offload is not None:
+            feature = feature.to(self.offload)
         if self.forecaster == "chebyshev":
             if len(self.tensors) == forecast.CHEBYSHEV_SNAPSHOTS:
                 self.tensors.pop()
             self.tensors.insert(0, self._empty_like(feature).copy_(feature))
         else:
-            if len(self.tensors) <= self.order:
+            if len(self.tensors) <= (0 if self.forecaster == "reuse" else self.order):
                 # The highest difference is written and never read, so it may begin uninitialised.
                 self.tensors.append(self._empty_like(feature))
-            ops.update_differences(feature, self.tensors, backend=self._backend)
-        kept = self._dtype or feature.dtype
-        self._predict = ops.predictor(self._backend, self._device, kept, self._feature_dtype)
+            ops.update_differences(feature, self.tensors, backend=self.backend)
+        self._predict = ops.predictor(self.backend, like.device, self.dtype or like.dtype, like.dtype)
 
     def predict(self, coefficients: Sequence[float], weights: Weights | None = None) -> Tensor:
         """D_0 + mask * (sum_i c_i D_i - D_0) in the feature's dtype, on its device; always a new tensor."""
         assert self._predict is not None
-        used, mask = self.tensors[: len(coefficients)], None
-        if self._offload is not None:
-            used = [tensor.to(self._device, non_blocking=True) for tensor in used]
-        if weights is not None:
-            mask = weights(torch.empty((), device=self._device).expand(self._shape), self.temporal)
-        return self._predict(used, coefficients, mask, dtype=self._feature_dtype)
+        used = self.tensors[: len(coefficients)]
+        if self.offload is not None:
+            used = [tensor.to(self._like.device, non_blocking=True) for tensor in used]
+        mask = None if weights is None else weights(self._like, self.temporal)
+        return self._predict(used, coefficients, mask, dtype=self._like.dtype)
 
     def _empty_like(self, feature: Tensor) -> Tensor:
-        pinned = self._offload is not None and self._device.type == "cuda"
-        empty = torch.empty_like(feature, dtype=self._dtype or feature.dtype, requires_grad=False)
-        return empty.pin_memory() if pinned else empty
+        empty = torch.empty_like(feature, dtype=self.dtype or feature.dtype, requires_grad=False)
+        return empty.pin_memory() if self.offload is not None and self._like.device.type == "cuda" else empty
 
 
 class FeatureCache:
     """The cache of one stream of `num_steps` steps (None: unknown).
 
-    steps: full steps, in place of the schedule's. weights: of predicted steps on the features of the last full ones,
-    the newest first, in place of the forecaster's while the full steps are those of the schedule. temporal: which cut
-    modules put out [B h w, F, C].
+    weights: of predicted steps on the features of the last full ones, the newest first, in place of the forecaster's
+    while the full steps are those of the schedule. temporal: which cut modules put out [B h w, F, C].
     """
 
     def __init__(
         self,
         config: CacheConfig,
         num_steps: int | None,
-        steps: tuple[int, ...] | None = None,
         temporal: frozenset[int] = frozenset(),
         weights: Mapping[int, tuple[float, ...]] | None = None,
     ):
         self.refusal: str | None = None
-        if steps is not None:
-            config = config.replaced(steps=steps, boundary=0)
-        elif num_steps is None and config.needs_num_steps:
+        if num_steps is None and config.needs_num_steps:
             self.refusal = "the number of steps is unknown"
             config = config.replaced(N=1, schedule="uniform", boundary=0)
         self.full_steps = FullSteps(
@@ -169,18 +150,17 @@ class FeatureCache:
 
     def store(self, key: Key, feature: Tensor) -> None:
         """Take in one feature of a full step."""
-        history = self.histories.get(key)
-        if history is None:
-            config = self.config
-            history = self.histories[key] = FeatureHistory(
-                forecaster=config.forecaster,
-                order=config.order,
-                dtype=config.dtype,
-                offload=config.offload,
-                backend=config.backend,
-                temporal=key[0] in self._temporal,
+        if key not in self.histories:
+            config, temporal = self.config, key[0] in self._temporal
+            self.histories[key] = FeatureHistory(
+                config.forecaster, config.order, config.dtype, config.offload, config.backend, temporal
             )
-        history.update(feature)
+        self.histories[key].update(feature)
+
+    def predict(self, key: Key, coefficients: Sequence[float], weights: Weights | None) -> Tensor | None:
+        """The prediction of a feature, None for one that is not kept. weights: the region's."""
+        history = self.histories.get(key)
+        return None if history is None else history.predict(coefficients, weights)
 
     def coefficients_at(self, coordinate: float, order: int) -> list[float]:
         """What to multiply each kept tensor by, for a prediction at `coordinate`."""

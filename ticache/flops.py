@@ -5,6 +5,7 @@ FLOP = 2 MAC, as torch's FlopCounterMode counts: convolutions, linear layers and
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from functools import partial
@@ -95,22 +96,17 @@ class ShapeWatch:
 
 def skipped_flops(counts: dict[str, int], skipped: Iterable[str]) -> int:
     """The part of `counts` that lies within the modules named in `skipped`."""
-    names = set(skipped)
-    return sum(count for name, count in counts.items() if any(part in names for part in _ancestors(name)))
-
-
-def _ancestors(name: str) -> Iterable[str]:
-    parts = name.split(".")
-    return (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    within = tuple(f"{name}." for name in skipped)
+    return sum(count for name, count in counts.items() if f"{name}.".startswith(within))
 
 
 def _leaf_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
-    elements = _product(shape)
+    elements = math.prod(shape)
     if isinstance(module, nn.Linear):
         return 2 * elements * module.in_features
     if not isinstance(module, _CONVOLUTIONS):
         return 0  # it wraps layers that are counted themselves
-    return 2 * elements * (module.in_channels // module.groups) * _product(module.kernel_size)
+    return 2 * elements * (module.in_channels // module.groups) * math.prod(module.kernel_size)
 
 
 def _attention_flops(queries: tuple[int, ...], keys: tuple[int, ...]) -> int:
@@ -118,10 +114,3 @@ def _attention_flops(queries: tuple[int, ...], keys: tuple[int, ...]) -> int:
     if len(queries) != 3 or len(keys) != 3:
         return 0
     return 2 * 2 * queries[0] * queries[1] * keys[1] * queries[2]
-
-
-def _product(values: Iterable[int]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result

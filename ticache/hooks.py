@@ -13,7 +13,7 @@ import operator
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -193,7 +193,7 @@ class SchedulerHook(Listener):
     def __init__(self, latents: KnownLatents):
         super().__init__()
         self.latents = latents
-        self.noise_asked: float | None = None  # `eta`, `s_churn`: how much
+        self.noise_asked: float | None = None  # of the last step, by `eta` or `s_churn`, beyond what it adds by itself
         self.scaling = ScalingHook(latents)
         self.more = False  # does the run go on?
 
@@ -270,43 +270,32 @@ class Attachment:
         self._attentions = attentions_in(cut.module for cut in self._cuts)
         self._processors: list[Any] = []  # at the last call
         self._stateful: str | None = None
-        self._run_controlnet: Callable[..., Any] | None = None
+        self._controller: Any = None
         self._compiled: Any = None
         self._handles: list[Any] = []
 
-    @property
-    def noise_asked(self) -> float | None:
-        """How much noise the scheduler's last step was asked for, beyond what it adds by itself."""
-        return self.scheduler.noise_asked
-
-    def hang(self, before: Any, after: Any, run_controlnet: Callable[..., Any]) -> None:
+    def hang(self, controller: Any) -> None:
         """Hang all hooks: on the UNet's calls, on the modules of the cut, on the ControlNet, on the pipeline."""
-        self._run_controlnet = run_controlnet
+        self._controller = controller
         self._handles = [
-            self.unet.register_forward_pre_hook(before, with_kwargs=True),
-            self.unet.register_forward_hook(after, with_kwargs=True, always_call=True),
+            self.unet.register_forward_pre_hook(controller.before, with_kwargs=True),
+            self.unet.register_forward_hook(controller.after, with_kwargs=True, always_call=True),
         ]
-        self.modules = [ModuleHook(cut, self.current, before.__self__) for cut in self._cuts]
+        self.modules = [ModuleHook(cut, self.current, controller) for cut in self._cuts]
         self._hook_controlnet(self.pipeline.controlnet)
         self.begin.listen(self.pipeline.pipe)
 
     def follow(self) -> bool:
         """Look what has changed since the last call. -> False where modules were exchanged, and the hooks hung anew."""
         controlnet = self.pipeline.controlnet
-        if controlnet is not (None if self.controlnet is None else self.controlnet.module) or (
-            self.controlnet is not None and self.controlnet.lost()
-        ):
+        hooked = self.controlnet
+        if controlnet is not (None if hooked is None else hooked.module) or (hooked is not None and hooked.lost()):
             self._hook_controlnet(controlnet)
         if self.scheduler.scaling._next is not None:
             self.scheduler.scaling.detach()  # called or not, it hangs only from a step to the next call
-        intact = True
-        for (owner, name), hook in zip(self._owners, self.modules, strict=True):
-            current = hook.module.__dict__.get("forward")
-            # Modules may have been exchanged, forwards reset (accelerate does, when it takes its hooks off).
-            if current is not hook and (current is None or isinstance(current, types.MethodType)):
-                intact = False
-            if getattr(owner, name, None) is not hook.module:
-                intact = False
+        # Modules may have been exchanged, or forwards reset.
+        hung = zip(self._owners, self.modules, strict=True)
+        intact = all(getattr(owner, name, None) is hook.module and not hook.lost() for (owner, name), hook in hung)
         if not intact:
             self._rehang()
         wrapped = self.unet.__dict__.get("forward")
@@ -317,8 +306,7 @@ class Attachment:
         if len(processors) != len(self._processors) or not all(map(operator.is_, processors, self._processors)):
             kept = next((processor for processor in processors if keeps_state(processor)), None)
             self._processors, self._stateful = processors, None if kept is None else type(kept).__name__
-        stateful = f"{self._stateful} keeps what it sees of the attention at every call"
-        self.conflict = None if self._stateful is None else stateful
+        self.conflict = self._stateful and f"{self._stateful} keeps what it sees of the attention at every call"
         return intact
 
     def listen(self, *, more: bool) -> None:
@@ -347,34 +335,25 @@ class Attachment:
 
     def _rehang(self) -> None:
         """Hang the modules' hooks anew on the modules that stand there now."""
-        owner = self.modules[0].owner
         for hook in self.modules:
             hook.detach()
             hook.cut.module = self.unet.get_submodule(hook.cut.name)
-        self.modules = [ModuleHook(hook.cut, self.current, owner) for hook in self.modules]
+        self.modules = [ModuleHook(cut, self.current, self._controller) for cut in self._cuts]
         self._attentions = attentions_in(hook.module for hook in self.modules)
 
     def _hook_controlnet(self, controlnet: nn.Module | None) -> None:
         """Hook this ControlNet (or several in one), and no other."""
         if self.controlnet is not None:
             self.controlnet.detach()
-        self.controlnet = None
-        if controlnet is not None:
-            assert self._run_controlnet is not None
-            self.controlnet = ControlNetHook(controlnet, self._run_controlnet)
+        run = self._controller.run_controlnet
+        self.controlnet = None if controlnet is None else ControlNetHook(controlnet, run)
 
 
 def attached_controller(unet: nn.Module) -> Any:
     """The controller of the cache that hangs on `unet`, None if there is none."""
-    return next((hook.owner for hook in _hooks(unet)), None)
-
-
-def _hooks(unet: nn.Module) -> Iterator[ModuleHook]:
-    for module in unet.modules():
-        for name in ("forward", "_old_forward"):
-            found = module.__dict__.get(name)
-            if isinstance(found, ModuleHook) and found.active:
-                yield found
+    names = ("forward", "_old_forward")  # accelerate's hooks keep what they wrap under the latter
+    found = (module.__dict__.get(name) for module in unet.modules() for name in names)
+    return next((hook.owner for hook in found if isinstance(hook, ModuleHook) and hook.active), None)
 
 
 def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:

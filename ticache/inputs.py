@@ -244,7 +244,7 @@ class KnownLatents:
     def add(self, sample: Any) -> None:
         """Take in what the scheduler gave."""
         if isinstance(sample, Tensor):
-            self._known.appendleft((weakref.ref(sample), 0 if sample.is_inference() else sample._version))
+            self._known.appendleft((weakref.ref(sample), writes_into(sample)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy knows none yet."""
@@ -252,12 +252,17 @@ class KnownLatents:
 
     def __contains__(self, latents: Tensor) -> bool:
         """Are these known latents, or a part of such, that nobody has written into since?"""
-        place, writes = latents.untyped_storage().data_ptr(), 0 if latents.is_inference() else latents._version
+        place = latents.untyped_storage().data_ptr()
         for reference, writes_then in self._known:
             known = reference()
             if known is not None and (known is latents or known.untyped_storage().data_ptr() == place):
-                return writes == writes_then
+                return writes_into(latents) == writes_then
         return False
+
+
+def writes_into(tensor: Tensor) -> int:
+    """How often a tensor was written into in place; 0 for one made in inference mode, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def latents_of(pipe: Any, sample: Tensor) -> Tensor | None:

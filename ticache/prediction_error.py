@@ -7,7 +7,7 @@ predicted from, recorded: copies, since a loop may change its tensors in place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,22 +39,18 @@ class _Recorded:
     coefficients: list[float] | None
 
 
-@dataclass
 class PredictionErrors:
     """The inputs of some steps of the last run, by stream. refusal: why nothing can be measured."""
 
-    config: CacheConfig
-    refusal: str | None = None
-    nbytes: int = 0
-    _steps: dict[int, dict[int, _Recorded]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, keep: bool):
+        self._keep = keep
         self.begin_run()
 
-    def begin_run(self) -> None:
+    def begin_run(self, refusal: str | None = None) -> None:
         """A new run: let go of the last one's inputs."""
-        self.refusal = None if self.config.keep else NOT_RECORDED
-        self._steps, self.nbytes = {}, 0
+        self.refusal = refusal if self._keep else NOT_RECORDED
+        self.nbytes = 0
+        self._steps: dict[int, dict[int, _Recorded]] = {}
 
     def note(self, stream: Stream, inputs: CallInputs, *, full: bool, axis: str) -> None:
         """Record the inputs of a step, if it is one of those to look at again."""
@@ -64,11 +60,10 @@ class PredictionErrors:
         if self.refusal is not None or stream.step not in cache.reference_steps:
             return
         if any(inputs.bound.get(name) is not None for name in RESIDUALS):
-            self.refusal = "not measured with a ControlNet or an adapter: its features are not kept"
-            self._steps, self.nbytes = {}, 0
+            self.begin_run("not measured with a ControlNet or an adapter: its features are not kept")
             return
         copied = replace(inputs, bound=_copied(inputs.bound))
-        self.nbytes += sum(t.numel() * t.element_size() for t in tensors_in(copied.bound))
+        self.nbytes += sum(tensor.nbytes for tensor in tensors_in(copied.bound))
         coordinate = stream.coordinate(axis, stream.step)
         assert coordinate is not None
         used = cache.coefficients.get(stream.step)
@@ -94,7 +89,7 @@ class PredictionErrors:
             for step, recorded in sorted(steps.items()):
                 if recorded.full:
                     continue
-                cache = FeatureCache(recorded.config, None, steps=(0,), temporal=temporal)
+                cache = FeatureCache(recorded.config, None, temporal)
                 cache.span = recorded.span
                 for earlier, other in sorted(steps.items()):
                     if earlier < step and other.full:

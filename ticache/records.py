@@ -78,7 +78,6 @@ class Records:
         self.run = RunRecord()
         self.runs = 0
         self.flops: dict[Any, tuple[int, int]] = {}  # of a full and of a predicted call, by the kind of inputs
-        self.held_bytes = 0
         self.total_unattributed = 0
         self._earlier = {True: 0, False: 0}
 
@@ -97,11 +96,6 @@ class Records:
         """Count a call that belongs to nothing known."""
         self.run.unattributed[why] += 1
         self.total_unattributed += 1
-
-    def hold(self, nbytes: int) -> None:
-        """Note how many bytes are held now."""
-        self.held_bytes = nbytes
-        self.run.peak_bytes = max(self.run.peak_bytes, nbytes)
 
     def count_flops(self, kind: Any, watch: ShapeWatch, skipped: Sequence[str]) -> None:
         """Count what `watch` saw during a full call; `skipped` are the modules that a predicted call leaves out."""

@@ -40,7 +40,7 @@ class Report:
             of = stream["num_steps"] if stream["num_steps"] is not None else "an unknown number"
             lines.append(
                 f"stream {stream['stream']}  {len(stream['full'])} full, {len(stream['predicted'])} predicted of {of} "
-                f"steps; full: {_ranges(stream['full'])}"
+                f"steps; full: {', '.join(map(str, stream['full']))}"
             )
         if v["flops_full"]:
             lines.append(
@@ -59,16 +59,15 @@ class Report:
         return "\n".join(lines)
 
 
-def build_report(records: Records, config: CacheConfig, recipe: str, backend: str, notes: Sequence[str]) -> Report:
+def build_report(
+    records: Records, config: CacheConfig, recipe: str, backend: str, notes: Sequence[str], held_bytes: int
+) -> Report:
     """Gather the figures of the last run."""
     run = records.run
     flops_full, flops_run = records.flops_of_run()
     full, predicted = run.seconds(True), run.seconds(False)
-    mean_full = _mean(full)
     # The first full call warms up allocators and kernels; it would flatter the cache.
-    if len(full) > 1:
-        mean_full = _mean(full[1:])
-    seconds_run = sum(full) + sum(predicted)
+    mean_full = _mean(full[1:] or full)
     speedup = None
     if mean_full and predicted:
         spent = mean_full * len(full) + sum(predicted)
@@ -97,10 +96,10 @@ def build_report(records: Records, config: CacheConfig, recipe: str, backend: st
             "flops_ratio": flops_full / flops_run if flops_run else None,
             "seconds_full": mean_full,
             "seconds_predicted": _mean(predicted),
-            "seconds_run": seconds_run,
+            "seconds_run": sum(full) + sum(predicted),
             "speedup": speedup,
             "peak_bytes": run.peak_bytes,
-            "held_bytes": records.held_bytes,
+            "held_bytes": held_bytes,
             "fallbacks": dict(run.fallbacks),
             "unattributed": dict(run.unattributed),
             "notes": list(notes),
@@ -119,10 +118,6 @@ def _bytes(count: int) -> str:
             return f"{value:.4g} {unit}"
         value /= 1024
     return f"{value:.4g} GiB"
-
-
-def _ranges(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps))
 
 
 def _reference_line(entry: dict[str, Any]) -> str:

@@ -66,8 +66,9 @@ class Session:
             there, over all and inside and outside the region. Needs a run under `apply(..., keep=True)`.
         """
         controller = self._controller
-        controller.records.held_bytes = controller.held_bytes
-        report = build_report(controller.records, self.config, self._recipe(), self._backend(), self._notes())
+        report = build_report(
+            controller.records, self.config, self._recipe(), self._backend(), self._notes(), controller.held_bytes
+        )
         if reference:
             report.values["reference"] = controller.measure_errors()
             if controller.errors.refusal is not None:

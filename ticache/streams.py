@@ -14,12 +14,13 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ticache.inputs import writes_into
 from ticache.timesteps import StepPosition, Timesteps
 
 LOOK_AHEAD = 64  # steps
@@ -62,25 +63,18 @@ class _Mark:
         self.held = tensor if hold or slice_of_longer else None
         self._object = weakref.ref(tensor)
         self._view = _view(tensor)
-        self._version = _version(tensor)
+        self._writes = writes_into(tensor)  # so that a buffer refilled with another request's tokens is told
 
     def compare(self, tensor: Tensor) -> bool | None:
         if self._object() is tensor:
-            return self._version == (0 if tensor.is_inference() else tensor._version)
-        if self.held is None:
+            return self._writes == writes_into(tensor)
+        if self.held is None or self._view[0] != _view(tensor)[0]:
             return None
-        if self._view[0] == _view(tensor)[0]:
-            return self._view == _view(tensor) and _version(tensor) == self._version
-        return None
+        return self._view == _view(tensor) and self._writes == writes_into(tensor)
 
 
 def _view(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
-
-
-def _version(tensor: Tensor) -> int:
-    """Counts writes in place, so that a buffer refilled with another request's tokens is not taken for the same."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(eq=False)
@@ -207,7 +201,6 @@ class Attribution:
     """What a call belongs to. `stream` is None where it cannot be told; `note` then says why."""
 
     stream: Stream | None
-    born: bool = False
     new_run: bool = False
     note: str | None = None
 
@@ -217,7 +210,7 @@ class Streams:
 
     def __init__(self) -> None:
         self.groups: list[Group] = []
-        self._serial = itertools.count()
+        self._now = 0  # counts calls
         self._numbers = itertools.count()
         self._run_begun = 0  # when the last run began
 
@@ -233,7 +226,7 @@ class Streams:
 
         num_steps: how many positions a run has that begins at a position of a timesteps; None if nobody knows.
         """
-        serial = next(self._serial)
+        self._now += 1
         timesteps = place.timesteps
         by_value = timesteps is not None and place.position is None
         if timesteps is not None and by_value and place.value not in timesteps.values_in(place.dtype):
@@ -242,18 +235,18 @@ class Streams:
         if group is None:
             former = self._former(place, key)
             note = None if former is None else "its embeddings are not those of the step before"
-            return self._begin(place, key, tokens, extras, num_steps, serial, note, former)
+            return self._begin(place, key, tokens, extras, num_steps, note, former)
         relation, position = group.relation(place)
         if relation in ("back", "gap"):
             self.drop(group)
             note = "its timestep skips ahead of what came before" if relation == "gap" else None
             begun = StepPosition(place.timesteps or group.timesteps, position, place.value)
-            return self._begin(begun, key, tokens, extras, num_steps, serial, note, None)
+            return self._begin(begun, key, tokens, extras, num_steps, note)
         if relation == "next":
             group.calls_per_position = group.calls_per_position or group.calls
             group.rising = place.value > group.value if group.timesteps is None else None
             group.position, group.value, group.calls = position, place.value, 0
-        group.touched = serial
+        group.touched = self._now
         group.calls += 1
         return self._within(group, extras)
 
@@ -273,17 +266,14 @@ class Streams:
 
     def complete(self, stream: Stream) -> None:
         """Call when a stream's call has ended; ends the stream, and the run, after the last step."""
-        if stream.num_steps is None or stream.step < stream.num_steps - 1:
+        if not stream.done:
             return
         stream.cache.end()
         group = stream.group
         if all(other.done for other in group.streams.values()):
             # Groups that have not moved since this one began were abandoned.
             former, born = group.former, group.born
-            if former is None:
-                self.retire(lambda other: other is group or other.touched < born)
-            else:
-                self.retire(lambda other: other is group or (other is former and other.touched < born))
+            self.retire(lambda other: other is group or (other.touched < born and former in (None, other)))
 
     def retire(self, is_over: Callable[[Group], bool]) -> None:
         """Drop every group that can have no further call."""
@@ -332,9 +322,8 @@ class Streams:
         tokens: list[Tensor],
         extras: list[Tensor],
         num_steps: Callable[[Timesteps | None, int], int | None],
-        serial: int,
         note: str | None,
-        former: Group | None,
+        former: Group | None = None,
     ) -> Attribution:
         timesteps = place.timesteps
         position = place.position
@@ -347,23 +336,21 @@ class Streams:
             timesteps=timesteps,
             start=position,
             end=None if count is None else position + count,
-            born=serial,
-            touched=serial,
+            born=self._now,
+            touched=self._now,
             stride=timesteps.order if timesteps is not None else 1,
             position=position,
             value=place.value,
             calls=1,
             former=former,
         )
-        new_run = not any(g.timesteps is timesteps and g.position in (position, position - 1) for g in self.groups)
-        self.groups.append(group)
-        attribution = self._within(group, extras)
-        if note is not None:
-            return Attribution(attribution.stream, born=True, new_run=False, note=note)
+        beside = any(g.timesteps is timesteps and g.position in (position, position - 1) for g in self.groups)
+        new_run = note is None and not beside
         if new_run:
             self.retire(lambda other: other.touched < self._run_begun)
-            self._run_begun = serial
-        return Attribution(attribution.stream, born=True, new_run=new_run)
+            self._run_begun = self._now
+        self.groups.append(group)
+        return replace(self._within(group, extras), new_run=new_run, note=note)
 
     def _position_beside(self, place: StepPosition) -> int:
         """A position with this value: where the other groups of this timesteps are, else the first."""
@@ -378,9 +365,7 @@ class Streams:
         parity = (group.position - group.start) % group.stride
         ordinal = group.calls - 1
         before = group.position - group.stride
-        siblings = {
-            o: s for (p, o), s in group.streams.items() if p == parity and s.first + s.step * group.stride == before
-        }
+        siblings = {o: s for (p, o), s in group.streams.items() if p == parity and s.position == before}
         stream = siblings.get(ordinal)
         answers = {o: s.extras.compare(extras) for o, s in siblings.items() if s.extras is not None}
         if answers.get(ordinal) is not True:
@@ -389,7 +374,6 @@ class Streams:
                 stream = siblings[recognised[0]]
             elif answers.get(ordinal) is False:
                 return Attribution(None, note="its inputs are those of no earlier call at its place in the step")
-        born = stream is None
         if stream is None:
             if (parity, ordinal) in group.streams:
                 # The sequence was interrupted: what is kept is older than one step.
@@ -401,7 +385,7 @@ class Streams:
             group.streams[parity, ordinal] = stream
         stream.step += 1
         stream.extras = Identity(extras) if extras else NOTHING
-        return Attribution(stream, born=born)
+        return Attribution(stream)
 
 
 def _same_list(group: Group, place: StepPosition) -> bool:

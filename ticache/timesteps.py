@@ -112,10 +112,6 @@ class TimestepTracker:
             return "its samples are at several timesteps"
         return StepPosition(current, None, float(values.pop()), timestep.dtype)
 
-    def forget(self, used: list[Timesteps]) -> None:
-        """Let go of every list but the newest and those in `used`."""
-        self._lists = [t for t in self._lists[:-1] if any(t is other for other in used)] + self._lists[-1:]
-
     def _of_scheduler(self, scheduler: Any) -> Timesteps | None:
         source = getattr(scheduler, "timesteps", None)
         # Before `set_timesteps` a scheduler lists its training timesteps, which no run follows.
