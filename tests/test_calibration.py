@@ -53,9 +53,7 @@ def test_a_part_of_the_numbers_tells_nearly_what_all_do() -> None:
 
 def test_a_recording_is_small_and_the_same_from_json() -> None:
     whole = dataclasses.replace(KIND, num_steps=MAX_STEPS)
-    largest = recorded(features(MAX_STEPS), whole)
-    matrices = (largest.conditional, largest.unconditional, largest.cross)
-    assert sum(matrix.nbytes for matrix in matrices if matrix is not None) <= 2**20
+    assert recorded(features(MAX_STEPS), whole).matrices.nbytes <= 2**20
     calibration = Calibration({"class": "UNet"})
     calibration.add(recorded(features()))
     again = Calibration.from_json(calibration.to_json())
@@ -89,7 +87,7 @@ def test_recordings_of_one_kind_are_averaged() -> None:
         calibration.add(each)
     found = calibration.recordings[KIND]
     assert found.runs == 3
-    np.testing.assert_allclose(found.conditional, (one.conditional + 2 * two.conditional) / 3, atol=1e-5)
+    np.testing.assert_allclose(found.matrices, (one.matrices + 2 * two.matrices) / 3, atol=1e-5)
 
 
 @pytest.mark.parametrize("broken", ["a step is missing", "other features", "not finite"])

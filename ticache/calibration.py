@@ -8,13 +8,15 @@ apart, so that one recording serves every guidance scale. Pure: torch and numpy,
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ticache.best_steps import Array, Choice, best_choice
@@ -23,6 +25,7 @@ from ticache.provenance import scheduler_identity
 FEATURES = 4096  # numbers of a row that stand for its whole feature: inner products to about a percent
 STRONG_GUIDANCE = 5.0  # fitted weights win 2 to 5 dB at 7.5 and lose up to 2 at 3
 MAX_STEPS = 256  # three matrices of so many steps are 0.75 MiB
+_MATRICES = ("conditional", "unconditional", "cross")
 
 
 def scheduler_text(scheduler: Any) -> str:
@@ -53,14 +56,12 @@ class Kind:
 class Recording:
     """Inner products of the features of every step of one kind of run, means over `runs` runs.
 
-    conditional, unconditional, cross: [T, T]; cross is u c^T + c u^T. Without guidance `conditional` is of every row
-    and the others are None. timesteps: of each step, None where no scheduler tells.
+    matrices: [1, T, T] of every row; with guidance [3, T, T] of the conditional rows, of the unconditional ones, and
+    u c^T + c u^T. timesteps: of each step, None where no scheduler tells.
     """
 
     kind: Kind
-    conditional: Array
-    unconditional: Array | None = None
-    cross: Array | None = None
+    matrices: NDArray[np.float32]
     timesteps: tuple[float, ...] | None = None
     runs: int = 1
 
@@ -69,10 +70,10 @@ class Recording:
 
         Without a scale, or without rows to guide, of the conditional rows.
         """
-        conditional = self.conditional.astype(np.float64)
-        if guidance is None or self.unconditional is None or self.cross is None:
-            return conditional
-        g, unconditional, cross = guidance, self.unconditional.astype(np.float64), self.cross.astype(np.float64)
+        matrices = self.matrices.astype(np.float64)
+        if guidance is None or len(matrices) == 1:
+            return matrices[0]
+        g, (conditional, unconditional, cross) = guidance, matrices
         return (1 - g) ** 2 * unconditional + g * (1 - g) * cross + g * g * conditional
 
     def choose(
@@ -103,18 +104,15 @@ class Recording:
     def merged(self, other: Recording) -> Recording:
         """The mean of two recordings of one kind."""
         runs = self.runs + other.runs
-        ours, theirs = self._matrices(), other._matrices()
-        means: dict[str, Any] = {
-            name: ((self.runs * ours[name] + other.runs * theirs[name]) / runs).astype(np.float32) for name in ours
-        }
-        return Recording(self.kind, **means, timesteps=self.timesteps, runs=runs)
+        means = (self.runs * self.matrices + other.runs * other.matrices) / runs
+        return replace(self, matrices=means, runs=runs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the upper triangles as base64 of little-endian float32."""
         rows, columns = np.triu_indices(self.kind.num_steps)
         matrices = {
             name: base64.b64encode(matrix[rows, columns].astype("<f4").tobytes()).decode()
-            for name, matrix in self._matrices().items()
+            for name, matrix in zip(_MATRICES, self.matrices, strict=False)
         }
         timesteps = None if self.timesteps is None else list(self.timesteps)
         return {"kind": asdict(self.kind), "timesteps": timesteps, "runs": self.runs, **matrices}
@@ -124,20 +122,13 @@ class Recording:
         """Read what `to_dict` wrote. ValueError, KeyError or TypeError for anything else."""
         kind = Kind(**values["kind"])
         rows, columns = np.triu_indices(kind.num_steps)
-        matrices = {}
-        for name in ("conditional", "unconditional", "cross"):
-            if values.get(name) is None:
-                continue
-            numbers = np.frombuffer(base64.b64decode(values[name], validate=True), "<f4")
-            matrix = np.zeros((kind.num_steps, kind.num_steps), np.float32)
+        texts = [values[name] for name in (_MATRICES if kind.guided else _MATRICES[:1])]
+        matrices = np.zeros((len(texts), kind.num_steps, kind.num_steps), np.float32)
+        for matrix, text in zip(matrices, texts, strict=True):
+            numbers = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
             matrix[rows, columns] = matrix[columns, rows] = numbers
-            matrices[name] = matrix
         timesteps = values["timesteps"]
-        return cls(kind, **matrices, timesteps=None if timesteps is None else tuple(timesteps), runs=values["runs"])
-
-    def _matrices(self) -> dict[str, Array]:
-        found = {"conditional": self.conditional, "unconditional": self.unconditional, "cross": self.cross}
-        return {name: matrix for name, matrix in found.items() if matrix is not None}
+        return cls(kind, matrices, None if timesteps is None else tuple(timesteps), values["runs"])
 
 
 class Recorder:
@@ -182,15 +173,14 @@ class Recorder:
         rows /= np.sqrt(max(float(np.square(rows).sum(axis=(0, 2)).mean()), 1e-30))  # of one size, whatever the model
         when = None if timesteps is None else tuple(timesteps)
         if not self.kind.guided:
-            return Recording(self.kind, _inner(rows, rows), timesteps=when)
+            return Recording(self.kind, _inner(rows, rows)[None], when)
         unconditional, conditional = np.split(rows, 2, axis=1)
         cross = _inner(unconditional, conditional)
-        return Recording(
-            self.kind, _inner(conditional, conditional), _inner(unconditional, unconditional), cross + cross.T, when
-        )
+        own = [_inner(conditional, conditional), _inner(unconditional, unconditional)]
+        return Recording(self.kind, np.stack([*own, cross + cross.T]), when)
 
 
-def _inner(a: Array, b: Array) -> Array:
+def _inner(a: Array, b: Array) -> NDArray[np.float32]:
     """Inner products of steps [T, rows, n], means over rows. -> [T, T] float32"""
     return (np.einsum("trn,srn->ts", a, b, optimize=True) / a.shape[1]).astype(np.float32)
 
@@ -241,12 +231,9 @@ class Calibration:
     @classmethod
     def from_json(cls, text: str) -> Calibration:
         """Read what `to_json` wrote. ValueError for anything else."""
-        try:
+        values: Any = text
+        with contextlib.suppress(ValueError):
             values = json.loads(text)
-        except ValueError as error:
-            raise ValueError(
-                f"a calibration is what session.calibration.to_json() writes, got {text[:60]!r}"
-            ) from error
         return cls.from_dict(values)
 
     @classmethod

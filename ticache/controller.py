@@ -122,10 +122,10 @@ class Controller:
             stream, why_full = self._attribute(inputs)
             if stream is None:
                 context = ForwardContext(full=True, shapes={}, writable=False)
-            elif why_full is not None:
-                context = self._full(stream, inputs)
             else:
-                context = self._predicted(stream, inputs)
+                context = (self._predicted if why_full is None else self._full)(stream, inputs)
+                if self.config.keep:
+                    self.errors.note(stream, inputs, full=context.full, axis=self.config.axis)
             if self.attachment.controlnet is None and not inputs.has_residuals:
                 bound = inputs.bound
             elif context.full:
@@ -365,8 +365,6 @@ class Controller:
                     cache.store(key, residual)
         elif not self.config.keep:
             cache.release()
-        if self.config.keep:
-            self.errors.note(stream, inputs, full=True, axis=self.config.axis)
         return context
 
     def _predicted(self, stream: Stream, inputs: CallInputs) -> ForwardContext:
@@ -391,8 +389,6 @@ class Controller:
         for key, history in cache.histories.items():
             if key == POINT or (self.current.compiled and isinstance(key[0], int)):
                 context.predictions[key] = history.predict(coefficients, weights)
-        if self.config.keep:
-            self.errors.note(stream, inputs, full=False, axis=self.config.axis)
         return context
 
     def adds_noise(self) -> bool:

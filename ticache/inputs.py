@@ -175,7 +175,7 @@ class Arguments:
         told = next((bound[n] for n in ("encoder_hidden_states", "context") if bound.get(n) is not None), None)
         tokens = tensors_in(bound.get("class_labels") if told is None else told)
         others = {name: value for name, value in bound.items() if name not in _TOLD_APART_OTHERWISE}
-        extras = [tensor for tensor in tensors_in(others) if tensor is not sample] if others else []
+        extras = [tensor for tensor in tensors_in(others) if tensor is not sample]
         batch, frames = (0, 1) if sample is None else (sample.shape[0], 1)
         if sample is not None and sample.ndim >= 5:
             frames_first = sample.shape[1] != self._in_channels and sample.shape[2] == self._in_channels

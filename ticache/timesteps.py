@@ -47,9 +47,7 @@ class Timesteps:
         source = self.source
         if timestep.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
             return None
-        if timestep.device != source.device or timestep.dtype != source.dtype:
-            return None
-        if timestep.numel() != 1 and not _one_element(timestep):
+        if timestep.device != source.device or timestep.dtype != source.dtype or not _one_element(timestep):
             return None
         position, rest = divmod(int(timestep.storage_offset() - source.storage_offset()), int(source.stride(0)))
         return position if rest == 0 and 0 <= position < len(self.values) else None

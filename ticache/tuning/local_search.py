@@ -68,6 +68,11 @@ class LocalSearch:
         self._values: dict[Candidate, float] = {}
         self._left = math.inf
 
+    @property
+    def tried(self) -> bool:
+        """Was anything tried?"""
+        return self.value > -math.inf
+
     def start(self) -> float:
         """The value of where the search begins."""
         self._attempt(self.best)
@@ -85,7 +90,10 @@ class LocalSearch:
                 if self.value < goal and len(steps) == len(self.best.steps):
                     self._attempt(replace(self.best, steps=tuple(steps)))
             self._vary(goal)
-            if self._move(goal):
+            changed = False
+            while self.value < goal and self._round(goal):
+                changed = True
+            if changed:
                 self._vary(goal)
         except _Spent:
             pass
@@ -97,15 +105,8 @@ class LocalSearch:
                 return
             self._attempt(variant)
 
-    def _move(self, goal: float) -> bool:
-        """Move single full steps until a whole round changes nothing. -> was anything changed?"""
-        changed = False
-        while self.value < goal and self._round(goal):
-            changed = True
-        return changed
-
     def _round(self, goal: float) -> bool:
-        """Every move once: of one full step by one place or two, then of neighbours together by one."""
+        """Every move once: of one full step by one place or two, then of neighbours by one. -> was anything changed?"""
         inner = range(1, len(self.best.steps) - 1)
         singles = [(index, index, way) for index in inner for way in (-1, 1)]
         blocks = [(first, last, way) for first in inner for last in inner if last > first for way in (-1, 1)]
@@ -144,10 +145,10 @@ class LocalSearch:
             raise _Spent
         self._left -= 1
         value = self._values[candidate] = self._evaluate(candidate)
-        better = value > self.value
-        if better:
-            self.best, self.value = candidate, value
-        return better
+        if value <= self.value:
+            return False
+        self.best, self.value = candidate, value
+        return True
 
 
 class _Spent(Exception):
@@ -222,7 +223,7 @@ class GoalSearch:
             self.notes.append(f"the bound was reached after {self._trials.budget.made} trials")
         except KeyboardInterrupt:
             self._interrupted = True
-        if all(math.isinf(search.value) for search in self._searches.values()):
+        if not self._tried():
             if self._interrupted:
                 raise KeyboardInterrupt
             raise ValueError("no trial was made: allow at least one in trials= or more minutes=")
@@ -230,7 +231,7 @@ class GoalSearch:
     @property
     def best(self) -> Candidate:
         """The fewest full steps that reach the target; where none does (or none is set), the best fidelity."""
-        tried = {count: search for count, search in self._searches.items() if not math.isinf(search.value)}
+        tried = self._tried()
         if self._target is not None:
             reached = [count for count, search in tried.items() if search.value >= self._target]
             if reached:
@@ -239,15 +240,17 @@ class GoalSearch:
                 return self._choices.start(tuple(range(self.num_steps)))
         return max(tried.values(), key=lambda search: search.value).best
 
+    def _tried(self) -> dict[int, LocalSearch]:
+        return {count: search for count, search in self._searches.items() if search.tried}
+
     def figures(self) -> dict[str, Any]:
         """Figures of the best, of the late schedule and of one full step fewer; notes what falls short."""
         best = self.best
         count = len(best.steps)
         late = LocalSearch(count, self.num_steps, self._trials, self._choices).best
         rows = {"tuned": best, "late": late}
-        fewer = self._searches.get(count - 1)
-        if self._target is not None and fewer is not None and not math.isinf(fewer.value):
-            rows["fewer"] = fewer.best
+        if self._target is not None and count - 1 in self._tried():
+            rows["fewer"] = self._searches[count - 1].best
         figures: dict[str, Any] = {name: {"calibration": None, "check": None} for name in rows}
         flops_ratio = None
         try:
@@ -305,11 +308,11 @@ class GoalSearch:
 
     def _guess(self) -> int | None:
         """How many full steps should reach the target, if fidelity follows the recorded error from the last trial."""
-        tried = [(count, search.value) for count, search in self._searches.items() if not math.isinf(search.value)]
-        if not tried or self._target is None or not self._recorded_error(tried[-1][0]):
+        tried = self._tried()
+        last = next(reversed(tried), 0)
+        if not last or self._target is None or not self._recorded_error(last):
             return None
-        count, value = tried[-1]
-        wanted = self._recorded_error(count) * 10 ** ((value - self._target) / 10)
+        wanted = self._recorded_error(last) * 10 ** ((tried[last].value - self._target) / 10)
         return bisect_left(range(self.num_steps), True, lo=1, key=lambda count: self._recorded_error(count) <= wanted)
 
     def _recorded_error(self, count: int) -> float:

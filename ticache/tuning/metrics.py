@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -36,16 +37,10 @@ def as_tensor(result: Any) -> Tensor:
         return torch.stack([as_tensor(each) for each in result])
     # A PIL picture tells its pixels to torch through numpy, as an array does.
     if hasattr(result, "__array_interface__") or hasattr(result, "__array__"):
-        pixels = torch.tensor(_array(result))
+        pixels = torch.tensor(np.array(result))
         pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
         return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, -3)
     raise TypeError(f"run must return pictures, latents or a pipeline's output, got {type(result).__name__}")
-
-
-def _array(pixels: Any) -> Any:
-    import numpy as np
-
-    return np.array(pixels)
 
 
 def psnr(result: Tensor, reference: Tensor, region: Tensor | None = None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,58 +89,43 @@ def tune(
     """
     check_bounds(target_psnr, full_steps, trials, minutes)
     choices = Choices(tuple(orders), tuple(cuts), tuple(forecasters))
-    tuning = Tuning(
-        target,
-        calls=calls,
-        run=run,
-        check=check,
-        scheduler=scheduler,
-        num_steps=num_steps,
-        region=region,
-        metric=metric,
-        base=base,
-        seed=seed,
-        journal=journal,
-        progress=progress,
-    )
+    tuning = Tuning(target, calls, run, check, scheduler, num_steps, region, metric, base, seed, journal, progress)
     return tuning.find(target_psnr=target_psnr, full_steps=full_steps, choices=choices, trials=trials, minutes=minutes)
 
 
+@dataclass
 class Tuning:
     """Calls, their uncached runs and what was measured: several searches share them. Arguments as for `tune`."""
 
-    def __init__(
-        self,
-        target: Any,
-        *,
-        calls: Sequence[CallArguments],
-        run: Callable[..., Any] | None = None,
-        check: Sequence[CallArguments] | None = None,
-        scheduler: Any = None,
-        num_steps: int | None = None,
-        region: Any = None,
-        metric: Metric = psnr,
-        base: CacheConfig | None = None,
-        seed: int = 0,
-        journal: str | Path | None = None,
-        progress: bool | OnProgress = True,
-    ):
-        self._pipe, _, self._unet = find_unet(target)
+    target: Any
+    calls: Sequence[CallArguments]
+    run: Callable[..., Any] | None = None
+    check: Sequence[CallArguments] | None = None
+    scheduler: Any = None
+    num_steps: int | None = None
+    region: Any = None
+    metric: Metric = psnr
+    base: CacheConfig | None = None
+    seed: int = 0
+    journal: str | Path | None = None
+    progress: bool | OnProgress = True
+
+    def __post_init__(self) -> None:
+        self._pipe, _, self._unet = find_unet(self.target)
+        run = self.run
         if run is None:
-            if self._pipe is None or not callable(target):
+            if self._pipe is None or not callable(self.target):
                 raise ValueError(
                     "run= is needed for a bare UNet: a function that makes one call and returns its result"
                 )
-            run = target
-        self._given = CallSet(calls, check, region, seed)
-        self._scheduler = scheduler if scheduler is not None else getattr(self._pipe, "scheduler", None)
-        self._base = (base or CacheConfig()).replaced(provenance=None)
-        self._metric, self._seed, self._progress = metric, seed, progress
-        self._has_region = region is not None
-        self._target = target
-        self._log = TrialLog(None if journal is None else Path(journal), self._problem())
-        options = {"scheduler": scheduler, "num_steps": num_steps}
-        self._run = CallRunner(target, run, self._given.calls, self._base, seed, self._unet, options)
+            run = self.target
+        self._given = CallSet(self.calls, self.check, self.region, self.seed)
+        options = {"scheduler": self.scheduler, "num_steps": self.num_steps}
+        if self.scheduler is None:
+            self.scheduler = getattr(self._pipe, "scheduler", None)
+        self._base = (self.base or CacheConfig()).replaced(provenance=None)
+        self._log = TrialLog(None if self.journal is None else Path(self.journal), self._problem())
+        self._run = CallRunner(self.target, run, self._given.calls, self._base, self.seed, self._unet, options)
         self._uncached = UncachedRuns(self._run)
 
     def find(
@@ -153,12 +139,11 @@ class Tuning:
         hints: Iterable[Sequence[int]] = (),
     ) -> CacheConfig:
         """One search; arguments as for `tune`. hints: full steps worth a trial before others."""
-        check_bounds(target_psnr, full_steps, trials, minutes)
         choices = choices or Choices()
         _check_choices(choices)
         given = self._given
-        remove(self._target)
-        with shown_to(self._progress) as on_progress, quiet(self._pipe):
+        remove(self.target)
+        with shown_to(self.progress) as on_progress, quiet(self._pipe):
             self._run.cut = choices.cuts[0]
             self._uncached.on_run = lambda done: on_progress(Progress("uncached", done, len(given.calls)))
             first = self._uncached[given.calibration[0]]  # the first uncached run tells T
@@ -172,27 +157,27 @@ class Tuning:
                 uncached=self._uncached,
                 calibration=given.calibration,
                 check=given.check,
-                metric=metric_of(self._metric, given.regions),
+                metric=metric_of(self.metric, given.regions),
                 log=self._log,
                 budget=Budget(TRIALS if trials is None and minutes is None else trials, minutes),
                 on_progress=on_progress,
             )
             search = GoalSearch(
-                seen, choices, self._seed, target_psnr, full_steps, hints, partial(self._recorded, choices=choices)
+                seen, choices, self.seed, target_psnr, full_steps, hints, partial(self._recorded, choices=choices)
             )
             search.run()
             figures = search.figures()
         provenance = Provenance(
             model=model_identity(self._unet),
-            scheduler=scheduler_identity(self._scheduler),
+            scheduler=scheduler_identity(self.scheduler),
             num_steps=search.num_steps,
             size=list(first.shape),
-            metric=_name(self._metric),
-            region=self._has_region,
+            metric=_name(self.metric),
+            region=self.region is not None,
             goal={"full_steps": full_steps} if target_psnr is None else {"target_psnr": target_psnr},
             figures=figures,
             trials=seen.budget.made,
-            seed=self._seed,
+            seed=self.seed,
             notes=search.notes,
             versions=versions(),
         )
@@ -217,13 +202,13 @@ class Tuning:
         return digest_of(
             {
                 "model": model_identity(self._unet),
-                "scheduler": scheduler_identity(self._scheduler),
+                "scheduler": scheduler_identity(self.scheduler),
                 "calls": [dict(call) for call in given.calls],
                 "regions": given.regions,
                 "split": [given.calibration, given.check],
-                "metric": _name(self._metric),
+                "metric": _name(self.metric),
                 "base": self._base.to_json(),
-                "noise": self._seed,
+                "noise": self.seed,
             }
         )
 
