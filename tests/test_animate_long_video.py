@@ -41,7 +41,7 @@ def demo(model: Path, **changes: Any) -> AnimationSettings:
 def test_row_31_a_killed_video_goes_on_and_ends_as_an_unbroken_one(
     fye: Fye, tmp_path: Path, random_model: Path
 ) -> None:
-    output, flags = tmp_path / "broken.mp4", ("--model", random_model, "--frames", 40, *SMALL)
+    output, flags = tmp_path / "broken.mp4", ("--model", random_model, "--frames", 32, *SMALL)
     work = tmp_path / "broken.mp4.work"
     with Command(tmp_path / "log", "animate", "--output", output, *flags, "--quiet") as command:
         deadline = time.monotonic() + 240
@@ -72,7 +72,7 @@ def test_row_31_a_killed_video_goes_on_and_ends_as_an_unbroken_one(
 def test_row_31_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
     fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_model: Path, long: str
 ) -> None:
-    flags = ("--model", random_model, "--frames", 36, "--long", long, "--chunk", 24, "--compare", *SMALL)
+    flags = ("--model", random_model, "--frames", 25, "--long", long, "--chunk", 24, "--compare", *SMALL)
     original, runs = RenderContext.run, []
 
     def interrupted(self: RenderContext, *arguments: Any, **options: Any) -> Any:

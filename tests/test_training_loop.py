@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_parts import assert_same_losses
+from training_parts import assert_same_losses, small_parts
 from warm_processes import launcher, warm_context
 
 from fye_pipeline.errors import UserError
@@ -30,7 +30,7 @@ from fye_pipeline.world import World
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder with random weights in float16, from which runs begin."""
     folder = tmp_path_factory.mktemp("start") / "model"
-    export(build_tiny(1, in_channels=9, reference_hint=True), folder)
+    export(small_parts(1), folder)
     return folder
 
 
@@ -139,12 +139,7 @@ def test_the_loop_hands_on_what_is_not_to_be_trained(
 
     monkeypatch.setattr("fye_pipeline.training.loop.Stepper", note)
     config = recipe(start, data, phases=[phase], **{option: False})
-    train(
-        config,
-        output=tmp_path / "run",
-        max_steps=0,
-        on_progress=lambda message: None,
-    )
+    train(config, output=tmp_path / "run", max_steps=0, on_progress=silent)
     assert trained
     assert not [name for name in trained if name.startswith(frozen)]
 

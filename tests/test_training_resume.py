@@ -22,11 +22,11 @@ from fye_pipeline.training.loop import train
 
 
 def train_until_killed(recipe: Path, output: Path) -> None:
-    """In a process of its own: the run ends, as hard as can be, when step 13 is told of."""
+    """In a process of its own: the run ends, as hard as can be, when step 7 is told of."""
     torch.set_num_threads(1)
 
     def report(text: str) -> None:
-        if " 13/20 " in text:
+        if " 7/10 " in text:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train(load_config(recipe), output=output, on_progress=report)
@@ -49,7 +49,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "dataset": str(make_dataset(folder / "set")),
         "data": str(folder / "latents"),
         "phases": ["image"],
-        "image": {"steps": 20, "batch": 2, "frames": 2, "warmup": 2},
+        "image": {"steps": 10, "batch": 2, "frames": 2, "warmup": 2},
         "video": {"steps": 4, "batch": 2, "frames": 3, "warmup": 1, "none_given": 0.5},
         "checkpoint_every": 5,
         "sample_every": 0,
@@ -79,10 +79,10 @@ def test_a_killed_run_on_a_dataset_repeats_the_losses(start: dict[str, Any], tmp
     process.join(240)
     assert process.exitcode == -signal.SIGKILL
     pointer = json.loads((tmp_path / "cut" / "image" / "last.json").read_text(encoding="utf-8"))
-    assert pointer["step"] == 10
+    assert pointer["step"] == 5
     resumed = run(start, tmp_path / "cut", resume=True)
     whole = run(start, tmp_path / "whole")
-    assert sorted(whole) == list(range(1, 21))
+    assert sorted(whole) == list(range(1, 11))
     assert_same_losses(resumed, whole)
 
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,11 @@ class RenderContext:
             latents, record = self._denoise(attempt, cached)
         return latents, record
 
+    @cached_property
+    def _device(self) -> torch.device:
+        """Where the pipeline computes."""
+        return self.pipe._execution_device
+
     def decode(self, latents: Tensor) -> Iterator[NDArray[np.float32]]:
         """Decode [1, 4, F, h, w] frame by frame. Yields [H, W, 3] in [0, 1]; only the frame at hand is held."""
         for index in range(latents.shape[2]):
@@ -148,14 +153,14 @@ class RenderContext:
             UserError: out of memory in spite of that.
         """
         try:
-            (frame,) = next(decode_frames(self.pipe, part))
+            (frame,) = next(decode_frames(self.pipe, part, device=self._device))
         except torch.OutOfMemoryError:
             logger.info("out of GPU memory in decoding: it goes on in tiles")
             cell = self.pipe.vae_scale_factor
             tile_vae(self.pipe, max(self.size // 2 // cell, 1) * cell)
             self._make_room()
             try:
-                (frame,) = next(decode_frames(self.pipe, part))
+                (frame,) = next(decode_frames(self.pipe, part, device=self._device))
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     "Out of GPU memory in decoding: use --offload model, a smaller --size, or --device cpu."

@@ -149,10 +149,15 @@ def encode_bent(pipe: Components, pictures: np.ndarray | None, chunk: int = 8) -
     return torch.cat(hints).transpose(0, 1)[None].to(pipe.unet.dtype)
 
 
-def decode_frames(pipe: Components, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
-    """Decode latents [1, 4, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1]."""
+def decode_frames(
+    pipe: Components, latents: Tensor, chunk: int = 1, device: torch.device | None = None
+) -> Iterator[Tensor]:
+    """Decode latents [1, 4, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1].
+
+    device: where the pipeline computes. Diffusers walks all modules to tell it, which takes as long as a small frame.
+    """
     scaled = latents[0].transpose(0, 1) / pipe.vae.config["scaling_factor"]
-    for part in scaled.to(pipe._execution_device, pipe.vae.dtype).split(chunk):
+    for part in scaled.to(device or pipe._execution_device, pipe.vae.dtype).split(chunk):
         with torch.no_grad():  # not around the yield: what the caller does between two parts is the caller's
             decoded = pipe.vae.decode(part, return_dict=False)[0]
         yield (decoded.float() / 2 + 0.5).clamp(0, 1)
