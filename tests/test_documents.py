@@ -13,6 +13,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def test_python_blocks_run_in_their_order(
 
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pipelines make four steps where the text leaves the number to them; the published weights are random ones."""
+    """Four steps and three trials where the text leaves the numbers open; the published weights are random ones."""
     import diffusers
     from test_pipeline import build
 
@@ -188,6 +189,7 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
             return _call(self, *args, **small | options | frames)
 
         monkeypatch.setattr(pipeline, "__call__", brief)
+    monkeypatch.setattr(ticache, "tune", partial(ticache.tune, trials=3))
     monkeypatch.setattr(FollowYourEmojiPipeline, "from_official", classmethod(lambda cls, folder: build()))
 
 

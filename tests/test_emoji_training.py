@@ -159,7 +159,7 @@ def test_a_stage_before_its_time_says_which_comes_first(tmp_path: Path) -> None:
 def test_training_goes_on_from_a_finished_model(model: EmojiModel, tmp_path: Path) -> None:
     """The networks are taken over, the weights are where they were, and a run that has begun is left alone."""
     finished = save_model(copy.deepcopy(model), tmp_path / "finished")
-    workspace = Workspace(tmp_path / "run", share=0.0005, report=lambda message: None)
+    workspace = Workspace(tmp_path / "run", share=0.0001, report=lambda message: None)
     workspace.begin_from(finished)
     workspace.train("identity")
     before, after = (

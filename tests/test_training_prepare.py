@@ -212,6 +212,7 @@ def test_bad_input_is_one_sentence(
     assert "quality must be 1 to 100, got 0" in fye.refused(*base, "--quality", 0)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_from_videos_to_a_trained_model(tmp_path: Path, fye: Fye, face_landmarker_path: Path) -> None:
     """Two processes prepare two rendered videos, one with a cut and one that begins in the dark; both phases train."""
     world = World(CanonicalFace.load(), size=192)

@@ -33,10 +33,11 @@ def warm_context(method: str | None = None) -> ForkServerContext:
 @pytest.fixture
 def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the project's own worker processes begin warm, too."""
-    from fye_pipeline.batch import workers
+    from fye_pipeline.batch import pool, workers
+    from fye_pipeline.training import prepare
 
-    monkeypatch.setattr(multiprocessing, "get_context", warm_context)
-    monkeypatch.setattr(workers, "get_context", warm_context)
+    for module in (multiprocessing, workers, pool, prepare):
+        monkeypatch.setattr(module, "get_context", warm_context)
 
 
 @contextmanager
