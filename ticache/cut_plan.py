@@ -152,9 +152,8 @@ def _plan_levels(model: nn.Module, depth: int) -> CutPlan:
     if live >= len(up):
         raise ValueError(f"depth must be 0 to {len(up) - 2} for this {type(model).__name__}, got {depth}")
     named = [(f"down_blocks.{index}", block, "skipped") for index, block in down[live:]]
-    named += [(f"up_blocks.{index}", block, "skipped") for index, block in up[: -live - 1]]
-    site, block = up[-live - 1]
-    named.append((f"up_blocks.{site}", block, "point"))
+    point = len(up) - live - 1
+    named += [(f"up_blocks.{i}", block, "point" if i == point else "skipped") for i, block in up[: point + 1]]
     return CutPlan(_modules(named), executed_skips=None, executed_mid=False, executed_down_blocks=live)
 
 

@@ -195,10 +195,6 @@ class Adapters:
     def __init__(self, unet: nn.Module):
         self._unet = unet
         self._loaded: tuple[Any, tuple[str, ...]] | None = None
-        self._attentions: list[Any] = []
-        self._lora: list[Any] = []
-        self._grounding: list[Any] = []
-        self._convolutions: list[Any] = []
 
     def in_force(self, bound: dict[str, Any]) -> tuple[Any, ...]:
         """What acts in a call with these arguments, and how strongly; equal where nothing has changed."""
@@ -218,7 +214,7 @@ class Adapters:
         )
 
     def _look(self) -> None:
-        modules = list(self._unet.modules())
+        modules: list[Any] = list(self._unet.modules())
         self._attentions = [module for module in modules if hasattr(module, "processor")]
         self._lora = [module for module in modules if hasattr(module, "merged_adapters") and hasattr(module, "scaling")]
         self._grounding = [module for module in modules if type(module).__name__ == "GatedSelfAttentionDense"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -109,10 +110,8 @@ def versions() -> dict[str, str]:
     """Versions of what decides the figures."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("ticache", "diffusers"):
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

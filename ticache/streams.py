@@ -53,9 +53,6 @@ class Identity:
         )
 
 
-NOTHING = Identity(())
-
-
 class _Mark:
     def __init__(self, tensor: Tensor, hold: bool):
         slice_of_longer = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
@@ -86,7 +83,7 @@ class Stream:
     num_steps: int | None
     group: Group
     step: int = -1
-    extras: Identity | None = None
+    extras: Identity = field(default_factory=lambda: Identity(()))
     cache: Any = None
 
     @property
@@ -367,7 +364,7 @@ class Streams:
         before = group.position - group.stride
         siblings = {o: s for (p, o), s in group.streams.items() if p == parity and s.position == before}
         stream = siblings.get(ordinal)
-        answers = {o: s.extras.compare(extras) for o, s in siblings.items() if s.extras is not None}
+        answers = {o: s.extras.compare(extras) for o, s in siblings.items()}
         if answers.get(ordinal) is not True:
             recognised = [o for o, answer in answers.items() if answer is True]
             if recognised:
@@ -384,7 +381,7 @@ class Streams:
             stream = Stream(next(self._numbers), group.position, count, group)
             group.streams[parity, ordinal] = stream
         stream.step += 1
-        stream.extras = Identity(extras) if extras else NOTHING
+        stream.extras = Identity(extras)
         return Attribution(stream)
 
 

@@ -78,14 +78,9 @@ class CallSet:
             self.calibration, self.check = sorted(order[:half]), sorted(order[half:])
         else:
             self.calibration, self.check = order, list(range(len(calls), len(self.calls)))
-        if isinstance(region, list | tuple):
-            if len(region) != len(self.calls):
-                raise ValueError(
-                    f"region must be one mask or one for each of {len(self.calls)} calls, got {len(region)}"
-                )
-            masks = list(region)
-        else:
-            masks = [region] * len(self.calls)
+        masks = region if isinstance(region, list | tuple) else [region] * len(self.calls)
+        if len(masks) != len(self.calls):
+            raise ValueError(f"region must be one mask or one for each of {len(self.calls)} calls, got {len(masks)}")
         self.regions: list[Tensor | None] = [None if mask is None else torch.as_tensor(mask) for mask in masks]
 
 
@@ -126,21 +121,16 @@ class CallRunner:
         ):
             result = as_tensor(self._run(**call))
             report = session.report().to_dict()
-            if candidate is None:
-                self._take(session.recorded)
+            if self._recorded is None and candidate is None:
+                self._recorded = session.recorded
+            elif self._recorded is not None and candidate is None:
+                for recording in session.recorded.calibration.recordings.values():
+                    self._recorded.calibration.add(recording)  # averaged with what was before
         taken = [len(stream["full"]) + len(stream["predicted"]) for stream in report["streams"]]
         if not taken:
             raise ValueError("run made no call of the UNet that could be told to belong to a denoising loop")
         self.num_steps = max(taken)
         return Outcome(result, self.num_steps, report["flops_ratio"])
-
-    def _take(self, recorded: AutoSchedule) -> None:
-        """Average what was recorded of one more uncached run with what was before."""
-        if self._recorded is None:
-            self._recorded = recorded
-            return
-        for recording in recorded.calibration.recordings.values():
-            self._recorded.calibration.add(recording)
 
 
 @contextmanager
@@ -213,15 +203,13 @@ OnProgress = Callable[[Progress], None]
 @contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
     """No bars of the pipeline's own between ours."""
-    if not hasattr(pipe, "set_progress_bar_config"):
-        yield
-        return
-    before = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(**(before | {"disable": True}))
+    before = getattr(pipe, "_progress_bar_config", {})
+    configure = getattr(pipe, "set_progress_bar_config", lambda **_: None)
+    configure(**before | {"disable": True})
     try:
         yield
     finally:
-        pipe.set_progress_bar_config(**before)
+        configure(**before)
 
 
 @contextmanager
@@ -229,19 +217,13 @@ def shown_to(progress: bool | OnProgress) -> Iterator[OnProgress]:
     """Who is told how far the search has come: nobody, a callable, or a line on a terminal."""
     if callable(progress):
         yield progress
-        return
-    visible = progress and sys.stderr.isatty()
-
-    def line(at: Progress) -> None:
-        if visible:
-            sys.stderr.write(f"\r\x1b[K{described(at)}")
-            sys.stderr.flush()
-
-    try:
-        yield line
-    finally:
-        if visible:
+    elif progress and sys.stderr.isatty():
+        try:
+            yield lambda at: print(f"\r\x1b[K{described(at)}", end="", file=sys.stderr, flush=True)
+        finally:
             sys.stderr.write("\n")
+    else:
+        yield lambda at: None
 
 
 def described(at: Progress) -> str:
