@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -179,3 +180,19 @@ def test_the_recorded_error_tells_how_many_full_steps_reach_a_target() -> None:
     search.run()
     assert len(search.best.steps) == 20
     assert tried[1] == 20
+
+
+def test_a_metric_that_calls_an_exact_result_infinitely_good_is_a_trial_made() -> None:
+    """A ratio to an error of 0 is inf; taken for "nothing tried", it ended the search without a result."""
+
+    class Trials:
+        uncached = SimpleNamespace(num_steps=6)
+        budget = Budget(3, None)
+
+        def __call__(self, candidate: Candidate) -> float:
+            return math.inf
+
+    trials: Any = Trials()
+    search = GoalSearch(trials, CHOICES, 0, None, 3, (), lambda count: None)
+    search.run()
+    assert search.best == CHOICES.start(late_steps_of(3, 6))
