@@ -47,7 +47,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 LAYERS = {
     "ticache": (
         *("__init__", "deepcache", "tuning", "api", "session", "report", "controller", "probe"),
-        *("cache_maker", "auto_schedule"),
+        "cache_maker",
         *(
             "prediction_error",
             "records",

@@ -1,17 +1,121 @@
-"""What a stream that begins is predicted with: the settings, tuned full steps mapped to its length, or a recording."""
+"""What a stream that begins is predicted with: the settings, tuned full steps mapped to its length, or a recording.
+
+With `schedule="auto"` the first run of a kind is made in full and recorded, later ones are predicted as it says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from ticache.auto_schedule import AutoSchedule, Run
-from ticache.calibration import Kind, features_text, scheduler_text
+from ticache.best_steps import Choice
+from ticache.calibration import FEATURES, MAX_STEPS, Calibration, Kind, Recorder, Recording
 from ticache.config import CacheConfig
 from ticache.cut_plan import CutPlan
 from ticache.feature_cache import FeatureCache
 from ticache.inputs import CallInputs, PipelineInfo
 from ticache.provenance import TuningCheck
 from ticache.streams import Stream
+
+RECORDED = "recorded in full; the next is cached"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a stream when it begins.
+
+    rows: samples of a call. guidance: the scale with which the two halves of the rows are combined, None where it is
+    not known or nothing is combined. coordinates, timesteps: of the steps; timesteps None without a scheduler.
+    max_order: what the sampler allows.
+    """
+
+    kind: Kind
+    rows: int
+    guidance: float | None
+    coordinates: tuple[float, ...]
+    timesteps: tuple[float, ...] | None
+    max_order: int
+
+
+class AutoSchedule:
+    """Decides for each stream of one cache whether it is recorded or how it is predicted; owns the recordings.
+
+    parts: how many features a call has, which share the numbers that are kept of it.
+    """
+
+    def __init__(self, config: CacheConfig, parts: int):
+        self.calibration = Calibration() if config.calibration is None else config.calibration.copy()
+        self.notes: list[str] = []
+        self.recorded: Run | None = None  # the last one
+        self._config = config
+        self._features = max(FEATURES // parts, 64)
+        self._choices: dict[tuple[Run, int], Choice] = {}
+
+    def begin(
+        self, run: Run, *, first: bool, whole: bool
+    ) -> tuple[CacheConfig, Mapping[int, tuple[float, ...]], Recorder | None]:
+        """The settings of a stream that begins, the weights of its predicted steps, and what records it if anything.
+
+        first: does a run begin with it? whole: does it begin where its run does?
+        """
+        if first:
+            self.notes = []
+        config, kind = self._config, run.kind
+        recording = self.calibration.find(kind)
+        if recording is None and (kind.num_steps > MAX_STEPS or not whole):
+            why = f"of more than {MAX_STEPS} steps" if whole else "that begin in the middle"
+            self._tell(f"runs {why} are not recorded: the schedule is 'spread'")
+            return config.replaced(schedule="spread"), {}, None
+        if recording is None:
+            self._tell(f"this run of {kind.num_steps} steps is {RECORDED}")
+            every = config.replaced(schedule="uniform", N=1, boundary=0)
+            return every, {}, Recorder(kind, run.rows, self._features)
+        choice = self._choice(recording, run)
+        told = f"full steps, {choice.forecaster} weights and order {choice.order} are from a recording"
+        if recording.kind.num_steps != kind.num_steps:
+            told += f" of {recording.kind.num_steps} steps, mapped to {kind.num_steps}"
+        self._tell(told)
+        # Fitted weights are for these full steps; where others come between, Newton's stand in.
+        name = "newton" if choice.weights else choice.forecaster
+        return config.replaced(steps=choice.steps, forecaster=name, order=choice.order), choice.weights, None
+
+    def end(self, recorder: Recorder, run: Run) -> None:
+        """A recorded stream has ended: keep its recording, and choose at once, so that the next run need not."""
+        recording = recorder.finish(run.timesteps)
+        if recording is None:
+            self._tell("the run's features could not be recorded: they are not finite, or not those of every step")
+            return
+        self.calibration.add(recording)
+        self.recorded = run
+        self._choices = {}
+        self._choice(self.calibration.recordings[run.kind], run)
+
+    def best(self, count: int, orders: Sequence[int], forecasters: Sequence[str]) -> Choice | None:
+        """The best with `count` full steps for the run recorded last, None without one."""
+        run = self.recorded
+        return None if run is None else _choose(self.calibration.recordings[run.kind], run, count, orders, forecasters)
+
+    def _choice(self, recording: Recording, run: Run) -> Choice:
+        count = math.ceil(run.kind.num_steps / self._config.N)
+        # What tells runs apart whose choice may differ; the batch does not.
+        key = dataclasses.replace(run, rows=0), count
+        if key not in self._choices:
+            orders = tuple(order for order in (1, 2, 3) if order <= run.max_order) or (0,)
+            self._choices[key] = _choose(recording, run, count, orders)
+        return self._choices[key]
+
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def _choose(
+    recording: Recording, run: Run, count: int, orders: Sequence[int], forecasters: Sequence[str] | None = None
+) -> Choice:
+    told = {"guidance": run.guidance, "coordinates": run.coordinates, "timesteps": run.timesteps}
+    return recording.choose(count, **told, orders=orders, forecasters=forecasters)
 
 
 class CacheMaker:
@@ -54,14 +158,9 @@ class CacheMaker:
     def _auto_run(self, stream: Stream, num_steps: int, inputs: CallInputs, adds_noise: Callable[[], bool]) -> Run:
         guidance = self._pipeline.guidance() if inputs.batch % 2 == 0 else None
         cap, config = self._config.noise_order, self._config
-        kind = Kind(
-            scheduler=scheduler_text(self._pipeline.scheduler),
-            num_steps=num_steps,
-            guided=guidance is not None,
-            features=features_text(config.cut, config.depth, config.resnets),
-        )
+        cut = {"cut": config.cut, "depth": config.depth, "resnets": config.resnets}
         return Run(
-            kind=kind,
+            kind=Kind.of(self._pipeline.scheduler, num_steps, guided=guidance is not None, **cut),
             rows=inputs.batch,
             guidance=guidance,
             coordinates=stream.coordinates(config.axis),

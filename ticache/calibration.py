@@ -28,28 +28,24 @@ MAX_STEPS = 256  # three matrices of so many steps are 0.75 MiB
 _MATRICES = ("conditional", "unconditional", "cross")
 
 
-def scheduler_text(scheduler: Any) -> str:
-    """A scheduler's class and settings as JSON text, "null" without one."""
-    return json.dumps(scheduler_identity(scheduler), sort_keys=True)
-
-
-def features_text(cut: str, depth: int, resnets: bool) -> str:
-    """What a cut predicts, for `Kind.features`."""
-    return f"{cut} {depth} {resnets}"
-
-
 @dataclass(frozen=True)
 class Kind:
     """What runs must have in common to be predicted alike.
 
-    scheduler: `scheduler_text`. num_steps: of the stream. guided: are the rows of a call the unconditional and the
-    conditional half? features: `features_text`.
+    scheduler: its class and settings as JSON text, "null" without one. num_steps: of the stream. guided: are the rows
+    of a call the unconditional and the conditional half? features: what the cut predicts.
     """
 
     scheduler: str
     num_steps: int
     guided: bool
     features: str
+
+    @classmethod
+    def of(cls, scheduler: Any, num_steps: int, *, guided: bool, cut: str, depth: int, resnets: bool) -> Kind:
+        """The kind of a run under this scheduler, with these settings of a cut."""
+        text = json.dumps(scheduler_identity(scheduler), sort_keys=True)
+        return cls(text, num_steps, guided, f"{cut} {depth} {resnets}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +199,7 @@ class Calibration:
 
     def covers(self, scheduler: Any, *, cut: str = "outer", depth: int = 0, resnets: bool = False) -> bool:
         """Is every run of a cut under this scheduler, with guidance or without, predicted from a recording?"""
-        kind = Kind(scheduler_text(scheduler), 1, guided=True, features=features_text(cut, depth, resnets))
-        return self.find(kind) is not None
+        return self.find(Kind.of(scheduler, 1, guided=True, cut=cut, depth=depth, resnets=resnets)) is not None
 
     def find(self, kind: Kind) -> Recording | None:
         """The recording of a kind; else of the same with guidance; else of the nearest number of steps."""

@@ -277,11 +277,10 @@ class Controller:
             self._retire_interrupted(stream.group.timesteps)
             self.records.begin_run()
             self._let_go()
-        if stream is None:
-            assert found.note is not None
-            return self._unattributed(found.note)
         if found.note is not None:
             self.records.unattributed(found.note)
+        if stream is None:
+            return None, found.note
         if stream.cache is None:
             try:
                 # A run that did not begin here tells nothing of a whole one.

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ POINT: Key = ("site", 0)
 Spec = tuple[Any, Any, Any]
 
 
+@dataclass(kw_only=True, eq=False)
 class ForwardContext:
     """One call, read and written by the hooks within it; it also keeps the time.
 
@@ -29,36 +31,27 @@ class ForwardContext:
     them. store: takes in a feature of a full step. predict: the prediction of a feature, None where none is kept.
     """
 
-    def __init__(
-        self,
-        *,
-        full: bool,
-        shapes: dict[int, Spec | None],
-        writable: bool,
-        point: int | None = None,
-        nan_filled: bool = False,
-        device: torch.device | None = None,
-    ):
-        self.full = full
-        self.shapes = shapes
-        self.writable = writable
-        self.point = point
-        self.nan_filled = nan_filled
-        self.is_past_point = False
-        self.store: Callable[[Key, Tensor], None] | None = None
-        self.predict: Callable[[Key], Tensor | None] | None = None
-        self.features: dict[Key, Tensor] = {}
-        self.predictions: dict[Key, Tensor] = {}
-        self._runs: dict[int, int] = {}
-        self.stream: Any = None
-        self.inputs: Any = None
-        self.watch: Any = None
-        self.device = device
-        self.events: list[Any] | None = None
-        if device is not None and device.type == "cuda":
-            stream = torch.cuda.current_stream(device)
+    full: bool
+    shapes: dict[int, Spec | None]
+    writable: bool
+    point: int | None = None
+    nan_filled: bool = False
+    device: torch.device | None = None
+    is_past_point: bool = False
+    store: Callable[[Key, Tensor], None] | None = None
+    predict: Callable[[Key], Tensor | None] | None = None
+    features: dict[Key, Tensor] = field(default_factory=dict)
+    predictions: dict[Key, Tensor] = field(default_factory=dict)
+    stream: Any = None
+    inputs: Any = None
+    watch: Any = None
+    events: list[Any] | None = None
+    _runs: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.device is not None and self.device.type == "cuda":
             self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            self.events[0].record(stream)
+            self.events[0].record(torch.cuda.current_stream(self.device))
         self.seconds = -time.perf_counter()
 
     def end(self) -> None:

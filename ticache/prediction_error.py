@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticache.config import CacheConfig
 from ticache.feature_cache import FeatureCache, Weights
 from ticache.forward_context import Key
 from ticache.inputs import RESIDUALS, CallInputs, tensors_in
@@ -27,15 +26,13 @@ NOT_RECORDED = "the calls' inputs were not recorded; apply with keep=True and ru
 class _Recorded:
     """The inputs of one call: full, or predicted from the full ones before it.
 
-    coefficients: those of the prediction where they were known before it.
+    cache: of its stream. coefficients: those of the prediction where they were known before it.
     """
 
     inputs: CallInputs
     full: bool
     coordinate: float
-    config: CacheConfig
-    boundary: int
-    span: tuple[float, float]
+    cache: FeatureCache
     coefficients: list[float] | None
 
 
@@ -67,8 +64,7 @@ class PredictionErrors:
         coordinate = stream.coordinate(axis, stream.step)
         assert coordinate is not None
         used = cache.coefficients.get(stream.step)
-        recorded = _Recorded(copied, full, coordinate, cache.config, cache.boundary, cache.span, used)
-        self._steps.setdefault(stream.number, {})[stream.step] = recorded
+        self._steps.setdefault(stream.number, {})[stream.step] = _Recorded(copied, full, coordinate, cache, used)
 
     def measure(
         self,
@@ -89,8 +85,8 @@ class PredictionErrors:
             for step, recorded in sorted(steps.items()):
                 if recorded.full:
                     continue
-                cache = FeatureCache(recorded.config, None, temporal)
-                cache.span = recorded.span
+                cache = FeatureCache(recorded.cache.config, None, temporal)
+                cache.span = recorded.cache.span
                 for earlier, other in sorted(steps.items()):
                     if earlier < step and other.full:
                         cache.nodes.insert(0, other.coordinate)
@@ -98,11 +94,11 @@ class PredictionErrors:
                             cache.store(key, feature)
                 coefficients = recorded.coefficients
                 if coefficients is None:
-                    coefficients = cache.coefficients_at(recorded.coordinate, order(recorded.config.order))
+                    coefficients = cache.coefficients_at(recorded.coordinate, order(cache.config.order))
                 weights = region(recorded.inputs, step)
                 for key, feature in truth[step].items():
                     history = cache.histories[key]
-                    prediction = history.predict(coefficients, weights if step < recorded.boundary else None)
+                    prediction = history.predict(coefficients, weights if step < recorded.cache.boundary else None)
                     inside = None if weights is None else weights(feature, history.temporal)
                     entries.append(
                         {"stream": number, "step": step, "site": names(key), **_errors(prediction, feature, inside)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ticache import ops
-from ticache.auto_schedule import AutoSchedule
+from ticache.cache_maker import AutoSchedule
 from ticache.calibration import Calibration
 from ticache.config import CacheConfig
 from ticache.controller import Controller

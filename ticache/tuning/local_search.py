@@ -11,7 +11,7 @@ import math
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -185,42 +185,40 @@ def resampled(steps: Sequence[int], count: int, num_steps: int) -> tuple[int, ..
     return tuple(taken)
 
 
+@dataclass(eq=False)
 class GoalSearch:
     """One tuning: local searches at one number of full steps or several, until done, out of budget or interrupted.
 
     recorded: what recorded runs say is best at a number of full steps, and how far off it is, squared.
     """
 
-    def __init__(
-        self,
-        trials: Trials,
-        choices: Choices,
-        seed: int,
-        target: float | None,
-        full_steps: int | None,
-        hints: Iterable[Sequence[int]],
-        recorded: Callable[[int], tuple[Candidate, float] | None],
-    ):
-        assert trials.uncached.num_steps is not None
-        self.num_steps: int = trials.uncached.num_steps
-        if full_steps is not None and full_steps > self.num_steps:
-            raise ValueError(f"full_steps must be at most the run's {self.num_steps} steps, got {full_steps}")
-        self.notes: list[str] = []
-        self._trials, self._choices, self._seed = trials, choices, seed
-        self._target, self._full_steps, self._hints = target, full_steps, hints
-        self._recorded = lru_cache(recorded)
-        self._searches: dict[int, LocalSearch] = {}
-        self._interrupted = False
+    trials: Trials
+    choices: Choices
+    seed: int
+    target: float | None
+    full_steps: int | None
+    hints: Iterable[Sequence[int]]
+    recorded: Callable[[int], tuple[Candidate, float] | None]
+    notes: list[str] = field(default_factory=list)
+    _searches: dict[int, LocalSearch] = field(default_factory=dict)
+    _interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.trials.uncached.num_steps is not None
+        self.num_steps: int = self.trials.uncached.num_steps
+        if self.full_steps is not None and self.full_steps > self.num_steps:
+            raise ValueError(f"full_steps must be at most the run's {self.num_steps} steps, got {self.full_steps}")
+        self._recorded = lru_cache(self.recorded)
 
     def run(self) -> None:
         """Search. Ctrl-C ends it; before the first trial there is nothing to return, so it goes on to the caller."""
         try:
-            if self._full_steps is not None:
-                self._search(self._full_steps).run(hints=self._hints)
+            if self.full_steps is not None:
+                self._search(self.full_steps).run(hints=self.hints)
             else:
                 self._find_fewest()
         except Exhausted:
-            self.notes.append(f"the bound was reached after {self._trials.budget.made} trials")
+            self.notes.append(f"the bound was reached after {self.trials.budget.made} trials")
         except KeyboardInterrupt:
             self._interrupted = True
         if not self._tried():
@@ -232,12 +230,12 @@ class GoalSearch:
     def best(self) -> Candidate:
         """The fewest full steps that reach the target; where none does (or none is set), the best fidelity."""
         tried = self._tried()
-        if self._target is not None:
-            reached = [count for count, search in tried.items() if search.value >= self._target]
+        if self.target is not None:
+            reached = [count for count, search in tried.items() if search.value >= self.target]
             if reached:
                 return tried[min(reached)].best
             if not self._interrupted:
-                return self._choices.start(tuple(range(self.num_steps)))
+                return self.choices.start(tuple(range(self.num_steps)))
         return max(tried.values(), key=lambda search: search.value).best
 
     def _tried(self) -> dict[int, LocalSearch]:
@@ -247,52 +245,48 @@ class GoalSearch:
         """Figures of the best, of the late schedule and of one full step fewer; notes what falls short."""
         best = self.best
         count = len(best.steps)
-        late = LocalSearch(count, self.num_steps, self._trials, self._choices).best
-        rows = {"tuned": best, "late": late}
-        if self._target is not None and count - 1 in self._tried():
+        rows = {"tuned": best, "late": self.choices.start(late_steps_of(count, self.num_steps))}
+        if self.target is not None and count - 1 in self._tried():
             rows["fewer"] = self._searches[count - 1].best
         figures: dict[str, Any] = {name: {"calibration": None, "check": None} for name in rows}
         flops_ratio = None
         try:
             for name, candidate in rows.items():
-                score = self._trials.calibrated(candidate)
+                score = self.trials.calibrated(candidate)
                 figures[name]["calibration"] = round(mean(score.values), 3)
                 if name == "tuned":
                     flops_ratio = score.flops_ratio
-                if self._trials.check and not self._interrupted:
-                    figures[name]["check"] = round(mean(self._trials.checked(candidate).values), 3)
+                if self.trials.check and not self._interrupted:
+                    figures[name]["check"] = round(mean(self.trials.checked(candidate).values), 3)
         except KeyboardInterrupt:
             self._interrupted = True
-        self._note(figures["tuned"])
+        check = figures["tuned"]["check"]
+        if self._interrupted:
+            self.notes.append("interrupted: this is the best so far")
+        if check is None:
+            self.notes.append("not checked on calls that the search did not see")
+        elif self.target is not None and check < self.target:
+            self.notes.append(f"the check falls {self.target - check:.2f} short of the target {self.target:g}")
         return {
             **figures,
             "full_steps": count,
             "flops_ratio": None if flops_ratio is None else round(flops_ratio, 3),
-            "calibration_calls": len(self._trials.calibration),
-            "check_calls": len(self._trials.check),
+            "calibration_calls": len(self.trials.calibration),
+            "check_calls": len(self.trials.check),
         }
-
-    def _note(self, tuned: dict[str, Any]) -> None:
-        if self._interrupted:
-            self.notes.append("interrupted: this is the best so far")
-        if tuned["check"] is None:
-            self.notes.append("not checked on calls that the search did not see")
-        elif self._target is not None and tuned["check"] < self._target:
-            short = self._target - tuned["check"]
-            self.notes.append(f"the check falls {short:.2f} short of the target {self._target:g}")
 
     def _search(self, count: int) -> LocalSearch:
         if count not in self._searches:
             found = self._recorded(count)
             begin = None if found is None else found[0]
             self._searches[count] = LocalSearch(
-                count, self.num_steps, self._trials, self._choices, begin=begin, seed=self._seed
+                count, self.num_steps, self.trials, self.choices, begin=begin, seed=self.seed
             )
         return self._searches[count]
 
     def _find_fewest(self) -> None:
         """Find how many reach the target untuned, then tune below while that does too; what is left polishes."""
-        target, budget = self._target, self._trials.budget
+        target, budget = self.target, self.trials.budget
         assert target is not None
         count = fewest(self.num_steps, lambda count: self._search(count).start() >= target, self._guess)
         if count == self.num_steps:
@@ -310,9 +304,9 @@ class GoalSearch:
         """How many full steps should reach the target, if fidelity follows the recorded error from the last trial."""
         tried = self._tried()
         last = next(reversed(tried), 0)
-        if not last or self._target is None or not self._recorded_error(last):
+        if not last or self.target is None or not self._recorded_error(last):
             return None
-        wanted = self._recorded_error(last) * 10 ** ((tried[last].value - self._target) / 10)
+        wanted = self._recorded_error(last) * 10 ** ((tried[last].value - self.target) / 10)
         return bisect_left(range(self.num_steps), True, lo=1, key=lambda count: self._recorded_error(count) <= wanted)
 
     def _recorded_error(self, count: int) -> float:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ticache.api import apply
-from ticache.auto_schedule import AutoSchedule
 from ticache.best_steps import Choice
+from ticache.cache_maker import AutoSchedule
 from ticache.config import CacheConfig
 from ticache.tuning.metrics import Metric, as_tensor, mean
 
@@ -84,42 +84,43 @@ class CallSet:
         self.regions: list[Tensor | None] = [None if mask is None else torch.as_tensor(mask) for mask in masks]
 
 
+@dataclass
 class CallRunner:
-    """Makes one call, cached or not, always with the same noise."""
+    """Makes one call, cached or not, always with the same noise.
 
-    def __init__(
-        self,
-        target: Any,
-        run: Callable[..., Any],
-        calls: Sequence[CallArguments],
-        base: CacheConfig,
-        seed: int,
-        unet: nn.Module,
-        options: dict[str, Any],
-    ):
-        self._target, self._run, self._calls, self._base = target, run, calls, base
-        self._seed, self._options = seed, options
-        parameter = next(unet.parameters(), None)
+    options: of `apply` beside the settings. cut: at which the uncached runs are recorded.
+    """
+
+    target: Any
+    run: Callable[..., Any]
+    calls: Sequence[CallArguments]
+    base: CacheConfig
+    seed: int
+    unet: nn.Module
+    options: dict[str, Any]
+    cut: str = "outer"
+    num_steps: int = 0
+    _recorded: AutoSchedule | None = None
+
+    def __post_init__(self) -> None:
+        parameter = next(self.unet.parameters(), None)
         self._device = torch.device("cpu") if parameter is None else parameter.device
-        self.num_steps = 0
-        self.cut = base.cut  # at which the uncached runs are recorded
-        self._recorded: AutoSchedule | None = None
 
     def best(self, count: int, orders: Sequence[int], forecasters: Sequence[str]) -> Choice | None:
         """What the uncached runs made so far say is best with `count` full steps; None where they could not tell."""
         return None if self._recorded is None else self._recorded.best(count, orders, forecasters)
 
     def __call__(self, index: int, candidate: Candidate | None) -> Outcome:
-        call = self._calls[index]
+        call = self.calls[index]
         # With every step full the hooks only count and record, and the result is the uncached one to the last bit.
-        config = CacheConfig(N=1, schedule="auto", cut=self.cut, axis=self._base.axis)
+        config = CacheConfig(N=1, schedule="auto", cut=self.cut, axis=self.base.axis)
         if candidate is not None:
-            config = settings_of(candidate, max(self.num_steps, len(candidate.steps)), self._base)
+            config = settings_of(candidate, max(self.num_steps, len(candidate.steps)), self.base)
         with (
-            apply(self._target, config, **self._options) as session,
-            same_noise(call, self._seed + index, self._device),
+            apply(self.target, config, **self.options) as session,
+            same_noise(call, self.seed + index, self._device),
         ):
-            result = as_tensor(self._run(**call))
+            result = as_tensor(self.run(**call))
             report = session.report().to_dict()
             if self._recorded is None and candidate is None:
                 self._recorded = session.recorded
