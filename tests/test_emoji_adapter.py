@@ -303,7 +303,7 @@ def test_four_pooled_tokens_are_the_plain_adapter(tmp_path: Path) -> None:
     state = adapter.read_branch(tmp_path / "expression.safetensors")
     assert state["image_proj.proj.weight"].shape == (4 * CROSS, STATES)
     again = small_unet()
-    adapter.attach(again, [adapter.identity_projection(CROSS, IDENTITY), adapter.expression_projection_of(state)])
+    adapter.attach(again, [adapter.identity_projection(CROSS, IDENTITY), adapter.projection_of(again, state)])
     adapter.load_branch(again, 1, state)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from fye_pipeline.emoji.face_nets import IdentityNet, LandmarkNet, as_batch, enc
 from fye_pipeline.emoji.model import EXPRESSION, EmojiModel, EmojiSettings
 from fye_pipeline.emoji.network_training import embed
 from fye_pipeline.emoji.pairs import compare_expressions
-from fye_pipeline.emoji.people import People, Twins, render_twins
+from fye_pipeline.emoji.people import People, render_twins
 from fye_pipeline.emoji.pipeline import EmojiPipeline
 from fye_pipeline.emoji.sampling import sample_batch
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
@@ -66,14 +65,9 @@ class Judges:
     @torch.no_grad()
     def look(self, pictures: Picture) -> Seen:
         """What they see of pictures [B, H, W, 3]."""
-        marks, shapes = (
-            torch.cat(parts) for parts in zip(*(self.landmarks(as_batch(p)) for p in _parts(pictures)), strict=True)
-        )
+        parts = [self.landmarks(as_batch(pictures[at : at + 64])) for at in range(0, len(pictures), 64)]
+        marks, shapes = (torch.cat(each) for each in zip(*parts, strict=True))
         return Seen(marks, shapes, embed(self.identity, pictures, marks.numpy()))
-
-
-def _parts(pictures: Picture, size: int = 64) -> list[Picture]:
-    return [pictures[start : start + size] for start in range(0, len(pictures), size)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def ask(people: People, plan: Plan) -> Asked:
 class Evaluation:
     """One table: the same people, expressions, prompts and noise in every row."""
 
-    def __init__(self, model: EmojiModel, people: People, twins: Twins, judges: Judges, plan: Plan) -> None:
+    def __init__(self, model: EmojiModel, people: People, twins: Picture, judges: Judges, plan: Plan) -> None:
         self.model, self.people, self.judges, self.plan = model, people, judges, plan
         self.asked = ask(people, plan)
         asked = self.asked
@@ -119,7 +113,7 @@ class Evaluation:
         self.portraits = torch.cat([self._vector(judges.identity, p) for p in asked.people])
         self.strangers = torch.cat([self._vector(judges.identity, p) for p in asked.others])
         self.wanted = judges.look(people.pictures[asked.others, asked.takes])
-        self.truth = judges.look(twins.pictures)
+        self.truth = judges.look(twins)
         self.plain: Picture | None = None
 
     def _vector(self, network: IdentityNet, person: int) -> Tensor:
@@ -209,16 +203,12 @@ def style_distance(picture: Picture, plain: Picture, landmarks: NDArray[np.float
 
 def by_mediapipe(pictures: Picture, wanted: Picture, task: Path) -> dict[str, float | int]:
     """Exp and LMS by MediaPipe at four times the size, over pairs where it finds both faces."""
-    rows = []
-    with ExitStack() as stack:
-        detector = stack.enter_context(FaceLandmarkDetector(task))
-        for pair in zip(pictures, wanted, strict=True):
-            faces = [
-                detector.detect(np.asarray(cv2.resize(p, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)))
-                for p in pair
-            ]
-            rows.append(faces if all(face is not None for face in faces) else None)
-    found: list[Any] = [row for row in rows if row is not None]
+    with FaceLandmarkDetector(task) as detector:
+        rows: list[Any] = [
+            [detector.detect(np.asarray(cv2.resize(p, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC))) for p in pair]
+            for pair in zip(pictures, wanted, strict=True)
+        ]
+    found = [row for row in rows if all(face is not None for face in row)]
     if not found:
         return {"exp_mediapipe": float("nan"), "lms_mediapipe": float("nan"), "without_face": len(rows)}
     one, two = (np.stack([face[k].blendshapes for face in found]) for k in (0, 1))

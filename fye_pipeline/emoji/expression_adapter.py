@@ -32,28 +32,16 @@ IDENTITY_TOKENS, EXPRESSION_TOKENS = 4, 16
 DEPTH, HEAD = 4, 64  # of a resampler: what loaders of IP-Adapter files assume
 SDXL_LAYERS = ("up_blocks.0.attentions.1",)  # the paper's expression layers on SDXL; all of them on SD 1.5
 
-# What a saved name is called in memory, branch by branch: of the FaceID projection, of the resampler.
-_FACE_ID = (("proj.0.", "ff.net.0.proj."), ("proj.2.", "ff.net.2."))
-# Of a resampler's layer; of two that begin alike the longer stands first.
-_LAYER = (
-    ("0.norm1.", "ln0."),
-    ("0.norm2.", "ln1."),
-    ("0.to_out.", "attn.to_out.0."),
-    ("0.to_", "attn.to_"),
-    ("1.0.", "ff.0."),
-    ("1.1.", "ff.1.net.0.proj."),
-    ("1.3.", "ff.1.net.2."),
-)
-_TO_FILE = tuple((inner, saved) for saved, inner in _LAYER)
-
-
-def _layer_name(name: str, pairs: Sequence[tuple[str, str]]) -> str:
-    """A tensor's name with the part behind `layers.N.` renamed by the first pair that it begins with."""
-    if not (layer := re.match(r"layers\.\d+\.", name)):
-        return name
-    rest = name[layer.end() :]
-    old, new = next((pair for pair in pairs if rest.startswith(pair[0])), ("", ""))
-    return layer.group() + new + rest[len(old) :]
+# What a resampler's layer is called in a file, by its name in memory; of two that begin alike the longer stands first.
+_IN_FILE = {
+    "ln0.": "0.norm1.",
+    "ln1.": "0.norm2.",
+    "attn.to_out.0.": "0.to_out.",
+    "attn.to_": "0.to_",
+    "ff.0.": "1.0.",
+    "ff.1.net.0.proj.": "1.1.",
+    "ff.1.net.2.": "1.3.",
+}
 
 
 def identity_projection(cross: int, identity: int = 512) -> IPAdapterFaceIDImageProjection:
@@ -159,43 +147,22 @@ def branch_state(unet: Any, branch: int) -> dict[str, Tensor]:
     return state
 
 
-def export_branch(unet: Any, branch: int) -> dict[str, Tensor]:
-    """One branch as it is saved, in float16."""
-    return {name: value.detach().half().cpu().contiguous() for name, value in branch_state(unet, branch).items()}
-
-
 def _saved_names(projection: nn.Module) -> dict[str, Tensor]:
     state = dict(projection.state_dict())
     if isinstance(projection, IPAdapterFaceIDImageProjection):
-        for saved, inner in _FACE_ID:
-            state = {name.replace(inner, saved): value for name, value in state.items()}
-    elif isinstance(projection, IPAdapterPlusImageProjection):
-        state = {_layer_name(name, _TO_FILE): value for name, value in state.items()}
-        for layer in range(DEPTH):
-            keys, values = (state.pop(f"layers.{layer}.0.to_{kind}.weight") for kind in "kv")
-            state[f"layers.{layer}.0.to_kv.weight"] = torch.cat([keys, values])
-    else:
-        state = {name.replace("image_embeds.", "proj."): value for name, value in state.items()}
-    return state
-
-
-def _inner_names(projection: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if isinstance(projection, IPAdapterFaceIDImageProjection):
-        renamed = dict(state)
-        for saved, inner in _FACE_ID:
-            renamed = {name.replace(saved, inner, 1): value for name, value in renamed.items()}
-        return renamed
+        return {
+            name.replace("ff.net.0.proj.", "proj.0.").replace("ff.net.2.", "proj.2."): value
+            for name, value in state.items()
+        }
     if not isinstance(projection, IPAdapterPlusImageProjection):
-        return {name.replace("proj.", "image_embeds.", 1): value for name, value in state.items()}
-    renamed = {}
-    for name, value in state.items():
-        inner = _layer_name(name, _LAYER)
-        if inner.endswith("to_kv.weight"):
-            for kind, half in zip("kv", value.chunk(2), strict=True):
-                renamed[inner.replace("to_kv", f"to_{kind}")] = half
-        else:
-            renamed[inner] = value
-    return renamed
+        return {name.replace("image_embeds.", "proj."): value for name, value in state.items()}
+    for layer in range(DEPTH):
+        keys, values = (state.pop(f"layers.{layer}.attn.to_{kind}.weight") for kind in "kv")
+        state[f"layers.{layer}.attn.to_kv.weight"] = torch.cat([keys, values])
+    for inner, saved in _IN_FILE.items():
+        layers = re.compile(rf"^(layers\.\d+\.){re.escape(inner)}")
+        state = {layers.sub(rf"\g<1>{saved}", name): value for name, value in state.items()}
+    return state
 
 
 def read_branch(path: Path) -> dict[str, Tensor]:
@@ -214,22 +181,19 @@ def read_branch(path: Path) -> dict[str, Tensor]:
 
 def write_branch(path: Path, unet: Any, branch: int, metadata: Mapping[str, str] | None = None) -> None:
     """Save a branch as an ordinary IP-Adapter file in float16."""
-    save_file(export_branch(unet, branch), path, metadata=dict(metadata or {}))
+    state = {name: value.detach().half().cpu().contiguous() for name, value in branch_state(unet, branch).items()}
+    save_file(state, path, metadata=dict(metadata or {}))
 
 
-def identity_projection_of(state: Mapping[str, Tensor]) -> IPAdapterFaceIDImageProjection:
-    """An empty identity projection of a file's sizes."""
-    return identity_projection(state["image_proj.norm.weight"].shape[0], state["image_proj.proj.0.weight"].shape[1])
-
-
-def expression_projection_of(state: Mapping[str, Tensor]) -> nn.Module:
-    """An empty expression projection of a file's sizes."""
-    if "image_proj.latents" not in state:
-        cross, states = state["image_proj.norm.weight"].shape[0], state["image_proj.proj.weight"].shape[1]
-        return expression_projection(cross, states, tokens=IDENTITY_TOKENS)
-    cross, width = state["image_proj.proj_out.weight"].shape
-    states = state["image_proj.proj_in.weight"].shape[1]
-    return expression_projection(cross, states, width, state["image_proj.latents"].shape[1])
+def projection_of(unet: Any, state: Mapping[str, Tensor], name: str = "the file") -> nn.Module:
+    """A file's projection of images, of its sizes and with its weights, as diffusers reads it. UserError for others."""
+    prefix = "image_proj."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    try:
+        return unet._convert_ip_adapter_image_proj_to_diffusers(own, low_cpu_mem_usage=False)
+    except (KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{name} holds no projection of images that diffusers knows ({said}).") from error
 
 
 def load_branch(unet: Any, branch: int, state: Mapping[str, Tensor], name: str = "the file") -> None:
@@ -242,9 +206,7 @@ def load_branch(unet: Any, branch: int, state: Mapping[str, Tensor], name: str =
             "it was trained for another one."
         )
     projection = unet.encoder_hid_proj.image_projection_layers[branch]
-    prefix = "image_proj."
-    inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    projection.load_state_dict(_inner_names(projection, inner))
+    projection.load_state_dict(projection_of(unet, state, name).state_dict())
     with torch.no_grad():
         for number, attention in enumerate(cross_attentions(unet).values()):
             for kind in ("to_k_ip", "to_v_ip"):

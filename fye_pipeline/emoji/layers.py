@@ -80,40 +80,32 @@ def group_energies(
     own = np.arange(count) % len(people)
     crops = [people.crops[own, 1], people.crops[own, 2], people.swapped[own, 0]]
     states = [encoder_states(model.encoder, as_batch(crop)) for crop in crops]
-    identity = torch.cat([model.identity_of(_face(model, people, int(p))) for p in own])
+    faces = [face_crop(people.pictures[p, 0], people.landmarks[p, 0], model.identity_net.size) for p in own]
+    identity = torch.cat([model.identity_of(face) for face in faces])
     pipe = model.pipe
     tokens = pipe.tokenizer([""] * count, padding="max_length", max_length=pipe.tokenizer.model_max_length)["input_ids"]
     text = pipe.text_encoder(torch.tensor(tokens))[0]
     clean = torch.from_numpy(np.asarray(latents[own, 1]).astype(np.float32))
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     masks = torch.from_numpy(facial_mask(people.landmarks[own, 1], *people.pictures.shape[2:4]))
-    face: dict[str, list[float]] = {}
-    expression: dict[str, list[float]] = {}
-    style: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float, float]]] = {}
     for timestep in TIMESTEPS:
         steps = torch.full((count,), timestep)
         noisy = pipe.scheduler.add_noise(clean, noise, steps)
+        run = partial(pipe.unet, noisy, steps, encoder_hidden_states=text)
         told = [{"image_embeds": model.embeds(identity, each, guided=False)} for each in states]
-        runs = [
-            partial(pipe.unet, noisy, steps, encoder_hidden_states=text, added_cond_kwargs=conditions)
-            for conditions in told
-        ]
-        maps = [contributions(model, run) for run in runs]
+        maps = [contributions(model, partial(run, added_cond_kwargs=conditions)) for conditions in told]
         for layer, first in maps[0].items():
-            group = adapter.group_of(layer)
             energy = first.square().mean(-1)
             side = round(energy.shape[1] ** 0.5)
             inside = reduce_mask(masks, side, side).flatten(1)
             ratio = (energy * inside).sum() / inside.sum() / ((energy * (1 - inside)).sum() / (1 - inside).sum())
-            face.setdefault(group, []).append(float(ratio))
-            expression.setdefault(group, []).append(float((maps[1][layer] - first).square().mean()))
-            style.setdefault(group, []).append(float((maps[2][layer] - first).square().mean()))
-    means = {name: tuple(float(np.mean(table[name])) for table in (face, expression, style)) for name in face}
-    return [GroupEnergy(name, *values) for name, values in means.items()]
-
-
-def _face(model: EmojiModel, people: People, person: int) -> NDArray[np.uint8]:
-    return face_crop(people.pictures[person, 0], people.landmarks[person, 0], model.identity_net.size)
+            expression, style = (float((other[layer] - first).square().mean()) for other in maps[1:])
+            found.setdefault(adapter.group_of(layer), []).append((float(ratio), expression, style))
+    return [
+        GroupEnergy(group, *(float(np.mean(values)) for values in zip(*rows, strict=True)))
+        for group, rows in found.items()
+    ]
 
 
 def ranked(energies: Sequence[GroupEnergy]) -> list[str]:

@@ -127,9 +127,10 @@ def load_encoder(folder: Path) -> CLIPVisionModel:
 
 def hang(unet: Any, identity: dict[str, Tensor], expression: dict[str, Tensor]) -> None:
     """Attach both branches to a UNet and fill them. UserError where they were trained for another base."""
-    adapter.attach(unet, [adapter.identity_projection_of(identity), adapter.expression_projection_of(expression)])
-    adapter.load_branch(unet, 0, identity, IDENTITY)
-    adapter.load_branch(unet, 1, expression, EXPRESSION)
+    files = {IDENTITY: identity, EXPRESSION: expression}
+    adapter.attach(unet, [adapter.projection_of(unet, state, name) for name, state in files.items()])
+    for branch, (name, state) in enumerate(files.items()):
+        adapter.load_branch(unet, branch, state, name)
 
 
 def grey_states(encoder: CLIPVisionModel) -> Tensor:

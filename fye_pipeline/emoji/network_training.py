@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModel
@@ -99,10 +100,9 @@ def _moved(pictures: Tensor, rng: np.random.Generator) -> Tensor:
 def train_landmarks(people: People, network: LandmarkNet, config: NetworkConfig, report: Report) -> LandmarkNet:
     """Fit the five points of whole pictures, and landmarks and blendshapes of upright ones that are a little off."""
     takes = people.pictures.shape[1]
-    mean = np.mean([points_in_crop(people.landmarks[p, 0]) for p in range(min(64, len(people)))], axis=0)
     five = list(FIVE)
     with torch.no_grad():
-        network.points.bias.copy_(torch.from_numpy(mean).flatten())
+        network.points.bias.copy_(mean_points(people))
         network.five.bias.copy_(torch.from_numpy(people.landmarks[:64, 0, five, :2].mean(0)).flatten())
         network.shapes.bias.copy_(torch.from_numpy(people.scores[:64].mean((0, 1))))
 
@@ -128,27 +128,44 @@ def face_loss(points: Tensor, shapes: Tensor, wanted: Tensor, scores: Tensor) ->
     return 5 * error.mean() + 15 * error[:, list(EXPRESSION_POINTS)].mean() + 20 * (shapes - scores).square().mean()
 
 
+def mean_points(people: People) -> Tensor:
+    """Where a portrait's landmarks lie in an upright crop on average. -> [478 * 2]."""
+    return torch.from_numpy(
+        np.mean([points_in_crop(people.landmarks[p, 0]) for p in range(min(64, len(people)))], axis=0)
+    ).flatten()
+
+
+class Teller(nn.Linear):
+    """A linear look at features [B, D] that is to tell blendshapes and landmarks; it begins with the mean face."""
+
+    def __init__(self, width: int, people: People) -> None:
+        shapes = people.scores.shape[2]
+        super().__init__(width, shapes + people.landmarks.shape[2] * 2)
+        self.shapes = shapes
+        with torch.no_grad():
+            self.bias[self.shapes :] = mean_points(people)
+
+    def loss(self, features: Tensor, people: People, who: NDArray[np.integer], which: NDArray[np.integer]) -> Tensor:
+        """How far what it tells of pictures `which` of people `who` is off. -> a scalar."""
+        told = self(features)
+        wanted = np.stack([points_in_crop(people.landmarks[p, k]) for p, k in zip(who, which, strict=True)])
+        labels = torch.from_numpy(wanted).float(), torch.from_numpy(people.scores[who, which])
+        return face_loss(told[:, self.shapes :].unflatten(1, (-1, 2)), told[:, : self.shapes], *labels)
+
+
 def train_encoder(people: People, config: NetworkConfig, report: Report) -> CLIPVisionModel:
     """Fit the expression encoder to tell expression *and* person, so that it can leak as CLIP does; then freeze it."""
     torch.manual_seed(config.seed)
     encoder: Any = tiny_encoder()
     width = encoder.config.hidden_size
-    tell = nn.Linear(width, people.scores.shape[2] + people.landmarks.shape[2] * 2)
-    names = nn.Linear(width, len(people))
+    tell, names = Teller(width, people), nn.Linear(width, len(people))
     takes = people.crops.shape[1]
-    mean = np.mean([points_in_crop(people.landmarks[p, 0]) for p in range(min(64, len(people)))], axis=0)
-    with torch.no_grad():
-        tell.bias[52:] = torch.from_numpy(mean).flatten()
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         who, which = rng.integers(len(people), size=config.batch), rng.integers(takes, size=config.batch)
-        marks = [points_in_crop(people.landmarks[p, k]) for p, k in zip(who, which, strict=True)]
         states = encoder_states(encoder, as_batch(people.crops[who, which]))
         told = F.layer_norm(states.mean(1), [width])
-        shapes, points = tell(told).split([people.scores.shape[2], people.landmarks.shape[2] * 2], -1)
-        wanted = torch.from_numpy(np.stack(marks)).float()
-        error = face_loss(points.unflatten(1, (-1, 2)), shapes, wanted, torch.from_numpy(people.scores[who, which]))
-        return error + 0.03 * F.cross_entropy(names(told), torch.from_numpy(who))
+        return tell.loss(told, people, who, which) + 0.03 * F.cross_entropy(names(told), torch.from_numpy(who))
 
     optimise([encoder, tell, names], loss_of, config, report)
     return encoder
@@ -158,25 +175,18 @@ def train_projection(
     people: People, encoder: CLIPVisionModel, projection: nn.Module, config: NetworkConfig, report: Report
 ) -> None:
     """Let a resampler's tokens tell the expression before a UNet listens to them: landmarks and blendshapes."""
-    shapes, points = people.scores.shape[2], people.landmarks.shape[2] * 2
-    with torch.no_grad():
-        states = encoder_states(encoder, as_batch(people.crops[:1, 0]))
-        width = projection(states).flatten(1).shape[1]
-    tell = nn.Linear(width, shapes + points)
-    mean = np.mean([points_in_crop(people.landmarks[p, 0]) for p in range(min(64, len(people)))], axis=0)
-    with torch.no_grad():
-        tell.bias[shapes:] = torch.from_numpy(mean).flatten()
+    takes = people.crops.shape[1]
+
+    def tokens(crops: NDArray[np.uint8]) -> Tensor:
+        with torch.no_grad():
+            states = encoder_states(encoder, as_batch(crops))
+        return projection(states).flatten(1)
+
+    tell = Teller(tokens(people.crops[:1, 0]).shape[1], people)
 
     def loss_of(rng: np.random.Generator) -> Tensor:
-        who = rng.integers(len(people), size=config.batch)
-        which = rng.integers(people.crops.shape[1], size=config.batch)
-        marks = np.stack([points_in_crop(people.landmarks[p, k]) for p, k in zip(who, which, strict=True)])
-        with torch.no_grad():
-            seen = encoder_states(encoder, as_batch(people.crops[who, which]))
-        told = tell(projection(seen).flatten(1))
-        guess = told[:, shapes:].unflatten(1, (-1, 2))
-        wanted = torch.from_numpy(marks).float()
-        return face_loss(guess, told[:, :shapes], wanted, torch.from_numpy(people.scores[who, which]))
+        who, which = rng.integers(len(people), size=config.batch), rng.integers(takes, size=config.batch)
+        return tell.loss(tokens(people.crops[who, which]), people, who, which)
 
     optimise([projection, tell], loss_of, config, report)
 

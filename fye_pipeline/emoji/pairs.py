@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -233,9 +233,8 @@ class Iteration:
         path = self.folder / "scores.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         whole = [line for line in lines if line.endswith("}")]
-        whole = (
-            whole[: len(whole) // self.config.batch * self.config.batch] if len(whole) < self.config.count else whole
-        )
+        if len(whole) < self.config.count:
+            del whole[len(whole) // self.config.batch * self.config.batch :]
         if whole != lines:
             with atomic_target(path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
@@ -253,15 +252,8 @@ class Iteration:
         people, model = self.people, self.model
         states = encoder_states(model.encoder, as_batch(people.crops[who, take]))
         prompts = [people.prompts[p][k] for p, k in zip(who, take, strict=True)]
-        pictures = sample_batch(
-            model,
-            prompts,
-            self.identities[other],
-            states,
-            seeds,
-            steps=self.config.steps,
-            guidance=self.config.guidance,
-        )
+        how = {"steps": self.config.steps, "guidance": self.config.guidance}
+        pictures = sample_batch(model, prompts, self.identities[other], states, seeds, **how)
         with torch.no_grad():
             marks, shapes = model.landmark_net(as_batch(pictures))
             true_marks, true_shapes = model.landmark_net(as_batch(people.pictures[who, take]))
@@ -279,20 +271,9 @@ class Iteration:
             swapped[number] = expression_crop(picture, points, CROP)
         for crops in (swapped, plain):
             crops.flush()
-        lines = [
-            json.dumps(
-                asdict(
-                    Score(
-                        n,
-                        *plan[row],
-                        round(float(exp[row]), 6),
-                        round(float(lms[row]), 6),
-                        round(float(likeness[row]), 6),
-                    )
-                )
-            )
-            for row, n in enumerate(numbers)
-        ]
+        figures = [[round(float(value), 6) for value in row] for row in zip(exp, lms, likeness, strict=True)]
+        scores = [Score(n, *told, *row) for n, told, row in zip(numbers, plan, figures, strict=True)]
+        lines = [json.dumps(asdict(score)) for score in scores]
         with (self.folder / "scores.jsonl").open("a", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
         return lines
@@ -319,11 +300,7 @@ def read_pairs(folder: Path, *, judged: bool = True, swapped: bool = True) -> Pa
     path = folder / "manifest.jsonl"
     if not path.is_file():
         raise UserError(f"{folder} holds no finished pairs; make them with `fye emoji iterate`.")
-    rows = [row for row in _lines(path) if row["kept"] or not judged]
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    rows = [row for row in lines if row["kept"] or not judged]
     crops = np.load(folder / (SWAPPED if swapped else PLAIN), mmap_mode="r")
     return Pairs(np.array([[row["person"], row["take"]] for row in rows]), crops[[row["number"] for row in rows]])
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)

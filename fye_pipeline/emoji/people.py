@@ -247,13 +247,6 @@ def _render_person(world: World, meta: Meta, person: int) -> tuple[list[str], di
     return prompts, drawn
 
 
-@dataclass(frozen=True)
-class Twins:
-    """Pictures [N, 128, 128, 3] of people with other people's expressions, which only a rendered world has."""
-
-    pictures: Picture
-
-
 def render_twins(
     world: World,
     people: People,
@@ -262,11 +255,11 @@ def render_twins(
     takes: NDArray[np.int64],
     *,
     seed: int,
-) -> Twins:
-    """The pictures that a model is asked for: person `who` with the expression of `takes` of `others`, photographed."""
+) -> Picture:
+    """What a model is asked for: person `who` with the expression of `takes` of `others`, photographed. -> [N, ...]."""
     rng = np.random.default_rng([76, seed])
     made = []
     for person, other, take in zip(who, others, takes, strict=True):
         motion = _motion(_who(people.meta, int(other)), int(take))
         made.append(draw(world, _who(people.meta, int(person)), motion, sample_look(rng, "photo"))[0])
-    return Twins(np.stack(made))
+    return np.stack(made)

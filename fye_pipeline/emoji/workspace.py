@@ -123,28 +123,29 @@ class Workspace:
         def tell(name: str) -> Callable[[int, float], None]:
             return lambda step, loss: self.report(f"{name} {step}  loss {loss:.4f}")
 
-        if not (path := self.model / IDENTITY_NET).exists():
-            with _seeded(0):
-                network = IdentityNet()
-            train_identity(self.people("train"), network, NetworkConfig(steps(2200)), tell("identity")).save(path)
+        def identity(name: str, path: Path, people: str, config: NetworkConfig, **sizes: Any) -> None:
+            if not path.exists():
+                with _seeded(config.seed):
+                    network = IdentityNet(**sizes)
+                train_identity(self.people(people), network, config, tell(name)).save(path)
+
+        def landmarks(name: str, path: Path, people: str, seed: int, **sizes: Any) -> None:
+            if not path.exists():
+                with _seeded(seed):
+                    network = LandmarkNet(**sizes)
+                config = NetworkConfig(steps(2500), batch=40, lr=2.5e-3, seed=seed)
+                train_landmarks(self.people(people), network, config, tell(name)).save(path)
+
+        identity("identity", self.model / IDENTITY_NET, "train", NetworkConfig(steps(2200)))
         if not (self.model / ENCODER).exists():
             encoder = train_encoder(self.people("train"), NetworkConfig(steps(2500)), tell("encoder"))
             encoder.half().save_pretrained(self.model / ENCODER)
-        if not (path := self.model / LANDMARK_NET).exists():
-            with _seeded(0):
-                finder = LandmarkNet()
-            config = NetworkConfig(steps(2500), batch=40, lr=2.5e-3)
-            train_landmarks(self.people("train"), finder, config, tell("landmarks")).save(path)
-        if not (path := self.adapters / IDENTITY_METRIC).exists():
-            with _seeded(1):
-                network = IdentityNet(widths=(16, 24, 40, 56), dimension=128)
-            config = NetworkConfig(steps(1800), seed=1)
-            train_identity(self.people("metric"), network, config, tell("identity metric")).save(path)
-        if not (path := self.adapters / LANDMARKS_METRIC).exists():
-            with _seeded(1):
-                finder = LandmarkNet(widths=(20, 28, 36, 48), hidden=80)
-            config = NetworkConfig(steps(2500), batch=40, lr=2.5e-3, seed=1)
-            train_landmarks(self.people("metric"), finder, config, tell("landmarks metric")).save(path)
+        landmarks("landmarks", self.model / LANDMARK_NET, "train", 0)
+        sizes: dict[str, Any] = {"widths": (16, 24, 40, 56), "dimension": 128}
+        config = NetworkConfig(steps(1800), seed=1)
+        identity("identity metric", self.adapters / IDENTITY_METRIC, "metric", config, **sizes)
+        sizes = {"widths": (20, 28, 36, 48), "hidden": 80}
+        landmarks("landmarks metric", self.adapters / LANDMARKS_METRIC, "metric", 1, **sizes)
 
     # The base and the stages
 

@@ -66,7 +66,6 @@ OUTER_LOWER = (146, 91, 181, 84, 17, 314, 405, 321, 375)
 
 JAW_HINGE = (-0.5, -1.0)  # y, z of the axis between the ears
 IRIS_RADIUS = 0.72
-EYEBALL_DEPTH = 1.2
 
 SHAPES = (
     *("width", "height", "depth", "jaw_width", "chin_length", "cheeks", "forehead", "nose_size", "nose_width"),
