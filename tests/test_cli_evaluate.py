@@ -10,6 +10,7 @@ from fye_command import Fye
 
 from fye_pipeline.animate.session import recommended_guidance
 from fye_pipeline.evaluation import rendered as reenactment
+from fye_pipeline.evaluation.run import Run
 
 ROW = {"l1": 0.03, "psnr": 25.0, "ssim": 0.85, "landmark_error": None, "frames_without_face": 3}
 
@@ -18,8 +19,8 @@ ROW = {"l1": 0.03, "psnr": 25.0, "ssim": 0.85, "landmark_error": None, "frames_w
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
 
-    def record(load: Any, plan: reenactment.Plan, **options: Any) -> dict[str, Any]:
-        seen.append(options | {"load": load, "plan": plan})
+    def record(load: Any, plan: reenactment.Plan, run: Run, **options: Any) -> dict[str, Any]:
+        seen.append({"plan": plan, "run": run})
         return {"ours": ROW, "conditions": {"seed": plan.seed}}
 
     monkeypatch.setattr(reenactment, "evaluate_rendered", record)
@@ -36,7 +37,7 @@ def test_flags_become_a_plan(fye: Fye, calls: list[dict[str, Any]], tmp_path: Pa
     plan = calls[0]["plan"]
     assert (plan.clips, plan.seed, plan.cross) == (3, 5, False)
     assert plan.cache == {"N": 3, "order": 2, "cut": "outer"}
-    assert (calls[0]["jobs"], calls[0]["resume"], calls[0]["target"]) == (2, True, target)
+    assert calls[0]["run"] == Run(target, jobs=2, resume=True)
     assert "0.0300" in out
     assert "n/a" in out
 

@@ -12,6 +12,7 @@ from training_parts import small_parts
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import rendered as reenactment
+from fye_pipeline.evaluation.run import Run
 from fye_pipeline.evaluation.summary import check_thresholds, describe, mean_of
 from fye_pipeline.evaluation.world_identity import fit_identity, separation
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
@@ -31,7 +32,8 @@ def test_every_row_has_every_figure_and_a_killed_run_goes_on(
 ) -> None:
     target = tmp_path / "figures.json"
     plan = reenactment.Plan(**SMALL, cache={"N": 2, "order": 1})
-    options: dict[str, Any] = {"face_landmarker": face_landmarker_path, "target": target}
+    options: dict[str, Any] = {"face_landmarker": face_landmarker_path}
+    run, again = Run(target), Run(target, resume=True)
     measured: list[int] = []
     real = reenactment.ClipEvaluator._self
 
@@ -44,13 +46,13 @@ def test_every_row_has_every_figure_and_a_killed_run_goes_on(
 
     monkeypatch.setattr(reenactment.ClipEvaluator, "_self", once)
     with pytest.raises(KeyboardInterrupt):
-        reenactment.evaluate_rendered(lambda: model, plan, **options)
+        reenactment.evaluate_rendered(lambda: model, plan, run, **options)
     assert not target.exists()
     with pytest.raises(UserError, match="pass --resume to go on"):
-        reenactment.evaluate_rendered(lambda: model, plan, **options)
+        reenactment.evaluate_rendered(lambda: model, plan, run, **options)
     with pytest.raises(UserError, match="belongs to a run with other settings"):
-        reenactment.evaluate_rendered(lambda: model, reenactment.Plan(**SMALL), resume=True, **options)
-    result = reenactment.evaluate_rendered(lambda: model, plan, resume=True, **options)
+        reenactment.evaluate_rendered(lambda: model, reenactment.Plan(**SMALL), again, **options)
+    result = reenactment.evaluate_rendered(lambda: model, plan, again, **options)
     assert measured == [0, -1, 1]  # the first clip came from the journal
 
     assert list(tmp_path.iterdir()) == [target]
@@ -73,7 +75,7 @@ def test_every_row_has_every_figure_and_a_killed_run_goes_on(
     assert "missed" in describe(result)
 
     monkeypatch.setattr(reenactment, "measure_all", None)  # nothing is measured again
-    assert reenactment.evaluate_rendered(lambda: model, plan, resume=True, **options) == result
+    assert reenactment.evaluate_rendered(lambda: model, plan, again, **options) == result
 
 
 def test_a_perfect_model_beats_every_baseline(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import people as table
+from fye_pipeline.evaluation.run import Run
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.files import SHIPPED_MODEL
@@ -155,7 +156,7 @@ def test_the_table_has_every_row_with_every_figure(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(table, "generate_group", fake)
     monkeypatch.setattr(table, "ablation_folder", lambda: SHIPPED)
-    result = table.evaluate_people(table.Plan(clips=1, frames=2, steps=1), target=tmp_path / "t.json")
+    result = table.evaluate_people(table.Plan(clips=1, frames=2, steps=1), Run(tmp_path / "t.json"))
     assert tuple(result["rows"]) == table.ROWS
     assert json.loads((tmp_path / "t.json").read_text())["rows"] == result["rows"]
     for row in result["rows"].values():
@@ -180,13 +181,13 @@ def test_a_table_that_was_broken_off_goes_on_and_an_old_one_is_not_mixed(
     monkeypatch.setattr(table, "ablation_folder", lambda: SHIPPED)
     plan, stopped = table.Plan(clips=1, frames=2, steps=1), False
     with pytest.raises(KeyboardInterrupt):
-        table.evaluate_people(plan, target=tmp_path / "t.json")
+        table.evaluate_people(plan, Run(tmp_path / "t.json"))
     stopped = True
     with pytest.raises(UserError, match="--resume"):
-        table.evaluate_people(plan, target=tmp_path / "t.json")
+        table.evaluate_people(plan, Run(tmp_path / "t.json"))
     with pytest.raises(UserError, match="other settings"):
-        table.evaluate_people(table.Plan(clips=1, frames=2, steps=2), target=tmp_path / "t.json", resume=True)
-    result = table.evaluate_people(plan, target=tmp_path / "t.json", resume=True)
+        table.evaluate_people(table.Plan(clips=1, frames=2, steps=2), Run(tmp_path / "t.json", resume=True))
+    result = table.evaluate_people(plan, Run(tmp_path / "t.json", resume=True))
     assert tuple(result["rows"]) == table.ROWS
     assert len(made) == 4 + 4 * 3, "the first row is not made again"
     assert [path.name for path in tmp_path.iterdir()] == ["t.json"]

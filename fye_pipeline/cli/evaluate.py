@@ -107,6 +107,7 @@ def rendered(
         hush_libraries()
     from fye_pipeline.animate.session import obtain_face_landmarker, recommended_guidance
     from fye_pipeline.evaluation import rendered as reenactment
+    from fye_pipeline.evaluation.run import Run
     from fye_pipeline.evaluation.summary import describe
 
     target = _target(json_file, overwrite=overwrite, resume=resume)
@@ -127,11 +128,8 @@ def rendered(
         result = reenactment.evaluate_rendered(
             reenactment.FolderModel(folder, device),
             plan,
+            Run(target, jobs, resume, overwrite),
             face_landmarker=obtain_face_landmarker(face_landmarker),
-            jobs=jobs,
-            target=target,
-            resume=resume,
-            overwrite=overwrite,
             on_progress=on_progress,
         )
     reporter.result(describe(result), result)
@@ -181,8 +179,9 @@ def exprbench(
     if not debug:
         hush_libraries()
     from fye_pipeline.animate.session import obtain_face_landmarker
-    from fye_pipeline.evaluation.exprbench import BenchEvaluator, BenchRun, describe, evaluate_exprbench
+    from fye_pipeline.evaluation.exprbench import BenchEvaluator, describe, evaluate_exprbench
     from fye_pipeline.evaluation.exprbench_entries import RenderedBench, read_entries
+    from fye_pipeline.evaluation.run import Run
 
     target = _target_with_tables(json_file, overwrite=overwrite, resume=resume)
     folder = target.with_name(f"{target.stem}_files")
@@ -208,8 +207,7 @@ def exprbench(
         device=device,
     )
     with reporter.progress() as on_progress:
-        run = BenchRun(target, jobs=jobs, resume=resume, overwrite=overwrite)
-        result = evaluate_exprbench(evaluator, run, on_progress=on_progress)
+        result = evaluate_exprbench(evaluator, Run(target, jobs, resume, overwrite), on_progress=on_progress)
     reporter.result(describe(result), result)
     if result["failed"]:
         raise typer.Exit(1)
@@ -262,8 +260,9 @@ def manifest(
     from fye_pipeline.animate.config import AnimationSettings
     from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.evaluation.metric_networks import Weights
-    from fye_pipeline.evaluation.pair_evaluator import PairEvaluator, PairRun, evaluate_pairs
+    from fye_pipeline.evaluation.pair_evaluator import PairEvaluator, evaluate_pairs
     from fye_pipeline.evaluation.pairs import read_pairs
+    from fye_pipeline.evaluation.run import Run
     from fye_pipeline.evaluation.summary import describe_pairs
 
     target = _target_with_tables(json_file, overwrite=overwrite, resume=resume)
@@ -287,9 +286,9 @@ def manifest(
         device=device,
     )
     name = method or ("this model" if outputs is None else outputs.resolve().name)
-    run = PairRun(target, method=name, jobs=jobs, resume=resume, overwrite=overwrite)
+    run = Run(target, jobs, resume, overwrite)
     with reporter.progress() as on_progress:
-        result = evaluate_pairs(evaluator, run, on_progress=on_progress)
+        result = evaluate_pairs(evaluator, run, method=name, on_progress=on_progress)
     reporter.result(describe_pairs(result), result)
     if result["failed"]:
         if reporter.quiet:
@@ -344,16 +343,15 @@ def _people(
         hush_libraries()
     from fye_pipeline.animate.session import obtain_face_landmarker
     from fye_pipeline.evaluation.people import Plan, describe, evaluate_people
+    from fye_pipeline.evaluation.run import Run
 
     task = obtain_face_landmarker(face_landmarker)
     with reporter.progress() as on_progress:
         result = evaluate_people(
             Plan(**plan),
+            Run(target, resume=resume, overwrite=overwrite),
             face_landmarker=task,
             device=device,
-            target=target,
-            resume=resume,
-            overwrite=overwrite,
             on_progress=on_progress,
         )
     reporter.result(describe(result), result)

@@ -28,7 +28,7 @@ from fye_pipeline.evaluation.exprbench_entries import BenchEntry
 from fye_pipeline.evaluation.face_tracks import as_track, aspect
 from fye_pipeline.evaluation.pair_evaluator import read_video, same_size
 from fye_pipeline.evaluation.pairs import finished_video
-from fye_pipeline.evaluation.run import Measure, made_before, measure_all, telling_errors, write_with_tables
+from fye_pipeline.evaluation.run import Measure, Run, measure_all, telling_errors
 from fye_pipeline.evaluation.summary import leak_of, mean_of
 from fye_pipeline.evaluation.tables import Column, Table
 from fye_pipeline.landmarks.faces import Face
@@ -47,7 +47,7 @@ from fye_pipeline.multi_portrait.settings import GroupSettings
 from fye_pipeline.multi_portrait.wan_settings import WAN, WanSettings
 from fye_pipeline.progress import OnProgress, silent
 from fye_pipeline.storage.files import digest_of_folder, digest_of_text, remembered_digest
-from fye_pipeline.storage.run_log import Entry, Journal, journal_path
+from fye_pipeline.storage.run_log import Entry
 
 Frames = NDArray[np.uint8]
 COLUMNS = (
@@ -339,17 +339,7 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-@dataclass(frozen=True)
-class BenchRun:
-    """How a run is kept. target: the JSON to write; the tables stand beside it as Markdown."""
-
-    target: Path
-    jobs: int = 1
-    resume: bool = False
-    overwrite: bool = False
-
-
-def evaluate_exprbench(evaluator: BenchEvaluator, run: BenchRun, *, on_progress: OnProgress = silent) -> dict[str, Any]:
+def evaluate_exprbench(evaluator: BenchEvaluator, run: Run, *, on_progress: OnProgress = silent) -> dict[str, Any]:
     """Measure every entry. -> `single` and `multi` (rows of means over people), `entries`, `failed`, `labels`.
 
     An entry that fails is named with its reason, and the others are measured; with `run.resume` it is tried again.
@@ -358,14 +348,14 @@ def evaluate_exprbench(evaluator: BenchEvaluator, run: BenchRun, *, on_progress:
         UserError: what `Journal` refuses.
     """
     conditions = evaluator.conditions()
-    if (before := made_before(run.target, conditions, resume=run.resume, overwrite=run.overwrite)) is not None:
+    if (before := run.made_before(conditions)) is not None:
         return before
-    journal = Journal(journal_path(run.target), conditions, resume=run.resume, overwrite=run.overwrite)
+    journal = run.journal(conditions)
     evaluator.folder.mkdir(parents=True, exist_ok=True)
     names = [entry.name for entry in evaluator.entries]
     measured = measure_all(evaluator.open, names, journal, jobs=run.jobs, stage="entries", on_progress=on_progress)
     result = summarise(measured) | {"labels": LABELS, "conditions": conditions}
-    write_with_tables(run.target, result, tables(result))
+    run.write(result, tables(result))
     journal.close()
     return result
 

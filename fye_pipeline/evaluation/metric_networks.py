@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation.distances import cosine
 from fye_pipeline.landmarks.sequence import LandmarkSequence
+from fye_pipeline.multi_portrait.expression import similarity
 from fye_pipeline.storage.files import existing_file
 
 Picture = NDArray[np.uint8]
@@ -152,11 +153,7 @@ class ArcFace:
         """Turn, scale and shift a face onto the template, by least squares. -> uint8 [112, 112, 3]."""
         height, width = picture.shape[:2]
         points = np.asarray(landmarks, np.float64)[list(self.POINTS), :2] * (width, height)
-        source, target = (p @ (1, 1j) for p in (points, self.TEMPLATE))  # a similarity is z -> a z + b
-        centred = source - source.mean()
-        a = np.vdot(centred, target - target.mean()) / np.vdot(centred, centred)
-        b = target.mean() - a * source.mean()
-        matrix = np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+        matrix = similarity(points, self.TEMPLATE)
         return np.asarray(cv2.warpAffine(picture, matrix, (112, 112), flags=cv2.INTER_LINEAR), np.uint8)
 
     def similarity(self, video: Picture, track: LandmarkSequence, portrait: NDArray[np.floating]) -> float:

@@ -24,7 +24,7 @@ from fye_pipeline.evaluation import metrics
 from fye_pipeline.evaluation.face_tracks import FindFace, aspect, compare_faces, track_face
 from fye_pipeline.evaluation.metric_networks import MetricNetworks, Weights
 from fye_pipeline.evaluation.pairs import VIDEOS, Pair, finished_video
-from fye_pipeline.evaluation.run import Measure, measure_all, telling_errors, write_with_tables
+from fye_pipeline.evaluation.run import Measure, Run, measure_all, telling_errors
 from fye_pipeline.evaluation.summary import pair_tables, summarise_pairs
 from fye_pipeline.landmarks.drawing import facial_mask
 from fye_pipeline.landmarks.expression import landmark_jitter
@@ -32,9 +32,9 @@ from fye_pipeline.landmarks.model_file import task_file
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.image import read_picture
 from fye_pipeline.media.source import open_source
-from fye_pipeline.progress import OnProgress, logger, silent
+from fye_pipeline.progress import OnProgress, silent
 from fye_pipeline.storage.files import digest_of_folder, digest_of_text, remembered_digest
-from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path
+from fye_pipeline.storage.run_log import Entry
 
 Frames = NDArray[np.uint8]
 
@@ -229,43 +229,24 @@ def _short(values: object) -> str:
     return digest_of_text(repr(values))[:16]
 
 
-@dataclass(frozen=True)
-class PairRun:
-    """How a run is kept and shown. target: the JSON to write; the tables stand beside it as Markdown.
-
-    method: what the measured method is called in the tables. jobs: processes. resume: keep what was measured before;
-    overwrite: begin anew.
-    """
-
-    target: Path
-    method: str = "this model"
-    jobs: int = 1
-    resume: bool = False
-    overwrite: bool = False
-
-
 def evaluate_pairs(
-    evaluator: PairEvaluator,
-    run: PairRun,
-    *,
-    on_progress: OnProgress = silent,
+    evaluator: PairEvaluator, run: Run, *, method: str = "this model", on_progress: OnProgress = silent
 ) -> dict[str, Any]:
     """Measure every pair. -> `self` and `cross` (means, where there are such pairs), `groups`, `rows`, `failed`.
 
     A pair that fails is named in `failed` with its reason, and the others are measured; with `run.resume` it is tried
-    again. FID, KID and FVD are of the whole set.
+    again. FID, KID and FVD are of the whole set. method: what the measured method is called in the tables.
 
     Raises:
         UserError: weights that cannot be read, or what `Journal` refuses.
     """
     MetricNetworks.load(evaluator.weights)  # a wrong file is told before any long work
-    conditions = _conditions(evaluator, run.method)
-    before = finished_result(run.target, conditions) if run.resume and not run.overwrite else None
+    conditions = _conditions(evaluator, method)
+    before = run.finished(conditions)
     kept = {} if before is None else evaluator.still_valid(before["rows"])
     if before is not None and not before["failed"] and len(kept) == len(evaluator.pairs):
-        logger.info(f"{run.target} was made under the same conditions; nothing to do.")
-        return before
-    journal = Journal(journal_path(run.target), conditions, resume=run.resume, overwrite=run.overwrite)
+        return run.as_it_was(before)
+    journal = run.journal(conditions)
     for name, row in kept.items():
         journal.add(name, row)
     journal.entries = evaluator.still_valid(journal.entries)
@@ -273,8 +254,8 @@ def evaluate_pairs(
     names = [pair.name for pair in evaluator.pairs]
     entries = measure_all(evaluator.open, names, journal, jobs=run.jobs, stage="rows", on_progress=on_progress)
     features = {pair.name: evaluator.features_of(pair) for pair in evaluator.pairs if "error" not in entries[pair.name]}
-    result = summarise_pairs(entries, run.method, features, evaluator.needs()) | {"conditions": conditions}
-    write_with_tables(run.target, result, pair_tables(result))
+    result = summarise_pairs(entries, method, features, evaluator.needs()) | {"conditions": conditions}
+    run.write(result, pair_tables(result))
     journal.close()
     return result
 

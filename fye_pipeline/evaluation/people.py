@@ -18,7 +18,7 @@ from fye_pipeline.animate.session import choose_device, load_model, recommended_
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics as pictures
 from fye_pipeline.evaluation.face_tracks import FindFace, track_face
-from fye_pipeline.evaluation.run import made_before
+from fye_pipeline.evaluation.run import Run
 from fye_pipeline.evaluation.summary import leak_of, mean_of
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.geometry import CanonicalFace
@@ -36,7 +36,6 @@ from fye_pipeline.multi_portrait.group_model import (
 from fye_pipeline.multi_portrait.rendered_features import RenderedExtractor
 from fye_pipeline.progress import OnProgress, silent
 from fye_pipeline.storage.files import digest_of_folder
-from fye_pipeline.storage.run_log import Journal, journal_path, write_result
 from fye_pipeline.world import World
 from fye_pipeline.world.drivers import driven_face
 from fye_pipeline.world.scenes import HEIGHT, WIDE, Scene, render_scene, sample_cast
@@ -125,13 +124,11 @@ def branch_of(row: str, unet: Any) -> Iterator[tuple[ExpressionBranch | None, Ru
 
 def evaluate_people(
     plan: Plan,
+    run: Run = Run(),  # noqa: B008
     *,
     face_landmarker: Path | None = None,
     device: str = "auto",
-    target: Path | None = None,
     keep: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Measure every row; the keys are those of `fye evaluate rendered --people N --json`.
@@ -139,8 +136,7 @@ def evaluate_people(
     `ours`: landmarks tell the pose, features the face, exclusive masks; `no_masks`: all drivers reach every place;
     `equation`: Eq. 4 of the paper as printed; `no_augmentation`: trained without resamplers; `landmarks`: whole
     landmarks, no features; `repeat_reference`: the portrait in every frame. keep: a folder for the videos as `.npz`.
-    Beside target, finished rows of scenes are kept until all are; resume: go on with those. Raises `UserError` where
-    weights are absent, and as `Journal` and `finished_result`.
+    Raises `UserError` where weights are absent, and as `Run`.
     """
     ablation_folder()
     pipe = load_model(SHIPPED_MODEL, choose_device(device), torch.float32)
@@ -148,9 +144,9 @@ def evaluate_people(
     guidance = recommended_guidance(SHIPPED_MODEL)
     world, extract = World(CanonicalFace.load()), RenderedExtractor()
     conditions = _conditions(plan, pipe, guidance, world)
-    if (before := made_before(target, conditions, resume=resume, overwrite=overwrite)) is not None:
+    if (before := run.made_before(conditions)) is not None:
         return before
-    notes = Journal(journal_path(target), conditions, resume=resume, overwrite=overwrite)
+    notes = run.journal(conditions)
     cases = [make_case(world, plan, clip, extract) for clip in range(plan.clips)]
     with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
         truths = [tracks_of(case, case.truth, detector.detect) for case in cases]
@@ -171,8 +167,7 @@ def evaluate_people(
         row: [one for clip in range(plan.clips) for one in notes.entries[_part(row, clip)]["people"]] for row in ROWS
     }
     result = {"rows": {row: _mean_row(entries) for row, entries in people.items()}, "conditions": conditions}
-    if target is not None:
-        write_result(target, result)
+    run.write(result)
     notes.close()
     return result
 

@@ -18,7 +18,7 @@ from fye_pipeline.animate.detail import BentPortraits, with_detail
 from fye_pipeline.animate.session import choose_device, load_model
 from fye_pipeline.evaluation import metrics, summary
 from fye_pipeline.evaluation.face_tracks import FindFace, compare_faces, landmark_error, track_face
-from fye_pipeline.evaluation.run import Measure, made_before, measure_all
+from fye_pipeline.evaluation.run import Measure, Run, measure_all
 from fye_pipeline.evaluation.world_identity import FITTED_PEOPLE, WorldIdentity, fit_identity, separation
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.drawing import draw_sequence, face_region, facial_mask
@@ -28,7 +28,7 @@ from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import OnProgress, hush_libraries, logger, silent
 from fye_pipeline.storage.files import weights_hash
-from fye_pipeline.storage.run_log import Entry, Journal, journal_path, write_result
+from fye_pipeline.storage.run_log import Entry
 from fye_pipeline.world import WORLD_VERSION, RenderedClip, World
 
 Video = NDArray[np.floating]
@@ -111,12 +111,9 @@ def head_of(plan: Plan, k: int) -> int:
 def evaluate_rendered(
     load: LoadModel,
     plan: Plan,
+    run: Run = Run(),  # noqa: B008
     *,
     face_landmarker: Path | None = None,
-    jobs: int = 1,
-    target: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Measure a model beside its baselines; the keys are those of `fye evaluate rendered --json`.
@@ -126,14 +123,8 @@ def evaluate_rendered(
     cache. `cross`: the portrait driven by the next head's clip: `ours`, `repeat_reference`, `repeat_driver` (the
     driver's own frames) and `cached`. What the columns mean: docs/evaluation.md.
 
-    Args:
-        load: gives the model; with several jobs it goes to other processes, so it must pickle.
-        jobs: processes that share the clips.
-        target: the JSON file to write; beside it, finished clips are kept until all are. resume: go on with those; a
-            file that is complete and was made under the same conditions is read. overwrite: begin anew.
-
-    Raises:
-        UserError: as `Journal` and `finished_result`. RuntimeError: as `run_parts`.
+    load: gives the model; with several jobs it goes to other processes, so it must pickle. Raises `UserError` as `Run`,
+    RuntimeError as `run_parts`.
     """
     model = load()
     size = picture_size(model)
@@ -144,9 +135,9 @@ def evaluate_rendered(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "device": str(model.device),
     }
-    if (before := made_before(target, conditions, resume=resume, overwrite=overwrite)) is not None:
+    if (before := run.made_before(conditions)) is not None:
         return before
-    notes = Journal(journal_path(target), conditions, resume=resume, overwrite=overwrite)
+    notes = run.journal(conditions)
     if notes.entries:
         logger.info(f"{len(notes.entries)} of {plan.clips} clips were measured before")
     with FaceLandmarkDetector(face_landmarker, max_faces=1) as detector:
@@ -159,14 +150,13 @@ def evaluate_rendered(
         )
         people = [head_of(plan, k) for k in range(plan.clips)]
         conditions["identity"] = separation(identity, world, detector.detect, split=plan.split, people=people)
-    evaluator = ClipEvaluator(load, plan, identity, face_landmarker, None if jobs > 1 else model)
+    evaluator = ClipEvaluator(load, plan, identity, face_landmarker, None if run.jobs > 1 else model)
     del model
     names = [str(k) for k in range(plan.clips)]
-    clips = measure_all(evaluator.open, names, notes, jobs=jobs, stage="clips", on_progress=on_progress)
+    clips = measure_all(evaluator.open, names, notes, jobs=run.jobs, stage="clips", on_progress=on_progress)
     result = summary.summarise(list(clips.values()))
     result |= {"thresholds": summary.check_thresholds(result), "conditions": conditions}
-    if target is not None:
-        write_result(target, result)
+    run.write(result)
     notes.close()
     return result
 
@@ -204,18 +194,13 @@ class ClipEvaluator:
         """A head's own clip from its portrait, beside the baselines."""
         seed = head_of(self.plan, k)
         landmarks, others = own.clip.sequence.landmarks, other.clip.sequence.landmarks
-        ours, seconds = self._generate(model, own, landmarks, seed)
+        plain, cached, gain = self._plain_and_cached(model, own, landmarks, seed)
         videos = {
-            "ours": ours,
-            "repeat_reference": np.broadcast_to(own.portrait / 255.0, own.truth.shape),
+            **plain,
             "wrong_reference": self._generate(model, other, landmarks, seed)[0],
             "shuffled_landmarks": self._generate(model, own, others, seed)[0],
+            **cached,
         }
-        faster = {}
-        if self.plan.cache:
-            cached, shorter = self._generate(model, own, landmarks, seed, cached=True)
-            videos["cached"] = cached
-            faster = {"psnr_uncached": metrics.psnr(cached, ours), "time_ratio": seconds / shorter}
         face = facial_mask(landmarks, *own.truth.shape[1:3])
         rows = {}
         for name, video in videos.items():
@@ -230,9 +215,7 @@ class ClipEvaluator:
                 "jitter_truth": metrics.jitter(own.truth),
                 **self._faces(video, track, own, own),
             }
-        if self.plan.cache:
-            rows["cached"] |= faster
-        return rows
+        return rows | {name: rows[name] | gain for name in cached}
 
     def _cross(
         self, model: FollowYourEmojiPipeline, own: Case, driver: Case, k: int, find: FindFace
@@ -240,24 +223,26 @@ class ClipEvaluator:
         """A portrait with another head's clip: its face must make the driver's expressions and stay itself."""
         seed, size = head_of(self.plan, k), own.truth.shape[1]
         asked = align(own.portrait_face, driver.clip.sequence, size, size)
-        ours, seconds = self._generate(model, own, asked, seed)
-        videos = {
-            "ours": ours,
-            "repeat_reference": np.broadcast_to(own.portrait / 255.0, own.truth.shape),
-            "repeat_driver": driver.truth,
-        }
-        faster = {}
-        if self.plan.cache:
-            videos["cached"], shorter = self._generate(model, own, asked, seed, cached=True)
-            faster = {"psnr_uncached": metrics.psnr(videos["cached"], ours), "time_ratio": seconds / shorter}
+        plain, cached, gain = self._plain_and_cached(model, own, asked, seed)
+        videos = {**plain, "repeat_driver": driver.truth, **cached}
         wanted = replace(driver.clip.sequence, landmarks=asked)
         rows = {}
         for name, video in videos.items():
             track = track_face(metrics.to_uint8(video), find)
             rows[name] = {"landmark_error": landmark_error(track, wanted), **self._faces(video, track, own, driver)}
-        if self.plan.cache:
-            rows["cached"] |= faster
-        return rows
+        return rows | {name: rows[name] | gain for name in cached}
+
+    def _plain_and_cached(
+        self, model: FollowYourEmojiPipeline, own: Case, landmarks: NDArray[np.floating], seed: int
+    ) -> tuple[dict[str, Video], dict[str, Video], Entry]:
+        """`ours` and `repeat_reference`; with a cache `cached`, and what it gains."""
+        ours, seconds = self._generate(model, own, landmarks, seed)
+        plain = {"ours": ours, "repeat_reference": np.broadcast_to(own.portrait / 255.0, own.truth.shape)}
+        if not self.plan.cache:
+            return plain, {}, {}
+        cached, shorter = self._generate(model, own, landmarks, seed, cached=True)
+        gain = {"psnr_uncached": metrics.psnr(cached, ours), "time_ratio": seconds / shorter}
+        return plain, {"cached": cached}, gain
 
     def _faces(self, video: Video, track: LandmarkSequence, own: Case, driver: Case) -> Entry:
         """Identity against the portrait, expression against the driver, what flickers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,54 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation.tables import Table
 from fye_pipeline.progress import OnProgress, logger, silent
 from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.run_log import Entry, Journal, finished_result, write_result
+from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
 
 WORTH_SAYING = 120.0  # seconds of work
 
 Measure = Callable[[str], Entry]
 
 
-def made_before(
-    target: Path | None, conditions: Mapping[str, Any], *, resume: bool, overwrite: bool
-) -> dict[str, Any] | None:
-    """What `target` holds, where a run that goes on has nothing left to do. Raises `UserError` as `finished_result`."""
-    if target is None or overwrite or not resume:
-        return None
-    before = finished_result(target, conditions)
-    if before is None or before.get("failed"):
-        return None
-    logger.info(f"{target} was made under the same conditions; nothing to do.")
-    return before
+@dataclass(frozen=True)
+class Run:
+    """How a run is kept. target: the JSON to write, or None. jobs: processes that share the parts.
 
+    resume: keep what was measured before; overwrite: begin anew.
+    """
 
-def write_with_tables(target: Path, result: Mapping[str, Any], tables: Sequence[Table]) -> None:
-    """The result as JSON, and beside it its tables as Markdown."""
-    write_result(target, result)
-    with atomic_target(target.with_suffix(".md")) as temporary:
-        temporary.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+    target: Path | None = None
+    jobs: int = 1
+    resume: bool = False
+    overwrite: bool = False
+
+    def finished(self, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What `target` holds, where it may be gone on with. Raises `UserError` as `finished_result`."""
+        if self.target is None or self.overwrite or not self.resume:
+            return None
+        return finished_result(self.target, conditions)
+
+    def made_before(self, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The same, where nothing is left to do."""
+        before = self.finished(conditions)
+        return None if before is None or before.get("failed") else self.as_it_was(before)
+
+    def as_it_was(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The result, with a word that it is an earlier run's."""
+        logger.info(f"{self.target} was made under the same conditions; nothing to do.")
+        return result
+
+    def journal(self, conditions: Mapping[str, Any]) -> Journal:
+        """What keeps the parts until all are there. Raises `UserError` as `Journal`."""
+        path = journal_path(self.target)
+        return Journal(path, conditions, resume=self.resume, overwrite=self.overwrite)
+
+    def write(self, result: Mapping[str, Any], tables: Sequence[Table] = ()) -> None:
+        """Write the result, and beside it its tables as Markdown."""
+        if self.target is None:
+            return
+        write_result(self.target, result)
+        if tables:
+            with atomic_target(self.target.with_suffix(".md")) as temporary:
+                temporary.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
 
 
 def telling_errors(measure: Measure) -> Measure:

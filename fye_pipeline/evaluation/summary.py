@@ -12,51 +12,49 @@ from fye_pipeline.evaluation.distances import frechet_distance, kernel_distance
 from fye_pipeline.evaluation.tables import Column, Table
 from fye_pipeline.storage.run_log import Entry
 
-COLUMNS = (
+PICTURE = (
     Column("l1", "L1", ".4f", "down"),
     Column("psnr", "PSNR", ".2f", "up"),
     Column("psnr_face", "face PSNR", ".2f", "up"),
     Column("ssim", "SSIM", ".3f", "up"),
+)
+SHAPE = (
+    Column("exp", "Exp", ".2f", "down"),
+    Column("lms", "LMS", ".3f", "down"),
+    Column("lmd", "LMD", ".1f", "down"),
+)
+POSE = (
+    Column("aed", "AED", ".3f", "down"),
+    Column("apd_rotation", "APD rad", ".3f", "down"),
+    Column("apd_translation", "APD cm", ".2f", "down"),
+)
+NO_FACE = Column("frames_without_face", "no face", "d", "down")
+CROSS_COLUMNS = (
     Column("landmark_error", "landmarks", ".4f", "down"),
     Column("identity", "identity", ".2f", "down"),
-    Column("exp", "Exp", ".2f", "down"),
-    Column("lms", "LMS", ".3f", "down"),
-    Column("lmd", "LMD", ".1f", "down"),
+    *SHAPE,
     Column("gaze", "gaze", ".1f", "down"),
-    Column("aed", "AED", ".3f", "down"),
-    Column("apd_rotation", "APD rad", ".3f", "down"),
-    Column("apd_translation", "APD cm", ".2f", "down"),
+    *POSE,
     Column("jitter", "jitter", ".4f", ""),
-    Column("frames_without_face", "no face", "d", "down"),
+    NO_FACE,
 )
-CROSS_COLUMNS = tuple(column for column in COLUMNS if column.name not in ("l1", "psnr", "psnr_face", "ssim"))
+COLUMNS = (*PICTURE, *CROSS_COLUMNS)
 EXPRESSION = (
     Column("landmark_accuracy", "landmarks", ".4f", "down"),
-    Column("exp", "Exp", ".2f", "down"),
-    Column("lms", "LMS", ".3f", "down"),
-    Column("lmd", "LMD", ".1f", "down"),
+    *SHAPE,
     Column("gaze", "gaze °", ".1f", "down"),
-    Column("aed", "AED", ".3f", "down"),
-    Column("apd_rotation", "APD rad", ".3f", "down"),
-    Column("apd_translation", "APD cm", ".2f", "down"),
-    Column("frames_without_face", "no face", "d", "down"),
+    *POSE,
+    NO_FACE,
 )
 SELF = (
-    Column("l1", "L1", ".4f", "down"),
-    Column("psnr", "PSNR", ".2f", "up"),
-    Column("psnr_face", "face PSNR", ".2f", "up"),
-    Column("ssim", "SSIM", ".3f", "up"),
+    *PICTURE,
     Column("lpips", "LPIPS", ".4f", "down"),
     Column("fid", "FID", ".1f", "down"),
     Column("kid", "KID", ".4f", "down"),
     Column("fvd", "FVD", ".1f", "down"),
     *EXPRESSION,
 )
-CROSS = (
-    Column("arcface", "identity", ".3f", "up"),
-    Column("hyperiqa", "quality", ".1f", "up"),
-    *EXPRESSION,
-)
+CROSS = (Column("arcface", "identity", ".3f", "up"), Column("hyperiqa", "quality", ".1f", "up"), *EXPRESSION)
 TITLES = {"self": "Self-reenactment", "cross": "Cross-reenactment"}
 STILL = "still portrait"
 
@@ -95,21 +93,12 @@ def check_thresholds(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     def ratio(one: float | None, two: float | None) -> float | None:
         return None if one is None or not two else one / two
 
+    error = ours["landmark_error"]
     checks = [
         ("L1 over that of the still portrait", ratio(ours["l1"], still["l1"]), "<=", 0.40),
         ("SSIM", ours["ssim"], ">=", 0.90),
-        (
-            "landmark error over that of the still portrait",
-            ratio(ours["landmark_error"], still["landmark_error"]),
-            "<=",
-            0.15,
-        ),
-        (
-            "landmark error with shuffled landmarks over ours",
-            ratio(shuffled["landmark_error"], ours["landmark_error"]),
-            ">=",
-            5.0,
-        ),
+        ("landmark error over that of the still portrait", ratio(error, still["landmark_error"]), "<=", 0.15),
+        ("landmark error with shuffled landmarks over ours", ratio(shuffled["landmark_error"], error), ">=", 5.0),
         ("L1 with a wrong reference over ours", ratio(wrong["l1"], ours["l1"]), ">=", 1.5),
     ]
     if cached is not None:

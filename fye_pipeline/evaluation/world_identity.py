@@ -1,4 +1,4 @@
-"""Who is track: colours and shape of a head of the rendered world, estimated again from pictures of it.
+"""Who is seen: colours and shape of a head of the rendered world, estimated again from pictures of it.
 
 What is estimated are colours at places that landmarks name (skin, brows, lips, irises, hair, clothes) and the points of
 the detected mesh that expressions move little. From heads of the `train` split it is learnt along which of their
@@ -40,7 +40,7 @@ FITTED_PEOPLE, FITTED_PICTURES = 60, 3
 
 
 def describe(picture: Picture, face: LandmarkSequence, index: int = 0) -> Floats:
-    """Colours at the spots and the firm points of the mesh, of frame `index` of what was track. -> [117]."""
+    """Colours at the spots and the firm points of the mesh, of frame `index` of a face that was followed. -> [117]."""
     height, width = picture.shape[:2]
     points = face.landmarks[index, :, :2] * (width, height)
     spots = [points[list(numbers)].mean(0) for numbers in SPOTS]
@@ -85,7 +85,7 @@ def fit_identity(
 ) -> WorldIdentity:
     """Fit the measure to heads of the `train` split: their portraits, and frames of their clips (pose and expression).
 
-    Raises ValueError where fewer than two people are track.
+    Raises ValueError where fewer than two people are found.
     """
     rows, whose = [], []
     for person in range(people):
