@@ -156,26 +156,23 @@ class ExpressionAdapter:
     def __init__(self, host: nn.Module, width: int, *, but: str = "motion_modules") -> None:
         self.inputs = ExpressionInputs()
         self.width = width
-        self._former: dict[str, Any] = {}
         self.processors: dict[str, ExpressionProcessor] = {}
         self._host = host
         for name, module in host.named_modules():
             if name.endswith("attn2") and but not in name:
                 attention: Any = module
-                self._former[name] = attention.processor
-                processor = ExpressionProcessor(attention.processor, attention, width, self.inputs)
-                attention.set_processor(processor)
-                self.processors[name] = processor
+                self.processors[name] = ExpressionProcessor(attention.processor, attention, width, self.inputs)
+                attention.set_processor(self.processors[name])
         if not self.processors:
             raise ValueError(f"{type(host).__name__} has no cross-attention attn2")
 
     def remove(self) -> None:
         """Give every attention its former processor back; done twice it does nothing."""
-        for name, former in self._former.items():
+        for name, processor in self.processors.items():
             attention: Any = self._host.get_submodule(name)
-            if attention.processor is self.processors[name]:
+            if attention.processor is processor:
                 attention._modules.pop("processor")
-                attention.processor = former
+                attention.processor = processor.former
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The branches' own weights, for an optimiser."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from fye_pipeline.animate.driver import Driver, OpenDriver, open_driver
+from fye_pipeline.animate.driver import OpenDriver, open_driver
 from fye_pipeline.animate.session import LazyDetector
 from fye_pipeline.landmarks.people import track_people
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.landmarks.spool import DiskSpool, Spool
 from fye_pipeline.landmarks.tracking import NoFace
+from fye_pipeline.multi_portrait.assignment import Assignment, assign
 from fye_pipeline.multi_portrait.settings import GroupSettings
 from fye_pipeline.progress import OnProgress, logger, silent
 
@@ -23,16 +24,17 @@ def open_drivers(settings: GroupSettings, folder: Path) -> list[OpenDriver]:
     """
     opened: list[OpenDriver] = []
     for number, path in enumerate(settings.drivers):
-        driver = open_driver(
-            path,
-            frames=settings.frames,
-            fps=opened[0].fps if opened else settings.fps,
-            max_pixels=settings.max_pixels,
-            background=settings.background,
-            allow_partial=settings.allow_partial,
-            folder=folder / str(number),
+        opened.append(
+            open_driver(
+                path,
+                frames=settings.frames,
+                fps=opened[0].fps if opened else settings.fps,
+                max_pixels=settings.max_pixels,
+                background=settings.background,
+                allow_partial=settings.allow_partial,
+                folder=folder / str(number),
+            )
         )
-        opened.append(driver)
     return opened
 
 
@@ -42,27 +44,36 @@ def sound_of(settings: GroupSettings, opened: list[OpenDriver]) -> Path | None:
     return speaker.sound if settings.audio and speaker is not None else None
 
 
-def read_driver(
-    opened: OpenDriver, settings: GroupSettings, detector: LazyDetector, folder: Path, on_progress: OnProgress = silent
-) -> Driver:
-    """The largest face of a file, as where a single portrait is driven. Raises `UserError` as `OpenDriver.read`."""
-    return opened.read(
-        detector, no_face=settings.no_face, max_gap=settings.max_gap, folder=folder, on_progress=on_progress
-    )
+def read_drivers(
+    settings: GroupSettings,
+    opened: Sequence[OpenDriver],
+    assignment: Assignment | None,
+    detector: LazyDetector,
+    folder: Path,
+    on_progress: OnProgress = silent,
+) -> dict[int, LandmarkSequence]:
+    """The landmarks of every driver that moves somebody, by its number: the largest face of each file, or all of one.
 
-
-def split_driver(
-    opened: OpenDriver, settings: GroupSettings, detector: LazyDetector, folder: Path, on_progress: OnProgress = silent
-) -> list[Driver]:
-    """Every face of a file as a driver of its own, left to right; a landmark sequence holds one.
-
-    Raises `UserError` as `people.track_people`.
+    Raises `UserError` as `OpenDriver.read` and `track_people`.
     """
-    sequences = read_people(
-        opened, detector, no_face=settings.no_face, max_gap=settings.max_gap, folder=folder, on_progress=on_progress
-    )
-    sound = None if opened.source is None else opened.source.sound
-    return [Driver(sequence, sequence.fps or opened.fps, sound) for sequence in sequences]
+    told = {"no_face": settings.no_face, "max_gap": settings.max_gap, "on_progress": on_progress}
+    if settings.splits:
+        return dict(enumerate(read_people(opened[0], detector, folder=folder, **told)))
+    return {
+        number: opened[number].read(detector, folder=folder / str(number), **told).sequence
+        for number in sorted({driver for driver in assignment or () if driver is not None})
+    }
+
+
+def who_is_moved(
+    settings: GroupSettings, faces: int, assignment: Assignment | None, drivers: Mapping[int, LandmarkSequence]
+) -> tuple[list[tuple[int, int]], int]:
+    """The moved faces with their drivers, both from 0, and the frames of the video. `UserError` as `assign`."""
+    if settings.splits:
+        assignment = assign(faces, len(drivers), assignment, str(settings.reference), spare=True)
+    assert assignment is not None
+    moved = [(face, driver) for face, driver in enumerate(assignment) if driver is not None]
+    return moved, common_length([len(drivers[driver]) for _, driver in moved], settings.until)
 
 
 def read_people(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,17 @@ from numpy.typing import NDArray
 
 from fye_pipeline.animate import run as single
 from fye_pipeline.animate.detail import BentPortraits
-from fye_pipeline.animate.driver import Driver, OpenDriver
 from fye_pipeline.animate.output import decibels
 from fye_pipeline.animate.portrait import cover_of, read_still
 from fye_pipeline.animate.renderer import RenderContext, Renderer
 from fye_pipeline.animate.session import MEDIAPIPE, AnimationSession, Offload, native_size
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
+from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.writer import Matte, check_container
-from fye_pipeline.multi_portrait.assignment import Assignment, assign
+from fye_pipeline.multi_portrait.assignment import assign
 from fye_pipeline.multi_portrait.composition import compose
-from fye_pipeline.multi_portrait.drivers import common_length, open_drivers, read_driver, sound_of, split_driver
+from fye_pipeline.multi_portrait.drivers import open_drivers, read_drivers, sound_of, who_is_moved
 from fye_pipeline.multi_portrait.output import GroupOutput, GroupResult, MovedPerson, OnFrame
 from fye_pipeline.multi_portrait.ownership import nearest_heads
 from fye_pipeline.multi_portrait.portraits import find_people, portrait_of
@@ -79,7 +78,7 @@ def animate(
         session.model(settings)  # loaded now, for the same reason
         frames = max((each.frames or 0 for each in opened), default=0)
         single.check_room(output, single.video_bytes(frames, (width, height)))
-        drivers = read_drivers(settings, opened, assignment, session, work / single.LANDMARKS, on_progress)
+        drivers = read_drivers(settings, opened, assignment, session.detector, work / single.LANDMARKS, on_progress)
         moved, count = who_is_moved(settings, len(faces), assignment, drivers)
         people = [
             _person(
@@ -121,41 +120,13 @@ def driver_digests(settings: GroupSettings) -> dict[str, str]:
     return {f"driver {number} file": digest_of_path(path) for number, path in enumerate(settings.drivers[1:], 1)}
 
 
-def read_drivers(
-    settings: GroupSettings,
-    opened: list[OpenDriver],
-    assignment: Assignment | None,
-    session: AnimationSession,
-    folder: Path,
-    on_progress: OnProgress,
-) -> dict[int, Driver]:
-    """The landmarks of every driver that moves somebody, by its number. Raises `UserError` where faces are missing."""
-    if settings.splits:
-        return dict(enumerate(split_driver(opened[0], settings, session.detector, folder, on_progress)))
-    return {
-        number: read_driver(opened[number], settings, session.detector, folder / str(number), on_progress)
-        for number in sorted({driver for driver in assignment or () if driver is not None})
-    }
-
-
-def who_is_moved(
-    settings: GroupSettings, faces: int, assignment: Assignment | None, drivers: Mapping[int, Driver]
-) -> tuple[list[tuple[int, int]], int]:
-    """The moved faces with their drivers, both from 0, and the frames of the video. `UserError` as `assign`."""
-    if settings.splits:
-        assignment = assign(faces, len(drivers), assignment, str(settings.reference), spare=True)
-    assert assignment is not None
-    moved = [(face, driver) for face, driver in enumerate(assignment) if driver is not None]
-    return moved, common_length([len(drivers[driver].sequence) for _, driver in moved], settings.until)
-
-
 def _person(
     settings: GroupSettings,
     picture: NDArray[np.uint8],
     face: Face,
     number: int,
     driven_by: int,
-    driver: Driver,
+    driver: LandmarkSequence,
     count: int,
     session: AnimationSession,
     work: Path,
@@ -168,7 +139,7 @@ def _person(
     assert portrait.face is not None
     assert portrait.crop is not None
     landmarks = RetargetedLandmarks(
-        driver.sequence if len(driver.sequence) <= count else driver.sequence[:count],
+        driver if len(driver) <= count else driver[:count],
         portrait.face,
         regions=settings.regions,
         intensity=settings.intensity,
@@ -184,9 +155,7 @@ def _person(
     folder = work / "denoising" / str(number)
     run = Renderer(context, settings.cache is not None, f"denoising face {number}", folder)
     plain = Renderer(context, False, f"uncached face {number}", work / "uncached" / str(number))
-    return MovedPerson(
-        number, driven_by, portrait.crop, driver.sequence.gaps(), run, plain if settings.compare else None
-    )
+    return MovedPerson(number, driven_by, portrait.crop, driver.gaps(), run, plain if settings.compare else None)
 
 
 def _but_decoding(on_progress: OnProgress) -> OnProgress:

@@ -18,21 +18,21 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from fye_pipeline.animate import run as single
-from fye_pipeline.animate.driver import Driver
 from fye_pipeline.animate.output import to_uint8
 from fye_pipeline.animate.portrait import Portrait, pick_face, read_still
 from fye_pipeline.animate.session import MEDIAPIPE, AnimationSession, Offload
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
+from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.writer import VideoWriter, check_container, watermark
 from fye_pipeline.multi_portrait.assignment import Assignment, assign
-from fye_pipeline.multi_portrait.drivers import open_drivers, sound_of
+from fye_pipeline.multi_portrait.drivers import open_drivers, read_drivers, sound_of, who_is_moved
 from fye_pipeline.multi_portrait.expression import FACTORS, ExpressionSequence
 from fye_pipeline.multi_portrait.extractors import extract, extractor_for
 from fye_pipeline.multi_portrait.output import GroupResult
 from fye_pipeline.multi_portrait.ownership import face_shares
 from fye_pipeline.multi_portrait.portraits import find_people, portrait_of
-from fye_pipeline.multi_portrait.run import driver_digests, read_drivers, who_is_moved
+from fye_pipeline.multi_portrait.run import driver_digests
 from fye_pipeline.multi_portrait.wan_model import GUIDANCE, WanModel, wan_model
 from fye_pipeline.multi_portrait.wan_settings import WanSettings, window_starts
 from fye_pipeline.progress import OnProgress, collected_notes, silent
@@ -100,10 +100,10 @@ def animate(
         opened = open_drivers(settings, work / single.LANDMARKS)
         frames = max((each.frames or 0 for each in opened), default=0)
         single.check_room(output, single.video_bytes(frames, size))
-        drivers = read_drivers(settings, opened, assignment, session, work / single.LANDMARKS, on_progress)
+        drivers = read_drivers(settings, opened, assignment, session.detector, work / single.LANDMARKS, on_progress)
         moved, count = who_is_moved(settings, len(faces), assignment, drivers)
         features = {
-            driver: extract(extractor, opened[0 if settings.splits else driver], drivers[driver].sequence)
+            driver: extract(extractor, opened[0 if settings.splits else driver], drivers[driver])
             for driver in sorted({driver for _, driver in moved})
         }
         people = [
@@ -168,13 +168,13 @@ def _person(
     face: Face,
     number: int,
     driven_by: int,
-    driver: Driver,
+    driver: LandmarkSequence,
     features: ExpressionSequence,
     session: AnimationSession,
 ) -> WanPerson:
     portrait = portrait_of(settings, picture, face, number, session.detector)
-    landmarks = RetargetedLandmarks(driver.sequence, portrait.face)
-    return WanPerson(number, driven_by, portrait, landmarks, features, driver.sequence.gaps())
+    landmarks = RetargetedLandmarks(driver, portrait.face)
+    return WanPerson(number, driven_by, portrait, landmarks, features, driver.gaps())
 
 
 def _frames(
