@@ -136,7 +136,11 @@ class CacheMaker:
         adds_noise: does the sampler? first: does a run begin with it? whole: does it begin where its run does?
         ValueError where tuned settings meet another scheduler or number of steps and that was not wanted.
         """
-        config, recording = self._config_for(stream), None
+        config, recording = self._config, None
+        self._check.check_scheduler(self._pipeline.scheduler)
+        mapped = self._check.steps(config.steps or (), stream.num_steps)
+        if mapped is not None:
+            config = config.replaced(steps=mapped)
         weights: Mapping[int, tuple[float, ...]] = {}
         if self._config.schedule == "auto" and stream.num_steps is not None:
             run = self._auto_run(stream, stream.num_steps, inputs, adds_noise)
@@ -148,12 +152,6 @@ class CacheMaker:
         if config.forecaster == "chebyshev" and cache.refusal is None:
             cache.span = stream.span(self._config.axis)
         return cache
-
-    def _config_for(self, stream: Stream) -> CacheConfig:
-        """The settings, tuned full steps mapped onto the stream's length; ValueError where that was not wanted."""
-        self._check.check_scheduler(self._pipeline.scheduler)
-        steps = self._check.steps(self._config.steps or (), stream.num_steps)
-        return self._config if steps is None else self._config.replaced(steps=steps)
 
     def _auto_run(self, stream: Stream, num_steps: int, inputs: CallInputs, adds_noise: Callable[[], bool]) -> Run:
         guidance = self._pipeline.guidance() if inputs.batch % 2 == 0 else None

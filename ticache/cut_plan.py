@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 HEAD = ("conv_norm_out", "conv_act", "conv_act_out", "conv_out")
-_PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
+_PARTS = ("conv_in", "down_blocks", "up_blocks", "conv_out")
 _TRUNK = ("down_blocks", "mid_block", "up_blocks", "transformer_in")
 # AnimateDiff's motion modules, text-to-video's temporal transformers, and the temporal blocks of video diffusion (SVD).
 _TEMPORAL = re.compile(r"(^|\.)(motion_modules?|temp_\w+|temporal_\w+|transformer_in)\.")
@@ -76,7 +76,6 @@ def why_not_a_unet(model: Any) -> str | None:
         return f"expected a diffusers pipeline or a UNet, got {name}"
     parts: Any = model
     missing = [part for part in _PARTS if not isinstance(getattr(model, part, None), nn.Module)]
-    missing = [part for part in missing if part != "mid_block"]
     instead = _INSTEAD.get(name, _UNCACHED)
     if missing:
         transformer = "transformer" in name.lower()

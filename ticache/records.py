@@ -31,15 +31,6 @@ class CallRecord:
 
 
 @dataclass
-class StreamRecord:
-    """What one stream did in one run."""
-
-    num_steps: int | None
-    full: list[int] = field(default_factory=list)
-    predicted: list[int] = field(default_factory=list)
-
-
-@dataclass
 class RunRecord:
     """One run: from the first call of a loop to its last."""
 
@@ -62,12 +53,12 @@ class RunRecord:
         """Of its streams; None where nobody knows."""
         return min((call.num_steps for call in self.calls if call.num_steps is not None), default=None)
 
-    def streams(self) -> list[StreamRecord]:
-        """Full and predicted steps of every stream, in the order in which they began."""
-        found: dict[int, StreamRecord] = {}
+    def streams(self) -> list[dict[str, Any]]:
+        """`num_steps`, `full` and `predicted` steps of every stream, in the order in which they began."""
+        found: dict[int, dict[str, Any]] = {}
         for call in self.calls:
-            record = found.setdefault(call.stream, StreamRecord(call.num_steps))
-            (record.full if call.full else record.predicted).append(call.step)
+            empty = {"stream": len(found), "num_steps": call.num_steps, "full": [], "predicted": []}
+            found.setdefault(call.stream, empty)["full" if call.full else "predicted"].append(call.step)
         return list(found.values())
 
 

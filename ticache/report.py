@@ -85,10 +85,7 @@ def build_report(
             "total_full_calls": records.total(True),
             "total_predicted_calls": records.total(False),
             "total_unattributed": records.total_unattributed,
-            "streams": [
-                {"stream": index, "num_steps": s.num_steps, "full": s.full, "predicted": s.predicted}
-                for index, s in enumerate(run.streams())
-            ],
+            "streams": run.streams(),
             "flops_full": flops_full,
             "flops_run": flops_run,
             "flops_saved": flops_full - flops_run,

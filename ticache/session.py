@@ -154,7 +154,7 @@ class Session:
             notes.append(controller.disabled)
         if self.region is not None and self.config.boundary == 0:
             notes.append("the region serves the report only: with boundary=0 every token is predicted at every step")
-        if self.region is not None and self.config.boundary != 0:
+        elif self.region is not None:
             notes.append(f"before boundary={self.config.boundary} only the region is predicted")
         notes += controller.maker.auto.notes
         notes += controller.check.notes
