@@ -410,7 +410,6 @@ class Controller:
             return None
         if self._watch is None or not self._watch.traced:
             self._watch = ShapeWatch(self.unet, inputs.frames)
-            self._watch.hang()
         return self._watch
 
     def _writable(self, inputs: CallInputs) -> bool:

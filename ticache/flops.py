@@ -35,17 +35,13 @@ class ShapeWatch:
             for name, module in model.named_modules()
             if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) or any(p.fullmatch(name) for p in (_QUERIES, _KEYS))
         }
+        self._handles = [m.register_forward_hook(partial(self._note, name)) for name, m in self._watched.items()]
         self._shapes: dict[str, list[tuple[int, ...]]] = {}
-        self._handles: list[Any] = []
         self.traced = False
 
     def begin(self) -> None:
         """Another call begins: forget the last one's shapes."""
         self._shapes = {}
-
-    def hang(self) -> None:
-        """Hang the hooks."""
-        self._handles = [m.register_forward_hook(partial(self._note, name)) for name, m in self._watched.items()]
 
     def stop(self) -> None:
         """The call has ended."""
