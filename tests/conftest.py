@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,27 +21,33 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The files that take longest, longest first: two workers that begin with them end together.
 LONGEST_FIRST = (
-    "test_pipelines.py",
-    "test_animate_long_video.py",
-    "test_compile.py",
     "test_cli.py",
-    "test_parity.py",
     "test_training_loop.py",
+    "test_multi_animate.py",
+    "test_animate_long_video.py",
     "test_training_resume.py",
-    "test_animate_faults.py",
-    "test_sampling_progressive.py",
-    "test_pipeline.py",
-    "test_evaluation_rendered.py",
-    "test_step_path.py",
+    "test_compile.py",
+    "test_pipelines.py",
     "test_training_prepare.py",
-    "test_tune.py",
+    "test_step_path.py",
+    "test_multi_wan_animate.py",
     "test_acceleration.py",
     "test_animate_machine_faults.py",
-    "test_training_steps.py",
-    "test_batch_workers.py",
+    "test_animate_faults.py",
+    "test_parity.py",
     "test_find_unet.py",
+    "test_sampling_progressive.py",
+    "test_documents.py",
+    "test_evaluation_exprbench.py",
+    "test_imports.py",
+    "test_tune.py",
+    "test_multi_group_model.py",
+    "test_pipeline.py",
     "test_kernels_compile.py",
+    "test_training_light.py",
+    "test_batch_workers.py",
     "test_landmarks_detector.py",
+    "test_training_steps.py",
 )
 
 
@@ -113,6 +120,27 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training_parts import save_small
 
     return save_small(tmp_path_factory.mktemp("random_model"))
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Let the model's run of this number end as by Ctrl-C. -> a list that grows by one with every run."""
+
+    def patch(number: int) -> list[int]:
+        from fye_pipeline.animate.renderer import RenderContext
+
+        original, runs = RenderContext.run, []
+
+        def run(self: RenderContext, *arguments: Any, **options: Any) -> Any:
+            runs.append(len(runs))
+            if len(runs) == number:
+                raise KeyboardInterrupt
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(RenderContext, "run", run)
+        return runs
+
+    return patch
 
 
 @pytest.fixture

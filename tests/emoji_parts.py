@@ -73,6 +73,14 @@ def save_model(model: EmojiModel, folder: Path) -> Path:
     return folder
 
 
+def load_adapters(pipe: Any, folder: Path) -> Any:
+    """Both branches' files, loaded by a diffusers pipeline itself."""
+    names = ["identity.safetensors", "expression.safetensors"]
+    pipe.load_ip_adapter([str(folder)] * 2, subfolder=["", ""], weight_name=names, image_encoder_folder=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 CANONICAL = CanonicalFace.load()
 WORLD = World(CANONICAL, size=128)
 

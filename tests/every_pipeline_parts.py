@@ -69,9 +69,9 @@ def each(names: str, value: Any) -> dict[str, Any]:
     return {f"{name}Pipeline": value for name in names.split()}
 
 
-def seeded(build: Callable[[], Any]) -> Any:
-    """What `build` makes, its random weights from seed 0."""
-    torch.manual_seed(0)
+def seeded(build: Callable[[], Any], seed: int = 0) -> Any:
+    """What `build` makes, its random weights from a seed."""
+    torch.manual_seed(seed)
     made = build()
     return made.eval() if isinstance(made, nn.Module) else made
 
@@ -144,7 +144,7 @@ def vector_quantizer(latents: int = 4) -> Any:
     )
 
 
-def controlnet(kind: str = "ControlNetModel", **changes: Any) -> Any:
+def controlnet(kind: str = "ControlNetModel", *, seed: int = 0, **changes: Any) -> Any:
     settings = {
         "block_out_channels": (16, 32),
         "layers_per_block": 1,
@@ -155,7 +155,7 @@ def controlnet(kind: str = "ControlNetModel", **changes: Any) -> Any:
         "conditioning_embedding_out_channels": (8, 8),
         **changes,
     }
-    net = seeded(lambda: getattr(diffusers, kind)(**settings))
+    net = seeded(lambda: getattr(diffusers, kind)(**settings), seed)
     for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
         nn.init.normal_(block.weight, std=0.2)
     return net
@@ -591,15 +591,9 @@ UNETS: dict[str, dict[str, Any]] = {
     "IFSuperResolutionPipeline": {"in_channels": 6, "out_channels": 6, "class_embed_type": "timestep"},
     "IFImg2ImgSuperResolutionPipeline": {"in_channels": 6, "out_channels": 6, "class_embed_type": "timestep"},
     "IFInpaintingSuperResolutionPipeline": {"in_channels": 6, "out_channels": 6, "class_embed_type": "timestep"},
-    **each(
-        "Kandinsky KandinskyImg2Img KandinskyCombined KandinskyImg2ImgCombined",
-        KANDINSKY,
-    ),
+    **each("Kandinsky KandinskyImg2Img KandinskyCombined KandinskyImg2ImgCombined", KANDINSKY),
     **each("KandinskyInpaint KandinskyInpaintCombined", {**KANDINSKY, "in_channels": 9}),
-    **each(
-        "KandinskyV22 KandinskyV22Img2Img KandinskyV22Combined KandinskyV22Img2ImgCombined",
-        KANDINSKY22,
-    ),
+    **each("KandinskyV22 KandinskyV22Img2Img KandinskyV22Combined KandinskyV22Img2ImgCombined", KANDINSKY22),
     **each("KandinskyV22Inpaint KandinskyV22InpaintCombined", {**KANDINSKY22, "in_channels": 9}),
     **each("KandinskyV22Controlnet KandinskyV22ControlnetImg2Img", HINTED),
     **each("Kolors KolorsImg2Img KolorsPAG", {**XL, "cross_attention_dim": 8}),
@@ -699,23 +693,14 @@ PARTS: dict[str, dict[str, Callable[[], Any]]] = {
         "vae": tiny_vae,
     },
     "I2VGenXLPipeline": {"unet": i2vgen_unet},
-    **each(
-        "IF IFImg2Img IFInpainting IFSuperResolution IFImg2ImgSuperResolution IFInpaintingSuperResolution",
-        NO_TEXT,
-    ),
+    **each("IF IFImg2Img IFInpainting IFSuperResolution IFImg2ImgSuperResolution IFInpaintingSuperResolution", NO_TEXT),
     **each("Kandinsky3 Kandinsky3Img2Img", {**NO_TEXT, "unet": kandinsky3_unet}),
-    **each(
-        "Kandinsky KandinskyImg2Img KandinskyInpaint",
-        {"text_encoder": multilingual_clip},
-    ),
+    **each("Kandinsky KandinskyImg2Img KandinskyInpaint", {"text_encoder": multilingual_clip}),
     **each(
         "KandinskyCombined KandinskyImg2ImgCombined KandinskyInpaintCombined",
         {"text_encoder": multilingual_clip, **_PRIOR},
     ),
-    **each(
-        "KandinskyV22Combined KandinskyV22Img2ImgCombined KandinskyV22InpaintCombined",
-        _PRIOR,
-    ),
+    **each("KandinskyV22Combined KandinskyV22Img2ImgCombined KandinskyV22InpaintCombined", _PRIOR),
     **each("Kolors KolorsImg2Img KolorsPAG", NO_TEXT),
     "LDMSuperResolutionPipeline": {"vqvae": lambda: vector_quantizer(3)},
     "LDMTextToImagePipeline": {"bert": ldm_bert, "unet": make_unet},
@@ -809,10 +794,7 @@ CALLS: dict[str, dict[str, Any]] = {
     },
     "CycleDiffusionPipeline": {"source_prompt": "a dog"},
     **each("IF IFImg2Img IFInpainting IFSuperResolution", EMBEDS),
-    **each(
-        "IFImg2ImgSuperResolution IFInpaintingSuperResolution",
-        {**EMBEDS, "original_image": picture()},
-    ),
+    **each("IFImg2ImgSuperResolution IFInpaintingSuperResolution", {**EMBEDS, "original_image": picture()}),
     "Kandinsky3Pipeline": {**EMBEDS, "attention_mask": torch.ones(1, 5), "negative_attention_mask": torch.ones(1, 5)},
     "Kandinsky3Img2ImgPipeline": {
         **EMBEDS,

@@ -92,6 +92,20 @@ def make_video(
     return path
 
 
+def keep_frames(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[np.ndarray]:
+    """The frames that a module's `VideoWriter` is given, unmarked, as they were before they were encoded."""
+    kept: list[np.ndarray] = []
+
+    class Keeping(module.VideoWriter):
+        def write(self, frame: np.ndarray) -> None:
+            kept.append(frame)
+            super().write(frame)
+
+    monkeypatch.setattr(module, "VideoWriter", Keeping)
+    monkeypatch.setattr(module, "watermark", np.ascontiguousarray)
+    return kept
+
+
 def picture_difference(one: Path, other: Path) -> float:
     """Mean absolute difference of two videos of equally many frames, in levels of 255."""
     first, second = (np.stack(list(read_frames(path))).astype(float) for path in (one, other))

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,18 +70,10 @@ def test_row_31_a_killed_video_goes_on_and_ends_as_an_unbroken_one(
 
 @pytest.mark.parametrize("long", ["tiles", "progressive"])
 def test_row_31_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
-    fye: Fye, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_model: Path, long: str
+    fye: Fye, tmp_path: Path, stop_at: Callable[[int], list[int]], random_model: Path, long: str
 ) -> None:
     flags = ("--model", random_model, "--frames", 25, "--long", long, "--chunk", 24, "--compare", *SMALL)
-    original, runs = RenderContext.run, []
-
-    def interrupted(self: RenderContext, *arguments: Any, **options: Any) -> Any:
-        runs.append(1)
-        if len(runs) == 4:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(RenderContext, "run", interrupted)
+    runs = stop_at(4)
     code, _, err = fye("animate", "--output", tmp_path / "a.mp4", *flags)
     assert code == 130
     assert "with --resume goes on" in err

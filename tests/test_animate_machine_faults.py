@@ -142,10 +142,7 @@ def test_row_32_out_of_memory_is_tried_once_more_and_then_names_the_flag(
 
 @pytest.mark.parametrize(
     ("kind", "method", "said"),
-    [
-        (DenoisingUNet, "forward", "overflowed: this is done again"),
-        (AutoencoderKL, "decode", "overflowed in decoding"),
-    ],
+    [(DenoisingUNet, "forward", "overflowed: this is done again"), (AutoencoderKL, "decode", "overflowed in decoding")],
 )
 def test_row_33_half_precision_that_overflows_is_done_again_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_model: Path, kind: type, method: str, said: str

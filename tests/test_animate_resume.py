@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,9 @@ def test_a_result_of_another_schedule_is_not_finished(fye: Fye, tmp_path: Path, 
 
 
 def test_what_was_killed_is_not_mixed_with_a_schedule_tuned_since(
-    fye: Fye, tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    fye: Fye, tmp_path: Path, files: dict[str, Path], stop_at: Callable[[int], list[int]]
 ) -> None:
-    original, runs = RenderContext.run, []
-
-    def interrupted(self: RenderContext, *arguments: Any, **options: Any) -> Any:
-        runs.append(1)
-        if len(runs) == 2:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(RenderContext, "run", interrupted)
+    runs = stop_at(2)
     tune(files["model"], 0, 1)
     flags = flags_of(files, "--frames", 36, "--long", "tiles", "--chunk", 24, "--preset", "fast")
     command = ("animate", "--output", tmp_path / "a.mp4", *flags)

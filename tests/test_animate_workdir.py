@@ -85,10 +85,7 @@ def test_another_portrait_of_the_same_name_is_another_work(tmp_path: Path) -> No
         return input_digests(AnimationSettings(reference=portrait))
 
     portrait.write_bytes(b"one")
-    with (
-        pytest.raises(ZeroDivisionError),
-        work_dir(output, identity(), resume=False, overwrite=False) as folder,
-    ):
+    with pytest.raises(ZeroDivisionError), work_dir(output, identity(), resume=False, overwrite=False) as folder:
         (folder / "denoising").mkdir()
         (folder / CLIP).write_bytes(b"x")
         raise ZeroDivisionError

@@ -37,6 +37,13 @@ def loop(unet: Any, scheduler: Any = None, *, steps: int = STEPS, size: int = 8,
     return denoise(unet, scheduler or ddim(), sample, conditions, steps=steps)
 
 
+def recorded(unet: Any, scheduler: Any) -> Any:
+    """What `schedule="auto"` learns from a run."""
+    with ticache.apply(unet, schedule="auto", scheduler=scheduler) as session:
+        loop(unet, scheduler)
+        return session.calibration
+
+
 def full_calls(session: ticache.Session) -> int:
     return session.report().to_dict()["full_calls"]
 
@@ -80,9 +87,7 @@ def test_a_calibration_starts_cached_in_another_process() -> None:
 
 def test_a_calibration_of_another_model_is_told_and_not_used() -> None:
     unet, other, scheduler = make_unet(), make_unet(block_out_channels=(32, 64)), ddim()
-    with ticache.apply(unet, schedule="auto", scheduler=scheduler) as session:
-        loop(unet, scheduler)
-        calibration = session.calibration
+    calibration = recorded(unet, scheduler)
     with pytest.warns(UserWarning, match="of another configuration and is not used"):
         session = ticache.apply(other, calibration=calibration, scheduler=scheduler)
     with session:
@@ -92,9 +97,7 @@ def test_a_calibration_of_another_model_is_told_and_not_used() -> None:
 
 def test_a_calibration_of_other_weights_is_told_and_not_used() -> None:
     unet, scheduler = make_unet(), ddim()
-    with ticache.apply(unet, schedule="auto", scheduler=scheduler) as session:
-        loop(unet, scheduler)
-        calibration = session.calibration
+    calibration = recorded(unet, scheduler)
     with torch.no_grad():
         unet.get_parameter("conv_out.weight").mul_(1.01)
     with pytest.warns(UserWarning, match="with other weights or in another precision and is not used"):
@@ -106,9 +109,7 @@ def test_a_calibration_of_other_weights_is_told_and_not_used() -> None:
 
 def test_weights_that_cannot_be_read_are_taken_at_their_word() -> None:
     unet, scheduler = make_unet(), ddim()
-    with ticache.apply(unet, schedule="auto", scheduler=scheduler) as session:
-        loop(unet, scheduler)
-        calibration = session.calibration
+    calibration = recorded(unet, scheduler)
     with ticache.apply(unet.to("meta"), calibration=calibration, scheduler=scheduler) as session:
         assert session.config.calibration == calibration
 
@@ -295,9 +296,7 @@ def test_a_run_too_long_to_record_has_the_fixed_schedule() -> None:
 
 def test_a_calibration_goes_with_the_auto_schedule_only() -> None:
     unet, scheduler = make_unet(), ddim()
-    with ticache.apply(unet, schedule="auto", scheduler=scheduler) as session:
-        loop(unet, scheduler)
-        calibration = session.calibration
+    calibration = recorded(unet, scheduler)
     with pytest.raises(ValueError, match="calibration goes with schedule='auto' only"):
         ticache.apply(unet, schedule="late", calibration=calibration, scheduler=scheduler)
     with pytest.raises(ValueError, match="a calibration is what"):

@@ -18,6 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
+from emoji_parts import load_adapters
 from torch.nn import functional as F
 
 from fye_pipeline.emoji import expression_adapter as adapter
@@ -125,16 +126,6 @@ def small_vae() -> AutoencoderKL:
     return AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8).eval()
 
 
-def loaded_by_diffusers(pipe: Any, folder: Path) -> Any:
-    pipe.load_ip_adapter(
-        [str(folder), str(folder)],
-        subfolder=["", ""],
-        weight_name=["identity.safetensors", "expression.safetensors"],
-        image_encoder_folder=None,
-    )
-    return pipe
-
-
 def written(unet: Any, folder: Path) -> None:
     """Both branches into files; the UNet goes on with what the files hold, rounded to float16."""
     for branch, name in enumerate(("identity.safetensors", "expression.safetensors")):
@@ -193,7 +184,7 @@ def test_the_files_load_into_an_untouched_diffusers(kind: str, tmp_path: Path) -
     theirs.unet.load_state_dict(ours.unet.state_dict())
     hung(ours.unet)
     written(ours.unet, tmp_path)
-    loaded_by_diffusers(theirs, tmp_path)
+    load_adapters(theirs, tmp_path)
     found, wanted = picture(ours, **more), picture(theirs, **more)
     assert np.abs(found - wanted).max() <= 1e-6
     adapter.set_scales(ours.unet, [1.0, 0.0])

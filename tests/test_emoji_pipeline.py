@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from emoji_parts import Finder, head, save_model, small_model
+from emoji_parts import Finder, head, load_adapters, save_model, small_model
 from PIL import Image
 
 from fye_pipeline import EmojiPipeline
@@ -89,14 +89,7 @@ def test_words_that_are_not_known_are_told_and_left_out(pipe: EmojiPipeline, cap
 
 
 def test_prepared_embeds_serve_an_untouched_pipeline(pipe: EmojiPipeline, folder: Path) -> None:
-    stock = StableDiffusionPipeline.from_pretrained(folder / "base")
-    stock.set_progress_bar_config(disable=True)
-    stock.load_ip_adapter(
-        [str(folder)] * 2,
-        subfolder=["", ""],
-        weight_name=["identity.safetensors", "expression.safetensors"],
-        image_encoder_folder=None,
-    )
+    stock = load_adapters(StableDiffusionPipeline.from_pretrained(folder / "base"), folder)
     embeds = pipe.prepare_embeds(identity=PORTRAIT[0], expression=WINK[0])
     assert [tuple(each.shape) for each in embeds] == [(2, 1, 32), (2, 1, 65, 128)]
     result: Any = stock(

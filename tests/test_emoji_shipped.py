@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from emoji_parts import Finder, head
+from emoji_parts import Finder, head, load_adapters
 from fye_command import Fye
 from PIL import Image
 
@@ -62,14 +62,7 @@ def test_it_knows_the_words_of_its_captions(pipe: EmojiPipeline) -> None:
 
 
 def test_plain_diffusers_loads_it(pipe: EmojiPipeline) -> None:
-    stock: Any = StableDiffusionPipeline.from_pretrained(SHIPPED / "base", dtype=torch.float32)
-    stock.set_progress_bar_config(disable=True)
-    stock.load_ip_adapter(
-        [str(SHIPPED)] * 2,
-        subfolder=["", ""],
-        weight_name=["identity.safetensors", "expression.safetensors"],
-        image_encoder_folder=None,
-    )
+    stock = load_adapters(StableDiffusionPipeline.from_pretrained(SHIPPED / "base", dtype=torch.float32), SHIPPED)
     call: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np"}
     embeds = pipe.prepare_embeds(identity=PORTRAIT[0], expression=ASKED[0])
     noise = torch.Generator().manual_seed(3)

@@ -70,11 +70,7 @@ class Evaluation:
 
 @pytest.fixture
 def evaluation(
-    fye: Fye,
-    tmp_path: Path,
-    drivers: dict[str, Path],
-    face_landmarker_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    fye: Fye, tmp_path: Path, drivers: dict[str, Path], face_landmarker_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Evaluation:
     made = Evaluation(fye, tmp_path, drivers, ("--face-landmarker", face_landmarker_path))
     monkeypatch.setattr(pair_evaluator, "animate", made.animate)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import Kandinsky3UNet, UnCLIPScheduler
+from diffusers import UnCLIPScheduler
+from every_pipeline_parts import kandinsky3_unet
 from ticache_models import ddim, denoise, make_inputs, make_unet
 from torch import Tensor, nn
 
@@ -19,20 +20,6 @@ from ticache.inputs import PipelineInfo
 STEPS = 12
 
 
-def kandinsky3() -> Kandinsky3UNet:
-    torch.manual_seed(0)
-    return Kandinsky3UNet(
-        in_channels=4,
-        time_embedding_dim=16,
-        groups=2,
-        attention_head_dim=4,
-        layers_per_block=3,
-        block_out_channels=(16, 16, 32, 32),
-        cross_attention_dim=8,
-        encoder_hid_dim=8,
-    ).eval()
-
-
 def tokens() -> dict[str, Tensor]:
     states = make_inputs()[1]["encoder_hidden_states"]
     return {"encoder_hidden_states": states, "encoder_attention_mask": torch.ones(states.shape[:2])}
@@ -40,7 +27,7 @@ def tokens() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("settings", [{}, {"depth": 2}, {"cut": "output"}, {"cut": "branches"}])
 def test_kandinsky_3_is_cached_by_its_levels(settings: dict[str, Any]) -> None:
-    unet, scheduler = kandinsky3(), ddim()
+    unet, scheduler = kandinsky3_unet(), ddim()
     sample = make_inputs()[0]
     plain = denoise(unet, scheduler, sample, tokens(), steps=STEPS)
     with ticache.apply(unet, N=1, scheduler=scheduler, **settings):
@@ -57,7 +44,7 @@ def test_kandinsky_3_is_cached_by_its_levels(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_kandinsky_3_reads_nothing_of_what_is_dead(depth: int) -> None:
     """At a step predicted by reuse only the live levels run: their first input of the up path is the kept feature."""
-    unet: Any = kandinsky3()
+    unet: Any = kandinsky3_unet()
     ran: list[str] = []
     for name, block in [*unet.down_blocks.named_children(), *unet.up_blocks.named_children()]:
         block.resnets_in[0].register_forward_hook(lambda *_, name=name: ran.append(name))
@@ -70,7 +57,7 @@ def test_kandinsky_3_reads_nothing_of_what_is_dead(depth: int) -> None:
 
 def test_a_depth_that_kandinsky_3_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="depth must be 0 to 2 for this Kandinsky3UNet, got 3"):
-        ticache.apply(kandinsky3(), N=2, schedule="uniform", depth=3)
+        ticache.apply(kandinsky3_unet(), N=2, schedule="uniform", depth=3)
 
 
 @pytest.mark.parametrize("component", ["decoder", "image_unet"])

@@ -9,18 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import (
-    DEVICE,
-    DTYPES,
-    LAYOUTS,
-    NAN,
-    arranged,
-    assert_within_eager,
-    far_apart,
-    gaps,
-    shapes,
-    values,
-)
+from kernel_cases import DEVICE, DTYPES, LAYOUTS, NAN, arranged, assert_within_eager, far_apart, gaps, shapes, values
 from torch import Tensor
 
 from ticache import ops, reference

@@ -8,18 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import (
-    DEVICE,
-    DTYPES,
-    LAYOUTS,
-    NAN,
-    arranged,
-    assert_within_eager,
-    far_apart,
-    gaps,
-    shapes,
-    values,
-)
+from kernel_cases import DEVICE, DTYPES, LAYOUTS, NAN, arranged, assert_within_eager, far_apart, gaps, shapes, values
 from torch import Tensor
 
 from ticache import ops, reference
@@ -137,11 +126,6 @@ def test_offsets_beyond_32_bits() -> None:
     stored_layout=st.sampled_from(LAYOUTS),
 )
 def test_any_shape_order_dtype_and_layout(
-    shape: tuple[int, ...],
-    order: int,
-    dtype: torch.dtype,
-    stored: torch.dtype,
-    layout: str,
-    stored_layout: str,
+    shape: tuple[int, ...], order: int, dtype: torch.dtype, stored: torch.dtype, layout: str, stored_layout: str
 ) -> None:
     check(shape, order, dtype=dtype, stored=stored, layout=layout, stored_layout=stored_layout)

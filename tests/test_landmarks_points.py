@@ -64,11 +64,7 @@ def test_the_canonical_face_is_found_again_whole(turn: tuple[float, float, float
     assert abs((roll - turn[2] + 180) % 360 - 180) < 3
 
 
-@given(
-    st.tuples(*[st.floats(-0.06, 0.06)] * 10),
-    st.floats(-40, 40),
-    st.floats(80, 400),
-)
+@given(st.tuples(*[st.floats(-0.06, 0.06)] * 10), st.floats(-40, 40), st.floats(80, 400))
 def test_the_points_are_met_whatever_they_are(jitter: tuple[float, ...], roll: float, spread: float) -> None:
     upright = np.array([(-0.5, -0.4), (0.5, -0.4), (0, 0.15), (-0.35, 0.5), (0.35, 0.5)])
     angle = math.radians(roll)

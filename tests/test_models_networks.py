@@ -188,10 +188,7 @@ def test_image_tokens_per_frame_are_the_same_as_per_sample() -> None:
 @torch.no_grad()
 def test_frames_meet_in_the_motion_modules_only() -> None:
     unet, given = denoising_unet(), inputs(1)
-    frame = {
-        "sample": given["sample"][:, :, :1],
-        "landmark_features": given["landmark_features"][:, :, :1],
-    }
+    frame = {"sample": given["sample"][:, :, :1], "landmark_features": given["landmark_features"][:, :, :1]}
     assert (unet(**given).sample[:, :, :1] - unet(**(given | frame)).sample).abs().max() > 1e-4
     for name, parameter in unet.named_parameters():
         if "motion_modules" in name and "proj_out" in name:

@@ -17,14 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from fye_pipeline import FollowYourEmojiPipeline
 from fye_pipeline.errors import UserError
 from fye_pipeline.models.layouts import find_weights, is_published_folder, looks_like, read_weights
-from fye_pipeline.models.official import (
-    SCHEDULER,
-    build_networks,
-    load_networks,
-    load_strictly,
-    rename,
-    widen_conv_in,
-)
+from fye_pipeline.models.official import SCHEDULER, build_networks, load_networks, load_strictly, rename, widen_conv_in
 from fye_pipeline.models.tiny import build_tiny
 
 CONFIG: dict[str, Any] = {

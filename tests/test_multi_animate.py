@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fye_command import Fye, assert_same_pictures, make_video, read_sound
+from fye_command import Fye, assert_same_pictures, keep_frames, make_video, read_sound
 from PIL import Image
 
-from fye_pipeline.animate.renderer import RenderContext
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.faces import box_of
 from fye_pipeline.landmarks.geometry import CanonicalFace
@@ -54,15 +53,7 @@ def animate(
 
     With random weights, which make noise whatever the driver does; `shipped`: three frames of the model that ships.
     """
-    kept: list[np.ndarray] = []
-
-    class Keeping(group_output.VideoWriter):
-        def write(self, frame: np.ndarray) -> None:
-            kept.append(frame)
-            super().write(frame)
-
-    monkeypatch.setattr(group_output, "VideoWriter", Keeping)
-    monkeypatch.setattr(group_output, "watermark", np.ascontiguousarray)
+    kept = keep_frames(monkeypatch, group_output)
 
     def run(
         *drivers: str, reference: str = "group.png", more: tuple[Any, ...] = (), shipped: bool = False
@@ -242,29 +233,18 @@ def test_counts_that_do_not_fit_end_in_one_sentence(fye: Fye, folder: Path, tmp_
 
 
 def test_a_run_that_broke_off_goes_on(
-    animate: Animate, fye: Fye, folder: Path, tmp_path: Path, random_model: Path, monkeypatch: pytest.MonkeyPatch
+    animate: Animate, fye: Fye, folder: Path, tmp_path: Path, random_model: Path, stop_at: Callable[[int], list[int]]
 ) -> None:
     """The first person's clip is finished and kept when the second's fails."""
     animate("0.npz", "1.npz")
-    calls: list[int] = []
-    original = RenderContext.run
-
-    def interrupted(self: RenderContext, *arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **options)
-
     files = ("--driving", folder / "0.npz", "--driving", folder / "1.npz", "--output", tmp_path / "again.mp4")
     arguments = ("animate", "--reference", folder / "group.png", *files, "--model", random_model, *FAST)
-    monkeypatch.setattr(RenderContext, "run", interrupted)
+    runs = stop_at(2)
     assert fye(*arguments)[0] == 130
-    monkeypatch.setattr(RenderContext, "run", original)
     assert "--resume" in fye.refused(*arguments)
-    monkeypatch.setattr(RenderContext, "run", lambda self, *a, **b: (calls.append(1), original(self, *a, **b))[1])
     code, _, err = fye(*arguments, "--resume")
     assert code == 0, err
-    assert len(calls) == 3, "the finished clip was made again"
+    assert len(runs) == 3, "the finished clip was made again"
     assert_same_pictures(tmp_path / "again.mp4", tmp_path / "out.mp4")
     code, out, _ = fye(*arguments, "--resume", "--json")
     assert json.loads(out)["resumed"]

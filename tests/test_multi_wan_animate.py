@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fye_command import Fye, make_video
+from fye_command import Fye, keep_frames, make_video
 from PIL import Image
 from test_multi_wan import release_of
 from wan_parts import save_wan, trained, transformer
@@ -52,15 +52,7 @@ Animate = Callable[..., tuple[dict[str, Any], np.ndarray]]
 @pytest.fixture
 def animate(fye: Fye, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Animate:
     """Run `fye animate` -> its JSON, and the frames [F, H, W, 3] as they were before they were encoded."""
-    kept: list[np.ndarray] = []
-
-    class Keeping(wan_run.VideoWriter):
-        def write(self, frame: np.ndarray) -> None:
-            kept.append(frame)
-            super().write(frame)
-
-    monkeypatch.setattr(wan_run, "VideoWriter", Keeping)
-    monkeypatch.setattr(wan_run, "watermark", np.ascontiguousarray)
+    kept = keep_frames(monkeypatch, wan_run)
 
     def run(*drivers: str, more: tuple[Any, ...] = ()) -> tuple[dict[str, Any], np.ndarray]:
         kept.clear()

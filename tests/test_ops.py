@@ -143,22 +143,14 @@ def test_out_is_written_and_returned() -> None:
 D = [torch.zeros(2, 3, 4, 4) for _ in range(3)]
 PREDICT_ERRORS = {
     "no differences": ({"differences": []}, ValueError, "differences must hold at least D_0, got none"),
-    "integers": (
-        {"differences": [D[0].int()]},
-        TypeError,
-        "differences must be floating-point tensors, got torch.int",
-    ),
+    "integers": ({"differences": [D[0].int()]}, TypeError, "differences must be floating-point tensors, got torch.int"),
     "shape": ({"differences": [D[0], D[1][:1]]}, ValueError, r"differences\[1\] must have shape \(2, 3, 4, 4\), got"),
     "dtype": ({"differences": [D[0], D[1].half()]}, TypeError, r"differences\[1\] must have dtype torch.float32"),
     "device": ({"differences": [D[0], D[1].to("meta")]}, ValueError, r"differences\[1\] must be on cpu, got meta"),
     "no coefficients": ({"coefficients": []}, ValueError, "coefficients must be 1 to 3, .* got 0"),
     "coefficients": ({"coefficients": [1.0] * 4}, ValueError, "coefficients must be 1 to 3, .* got 4"),
     "axes": ({"coefficients": torch.ones(1, 2)}, ValueError, r"coefficients must have one axis, got shape \(1, 2\)"),
-    "whole": (
-        {"coefficients": torch.ones(2).int()},
-        TypeError,
-        "coefficients must be floating-point, got torch.int32",
-    ),
+    "whole": ({"coefficients": torch.ones(2).int()}, TypeError, "coefficients must be floating-point, got torch.int32"),
     "far": ({"coefficients": torch.ones(2, device="meta")}, ValueError, "coefficients must be on cpu, got meta"),
     "mask": ({"mask": torch.ones(2, 1, 4, 5)}, ValueError, r"mask must be broadcastable to \(2, 3, 4, 4\), got shape"),
     "mask rank": ({"mask": torch.ones(1, 2, 1, 4, 4)}, ValueError, "mask must be broadcastable"),

@@ -7,16 +7,14 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fye_command import Fye, make_video, picture_difference
 
 from fye_pipeline.animate.config import DEMO_DRIVING, DEMO_PORTRAIT, DEMO_PORTRAIT_LANDMARKS
-from fye_pipeline.animate.renderer import RenderContext
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.points import NAMES
 from fye_pipeline.landmarks.sequence import LandmarkSequence
@@ -39,7 +37,7 @@ def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_portrait_is_animated_and_gone_on_with(
-    fye: Fye, office: Path, random_model: Path, monkeypatch: pytest.MonkeyPatch
+    fye: Fye, office: Path, random_model: Path, stop_at: Callable[[int], list[int]]
 ) -> None:
     shutil.copytree(random_model, office / "Modelle für später")
     files = {
@@ -51,15 +49,7 @@ def test_a_portrait_is_animated_and_gone_on_with(
     }
     size = ("--steps", 2, "--size", 64, "--frames", 36, "--long", "tiles", "--chunk", 24)
     command = ("animate", *(part for pair in files.items() for part in pair), *size)
-    original, runs = RenderContext.run, []
-
-    def interrupted(self: RenderContext, *arguments: Any, **options: Any) -> Any:
-        runs.append(1)
-        if len(runs) == 2:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(RenderContext, "run", interrupted)
+    runs = stop_at(2)
     assert fye(*command)[0] == 130
     code, out, err = fye(*command, "--resume")
     assert code == 0, err

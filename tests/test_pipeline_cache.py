@@ -77,11 +77,7 @@ def test_apply_and_remove_work_on_the_pipeline_itself(pipe: FollowYourEmojiPipel
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [
-        (LONG[0], [[0, 1, 2, 3, 4]]),
-        (LONG[1], [[0, 1, 2], [3, 4, 0]]),
-        (LONG[2], [[0, 1, 2, 3], [1, 2, 3, 4]]),
-    ],
+    [(LONG[0], [[0, 1, 2, 3, 4]]), (LONG[1], [[0, 1, 2], [3, 4, 0]]), (LONG[2], [[0, 1, 2, 3], [1, 2, 3, 4]])],
 )
 def test_every_window_has_its_own_region(
     pipe: FollowYourEmojiPipeline, options: dict[str, Any], expected: list[list[int]]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models import attention_processor
-from PIL import Image
+from every_pipeline_parts import controlnet, picture, vae
 from ticache_models import Recorder, ddim, make_inputs, make_unet
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -29,22 +29,6 @@ def embeds(seed: int = 0, *shape: int) -> Tensor:
     return torch.randn(shape or (1, 5, 8), generator=torch.Generator().manual_seed(seed))
 
 
-def picture(size: int = 16) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def vae() -> Any:
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=4,
-    ).eval()
-
-
 PROMPT: dict[str, Any] = {"prompt_embeds": embeds(1), "negative_prompt_embeds": embeds(2)}
 NO_TEXT = {"text_encoder": None, "tokenizer": None}
 NO_SAFETY = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -53,22 +37,6 @@ NO_SAFETY = {"safety_checker": None, "feature_extractor": None, "requires_safety
 def stable_diffusion(kind: str = "StableDiffusionPipeline", **parts: Any) -> Any:
     parts = {"unet": make_unet(), "vae": vae(), "scheduler": ddim()} | NO_TEXT | NO_SAFETY | parts
     return getattr(diffusers, kind)(**parts)
-
-
-def controlnet(seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    net = diffusers.ControlNetModel(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        cross_attention_dim=8,
-        attention_head_dim=8,
-        norm_num_groups=4,
-        conditioning_embedding_out_channels=(8, 8),
-    ).eval()
-    for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-        nn.init.normal_(block.weight, std=0.2)
-    return net
 
 
 def svd() -> Any:
@@ -92,9 +60,7 @@ def svd() -> Any:
 
 def sdxl(kind: str = "StableDiffusionXLPipeline", **parts: Any) -> Any:
     unet = make_unet(
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=8 * 6 + 8,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=8 * 6 + 8
     )
     none = {"text_encoder": None, "text_encoder_2": None, "tokenizer": None, "tokenizer_2": None}
     parts = {"unet": unet, "vae": vae(), "scheduler": diffusers.EulerDiscreteScheduler()} | none | parts
@@ -132,7 +98,7 @@ PIPELINES: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
         STEPS,
     ),
     "two controls": (
-        lambda: stable_diffusion("StableDiffusionControlNetPipeline", controlnet=[controlnet(), controlnet(1)]),
+        lambda: stable_diffusion("StableDiffusionControlNetPipeline", controlnet=[controlnet(), controlnet(seed=1)]),
         {**PROMPT, "image": [picture(), picture()], "controlnet_conditioning_scale": [0.5, 1.0]},
         STEPS,
     ),
@@ -142,51 +108,31 @@ PIPELINES: dict[str, tuple[Callable[[], Any], dict[str, Any], int]] = {
         STEPS,
     ),
     "adapter": (
-        lambda: stable_diffusion(
-            "StableDiffusionAdapterPipeline",
-            adapter=t2i_adapter(),
-        ),
+        lambda: stable_diffusion("StableDiffusionAdapterPipeline", adapter=t2i_adapter()),
         {**PROMPT, "image": picture(), "height": 16, "width": 16},
         STEPS,
     ),
     "animation": (
         lambda: diffusers.AnimateDiffPipeline(
-            vae=vae(),
-            unet=make_unet("motion"),
-            motion_adapter=None,
-            scheduler=ddim(),
-            **NO_TEXT,
+            vae=vae(), unet=make_unet("motion"), motion_adapter=None, scheduler=ddim(), **NO_TEXT
         ),
         {**PROMPT, "num_frames": 3},
         STEPS,
     ),
     "animation of a video": (
         lambda: diffusers.AnimateDiffVideoToVideoPipeline(
-            vae=vae(),
-            unet=make_unet("motion"),
-            motion_adapter=None,
-            scheduler=ddim(),
-            **NO_TEXT,
+            vae=vae(), unet=make_unet("motion"), motion_adapter=None, scheduler=ddim(), **NO_TEXT
         ),
         {**PROMPT, "video": [picture()] * 3, "strength": 0.75},
         6,
     ),
     "video from a picture": (svd, {"image": picture(), "height": 16, "width": 16, "num_frames": 3}, STEPS),
     "video from text": (
-        lambda: diffusers.TextToVideoSDPipeline(
-            vae=vae(),
-            unet=make_unet("3d"),
-            scheduler=ddim(),
-            **NO_TEXT,
-        ),
+        lambda: diffusers.TextToVideoSDPipeline(vae=vae(), unet=make_unet("3d"), scheduler=ddim(), **NO_TEXT),
         {**PROMPT, "num_frames": 3},
         STEPS,
     ),
-    "unconditional": (
-        lambda: diffusers.DDIMPipeline(make_unet("unconditional"), ddim()),
-        {"output_type": "np"},
-        STEPS,
-    ),
+    "unconditional": (lambda: diffusers.DDIMPipeline(make_unet("unconditional"), ddim()), {"output_type": "np"}, STEPS),
 }
 
 
@@ -437,13 +383,7 @@ def replacing(step: int, change: Callable[[Tensor], Tensor]) -> Callable[..., di
     return callback
 
 
-INPAINTING: dict[str, Any] = {
-    "image": picture(),
-    "mask_image": picture(),
-    "height": 16,
-    "width": 16,
-    "strength": 1.0,
-}
+INPAINTING: dict[str, Any] = {"image": picture(), "mask_image": picture(), "height": 16, "width": 16, "strength": 1.0}
 
 
 @pytest.mark.parametrize(

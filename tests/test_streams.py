@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import diffusers
@@ -217,20 +219,29 @@ def test_a_window_nobody_knows_runs_in_full_and_is_counted() -> None:
     assert report["unattributed"]
 
 
+def taking_turns(
+    unet: Any, scheduler: Any, requests: list[Any], lag: int, stream: Any = nullcontext
+) -> Iterator[list[Tensor]]:
+    """Two loops of eight steps, the second `lag` turns behind the first. Yields both samples after every turn."""
+    scheduler.set_timesteps(8)
+    samples = [sample for sample, _ in requests]
+    for turn in range(8 + lag):
+        for index, step in enumerate((turn, turn - lag)):
+            if 0 <= step < 8:
+                t = scheduler.timesteps[step]
+                with stream(index):
+                    output = unet(samples[index], t, **requests[index][1]).sample
+                samples[index] = scheduler.step(output, t, samples[index]).prev_sample
+        yield samples
+
+
 @pytest.mark.parametrize("lag", [0, 3])
 def test_two_requests_interleaved_come_out_as_alone(unet: nn.Module, lag: int) -> None:
     scheduler = ddim()
     requests = [make_inputs(batch=1, seed=seed) for seed in (1, 2)]
     with ticache.apply(unet, N=3, scheduler=scheduler) as session, torch.no_grad():
         alone = [denoise(unet, scheduler, *request, steps=8) for request in requests]
-        scheduler.set_timesteps(8)
-        samples = [request[0] for request in requests]
-        for turn in range(8 + lag):
-            for index, step in enumerate((turn, turn - lag)):
-                if 0 <= step < 8:
-                    t = scheduler.timesteps[step]
-                    output = unet(samples[index], t, **requests[index][1]).sample
-                    samples[index] = scheduler.step(output, t, samples[index]).prev_sample
+        *_, samples = taking_turns(unet, scheduler, requests, lag)
         assert clean(session)
     assert all(torch.equal(a, b) for a, b in zip(alone, samples, strict=True))
 
@@ -239,17 +250,10 @@ def test_requests_that_cannot_be_told_apart_are_never_predicted(unet: nn.Module)
     """The same tokens object, out of step: each call falls before or ahead of the last, so none may be predicted."""
     scheduler = ddim()
     sample, conditions = make_inputs(batch=1)
-    other = make_inputs(batch=1, seed=5)[0]
+    requests = [(sample, conditions), (make_inputs(batch=1, seed=5)[0], conditions)]
     predicted = []
     with ticache.apply(unet, N=3, scheduler=scheduler) as session, torch.no_grad():
-        scheduler.set_timesteps(8)
-        samples = [sample, other]
-        for turn in range(8 + 3):
-            for index, step in enumerate((turn, turn - 3)):
-                if 0 <= step < 8:
-                    t = scheduler.timesteps[step]
-                    output = unet(samples[index], t, **conditions).sample
-                    samples[index] = scheduler.step(output, t, samples[index]).prev_sample
+        for _ in taking_turns(unet, scheduler, requests, 3):
             predicted.append(session.report().to_dict()["total_predicted_calls"])
         assert session.report().to_dict()["total_unattributed"] > 0
     assert predicted[3] == predicted[7]  # once the second has begun the two take turns, up to turn 7
@@ -258,18 +262,10 @@ def test_requests_that_cannot_be_told_apart_are_never_predicted(unet: nn.Module)
 def test_named_streams_tell_apart_what_nothing_else_does(unet: nn.Module) -> None:
     scheduler = ddim()
     sample, conditions = make_inputs(batch=1)
-    other = make_inputs(batch=1, seed=5)[0]
+    requests = [(sample, conditions), (make_inputs(batch=1, seed=5)[0], conditions)]
     with ticache.apply(unet, N=3, scheduler=scheduler) as session, torch.no_grad():
-        alone = [denoise(unet, scheduler, x, conditions, steps=8) for x in (sample, other)]
-        scheduler.set_timesteps(8)
-        samples = [sample, other]
-        for turn in range(8 + 3):
-            for index, step in enumerate((turn, turn - 3)):
-                if 0 <= step < 8:
-                    t = scheduler.timesteps[step]
-                    with session.stream(index):
-                        output = unet(samples[index], t, **conditions).sample
-                    samples[index] = scheduler.step(output, t, samples[index]).prev_sample
+        alone = [denoise(unet, scheduler, *request, steps=8) for request in requests]
+        *_, samples = taking_turns(unet, scheduler, requests, 3, session.stream)
     assert all(torch.equal(a, b) for a, b in zip(alone, samples, strict=True))
 
 

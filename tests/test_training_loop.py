@@ -123,13 +123,7 @@ def test_the_vision_model_and_the_input_can_be_left_as_they_are() -> None:
     [("image", "train_image_encoder", "image_encoder."), ("video", "train_conv_in", "unet.conv_in.")],
 )
 def test_the_loop_hands_on_what_is_not_to_be_trained(
-    start: Path,
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    phase: str,
-    option: str,
-    frozen: str,
+    start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, option: str, frozen: str
 ) -> None:
     trained: list[str] = []
 

@@ -6,19 +6,20 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from training_parts import assert_same_losses, make_dataset, save_small
+from accelerate.state import AcceleratorState
+from training_parts import assert_same_losses, fresh_accelerate, make_dataset, save_small
 from warm_processes import warm_context
 
 from fye_pipeline.training.checkpointing import cut_log
 from fye_pipeline.training.config import TrainConfig, build_config, load_config
 from fye_pipeline.training.loop import train
+
+__all__ = ["fresh_accelerate"]  # a fixture
 
 
 def train_until_killed(recipe: Path, output: Path) -> None:
@@ -30,14 +31,6 @@ def train_until_killed(recipe: Path, output: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train(load_config(recipe), output=output, on_progress=report)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps a process's precision in a singleton."""
-    yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from training_parts import make_dataset, small_parts
+from accelerate.state import AcceleratorState
+from training_parts import fresh_accelerate, make_dataset, small_parts
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.training.batches import batches_ahead
@@ -22,13 +21,7 @@ from fye_pipeline.training.config import build_config
 from fye_pipeline.training.dataset import Dataset
 from fye_pipeline.training.steps import PortraitModel, Stepper, motion_left_out
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps a process's precision in a singleton."""
-    yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+__all__ = ["fresh_accelerate"]  # a fixture
 
 
 @pytest.fixture(scope="module")

@@ -16,81 +16,52 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-FAMILIES = ("condition", "motion", "spatiotemporal", "3d", "unconditional")
+_SHARED: dict[str, Any] = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1}
+_ATTENTION: dict[str, Any] = {"cross_attention_dim": 8, "norm_num_groups": 4}
+
+
+def _blocks(outer: str, inner: str) -> dict[str, Any]:
+    """Two levels; `Down` in the names of their blocks becomes `Up` on the way back."""
+    back = inner.replace("Down", "Up"), outer.replace("Down", "Up")
+    return {"down_block_types": (outer, inner), "up_block_types": back}
+
+
+_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "condition": (
+        UNet2DConditionModel,
+        _ATTENTION | {"attention_head_dim": 8} | _blocks("CrossAttnDownBlock2D", "DownBlock2D"),
+    ),
+    "motion": (
+        UNetMotionModel,
+        _ATTENTION
+        | {"num_attention_heads": 2, "motion_num_attention_heads": 2, "motion_max_seq_length": 8}
+        | _blocks("CrossAttnDownBlockMotion", "DownBlockMotion"),
+    ),
+    "spatiotemporal": (
+        UNetSpatioTemporalConditionModel,
+        {"block_out_channels": (32, 64), "cross_attention_dim": 8, "num_attention_heads": 2}  # normalised in 32 groups
+        | {"in_channels": 8, "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 24, "num_frames": 3}
+        | _blocks("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    ),
+    "3d": (
+        UNet3DConditionModel,
+        {"block_out_channels": (32, 64), "cross_attention_dim": 8, "norm_num_groups": 32, "attention_head_dim": 8}
+        | _blocks("CrossAttnDownBlock3D", "DownBlock3D"),
+    ),
+    "unconditional": (
+        UNet2DModel,
+        {"in_channels": 4, "out_channels": 4, "norm_num_groups": 4, "attention_head_dim": 8}
+        | _blocks("DownBlock2D", "AttnDownBlock2D"),
+    ),
+}
+FAMILIES = tuple(_KINDS)
 
 
 def make_unet(family: str = "condition", **changes: Any) -> nn.Module:
     """A tiny UNet of a family with random weights, 8x8 latents, two levels of one layer (two up layers) each."""
     torch.manual_seed(0)
-    shared: dict[str, Any] = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1}
-    attention: dict[str, Any] = {"cross_attention_dim": 8, "norm_num_groups": 4}
-    if family == "condition":
-        unet = UNet2DConditionModel(
-            **shared
-            | attention
-            | {
-                "attention_head_dim": 8,
-                "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-                "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            }
-            | changes
-        )
-    elif family == "motion":
-        unet = UNetMotionModel(
-            **shared
-            | attention
-            | {
-                "num_attention_heads": 2,
-                "motion_num_attention_heads": 2,
-                "motion_max_seq_length": 8,
-                "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
-                "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
-            }
-            | changes
-        )
-    elif family == "spatiotemporal":
-        unet = UNetSpatioTemporalConditionModel(
-            **shared
-            | {
-                "block_out_channels": (32, 64),  # this family normalises in 32 groups
-                "cross_attention_dim": 8,
-                "num_attention_heads": 2,
-                "in_channels": 8,
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 24,
-                "num_frames": 3,
-                "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-                "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-            }
-            | changes
-        )
-    elif family == "3d":
-        unet = UNet3DConditionModel(
-            **shared
-            | attention
-            | {
-                "block_out_channels": (32, 64),
-                "norm_num_groups": 32,
-                "attention_head_dim": 8,
-                "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
-                "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
-            }
-            | changes
-        )
-    else:
-        unet = UNet2DModel(
-            **shared
-            | {
-                "in_channels": 4,
-                "out_channels": 4,
-                "norm_num_groups": 4,
-                "attention_head_dim": 8,
-                "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-                "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-            }
-            | changes
-        )
-    return unet.eval()
+    kind, own = _KINDS[family]
+    return kind(**_SHARED | own | changes).eval()
 
 
 def make_inputs(family: str = "condition", *, batch: int = 2, frames: int = 3, size: int = 8, seed: int = 1):

@@ -155,12 +155,7 @@ def upright(pictures: Tensor, five: Tensor, aim: NDArray[np.float64], size: int)
 def tiny_encoder() -> CLIPVisionModel:
     """The expression encoder of the tiny model: a CLIP vision transformer of 4 layers, 8-pixel patches of 64 pixels."""
     config = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=8,
+        hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=2, image_size=64, patch_size=8
     )
     return CLIPVisionModel(config)
 

@@ -107,13 +107,7 @@ class MotionNet(nn.Module):
     """Upright faces [B, 3, 224, 224] in [-1, 1] -> a vector [B, d] of each factor; the defaults are published sizes."""
 
     def __init__(
-        self,
-        dims: Mapping[str, int] = DIMS,
-        *,
-        width: int = 256,
-        points: int = 68,
-        hidden: int = 512,
-        side: int = SIDE,
+        self, dims: Mapping[str, int] = DIMS, *, width: int = 256, points: int = 68, hidden: int = 512, side: int = SIDE
     ) -> None:
         super().__init__()
         self.side = side
