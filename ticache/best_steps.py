@@ -126,9 +126,9 @@ def _missed(gram: Array, steps: Sequence[int], forecaster: str, order: int, x: A
         # At the beginning of a run fewer full steps are behind than the order asks for.
         here = (newest + 1 >= used) if used == order + 1 else (newest + 1 == used)
         target = np.flatnonzero(here & (full[newest] != np.arange(num_steps)))
-        nodes = np.stack([full[newest[target] - back] for back in range(used)]) if len(target) else None
-        if nodes is None:
+        if not len(target):
             continue
+        nodes = np.stack([full[newest[target] - back] for back in range(used)])
         missed[target, target] = 1
         for node, weight in zip(nodes, _weights(gram, nodes, target, forecaster, x), strict=True):
             missed[target, node] = -weight

@@ -72,7 +72,7 @@ class CacheConfig:
     offload: str | None = None
     keep: bool = False
     noise_order: int | None = 1
-    backend: str = field(default="auto")
+    backend: str = "auto"
     calibration: Calibration | None = field(default=None, hash=False)
     provenance: Provenance | None = field(default=None, hash=False)
 

@@ -55,7 +55,7 @@ class Controller:
     def _start(self) -> None:
         """Everything that calls leave behind, and a copy does not take over."""
         self.records = Records()
-        self.streams = Streams()
+        self.streams = Streams(self.pipeline.run_length)
         self.kept: dict[int, FeatureCache] = {}
         self.timesteps = TimestepTracker()
         self.stream_name: ContextVar[Any] = ContextVar("stream_name", default=None)
@@ -271,7 +271,7 @@ class Controller:
         if isinstance(place, str):
             return self._unattributed(place)
         key = (sample.shape, sample.dtype, sample.device, torch.is_inference_mode_enabled(), self.stream_name.get())
-        found = self.streams.attribute(place, key, inputs.tokens, inputs.extras, self.pipeline.run_length)
+        found = self.streams.attribute(place, key, inputs.tokens, inputs.extras)
         stream = found.stream
         if found.new_run and stream is not None:
             self._retire_interrupted(stream.group.timesteps)

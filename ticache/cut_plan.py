@@ -28,6 +28,8 @@ _INSTEAD = {
     "UniDiffuserModel": f"{_UNCACHED}, or cache a Stable Diffusion pipeline",
 }
 
+Named = tuple[str, str]  # a module's name in the UNet, and its role
+
 
 @dataclass(eq=False)
 class CutModule:
@@ -109,15 +111,15 @@ def plan(model: nn.Module, cut: str, *, depth: int = 0, resnets: bool = False) -
 
 def _plan_output(model: nn.Module) -> CutPlan:
     last = len(model.up_blocks) - 1  # pyright: ignore[reportArgumentType]
-    named: list[tuple[str, nn.Module, str]] = []
+    named: list[Named] = []
     for name, child in model.named_children():
         if name in ("down_blocks", "up_blocks"):
             for index, block in _blocks(child):
                 site = name == "up_blocks" and index == last
                 named += _whole(f"{name}.{index}", block, "point" if site else "skipped")
         elif name not in HEAD:
-            named.append((name, child, "skipped"))
-    return CutPlan(_modules(named), executed_skips=0, executed_mid=False, executed_down_blocks=0)
+            named.append((name, "skipped"))
+    return CutPlan(_modules(model, named), executed_skips=0, executed_mid=False, executed_down_blocks=0)
 
 
 def _plan_outer(model: nn.Module, depth: int) -> CutPlan:
@@ -128,7 +130,7 @@ def _plan_outer(model: nn.Module, depth: int) -> CutPlan:
     named, executed_down_blocks = _dead_down(model, executed_skips=depth + 1)
     at_mid = first_block == 0 and first_layer == 0
     if isinstance(model.mid_block, nn.Module):
-        named.append(("mid_block", model.mid_block, "point" if at_mid else "skipped"))
+        named.append(("mid_block", "point" if at_mid else "skipped"))
     elif at_mid:
         raise ValueError(f"depth={depth} predicts the mid block, and this {type(model).__name__} has none")
     for b, block in _blocks(model.up_blocks):
@@ -138,87 +140,75 @@ def _plan_outer(model: nn.Module, depth: int) -> CutPlan:
         elif b == first_block:
             for j, layer in enumerate(_layers(block)[:first_layer]):
                 role = "point" if j == first_layer - 1 else "skipped"
-                named += [(f"up_blocks.{b}.{name}", module, role) for name, module in layer]
-    return CutPlan(
-        _modules(named), executed_skips=depth + 1, executed_mid=at_mid, executed_down_blocks=executed_down_blocks
-    )
+                named += [(f"up_blocks.{b}.{name}", role) for name in layer]
+    return CutPlan(_modules(model, named), depth + 1, executed_mid=at_mid, executed_down_blocks=executed_down_blocks)
 
 
 def _plan_levels(model: nn.Module, depth: int) -> CutPlan:
     """Like `_plan_outer`, where every level hands on one skip: its down block's output, read by its up block."""
-    down, up = _blocks(model.down_blocks), _blocks(model.up_blocks)
-    live = depth + 1
-    if live >= len(up):
-        raise ValueError(f"depth must be 0 to {len(up) - 2} for this {type(model).__name__}, got {depth}")
-    named = [(f"down_blocks.{index}", block, "skipped") for index, block in down[live:]]
-    point = len(up) - live - 1
-    named += [(f"up_blocks.{i}", block, "point" if i == point else "skipped") for i, block in up[: point + 1]]
-    return CutPlan(_modules(named), executed_skips=None, executed_mid=False, executed_down_blocks=live)
+    downs, ups, live = len(_blocks(model.down_blocks)), len(_blocks(model.up_blocks)), depth + 1
+    if live >= ups:
+        raise ValueError(f"depth must be 0 to {ups - 2} for this {type(model).__name__}, got {depth}")
+    named = [(f"down_blocks.{index}", "skipped") for index in range(live, downs)]
+    named += [(f"up_blocks.{index}", "skipped") for index in range(ups - live - 1)]
+    named.append((f"up_blocks.{ups - live - 1}", "point"))
+    return CutPlan(_modules(model, named), executed_skips=None, executed_mid=False, executed_down_blocks=live)
 
 
-def _dead_down(model: nn.Module, executed_skips: int) -> tuple[list[tuple[str, nn.Module, str]], int]:
+def _dead_down(model: nn.Module, executed_skips: int) -> tuple[list[Named], int]:
     """The modules of the down path behind the last live skip, and the number of down blocks that run whole."""
     writers = _skip_writers(model)
-    dead = writers[executed_skips:]
-    named: list[tuple[str, nn.Module, str]] = []
+    named: list[Named] = []
     whole = 0
     for index, block in _blocks(model.down_blocks):
-        of_block = [w for w in writers if w[0] == index]
-        dead_here = [w for w in dead if w[0] == index]
-        if len(dead_here) == len(of_block):
+        dead = [modules for at, modules in writers[executed_skips:] if at == index]
+        if len(dead) == sum(at == index for at, _ in writers):
             named += _whole(f"down_blocks.{index}", block, "skipped")
-            continue
-        whole += not dead_here
-        for _, modules in dead_here:
-            named += [(f"down_blocks.{index}.{name}", module, "skipped") for name, module in modules]
+        else:
+            whole += not dead
+            named += [(f"down_blocks.{index}.{name}", "skipped") for modules in dead for name in modules]
     return named, whole
 
 
 def _plan_branches(model: nn.Module, resnets: bool) -> CutPlan:
-    named: list[tuple[str, nn.Module, str]] = []
+    named: list[Named] = []
     for name, module in model.named_modules():
         if name.split(".")[0] not in _TRUNK:
             continue
         if all(hasattr(module, part) for part in ("to_q", "to_k", "to_v", "to_out")):
-            named.append((name, module, "residual" if getattr(module, "residual_connection", False) else "branch"))
+            named.append((name, "residual" if getattr(module, "residual_connection", False) else "branch"))
         elif hasattr(module, "conv4") and hasattr(module, "conv1"):
             # The temporal convolutions of text-to-video: identity + conv4(conv3(conv2(conv1(x)))).
             named += _chain(name, module, ("conv1", "conv2", "conv3", "conv4"))
         elif resnets and all(hasattr(module, part) for part in ("norm1", "conv1", "norm2", "conv2")):
             named += _chain(name, module, ("norm1", "conv1", "time_emb_proj", "norm2", "conv2"))
-    return CutPlan(_modules(named), executed_skips=None, executed_mid=True, executed_down_blocks=None)
+    return CutPlan(_modules(model, named), executed_skips=None, executed_mid=True, executed_down_blocks=None)
 
 
-def _chain(parent: str, module: nn.Module, parts: tuple[str, ...]) -> list[tuple[str, nn.Module, str]]:
+def _chain(parent: str, module: nn.Module, parts: tuple[str, ...]) -> list[Named]:
     """The parts of a residual branch: the last is predicted, the others are dead."""
     present = [part for part in parts if isinstance(getattr(module, part, None), nn.Module)]
-    return [(f"{parent}.{p}", getattr(module, p), "branch" if p == present[-1] else "skipped") for p in present]
+    return [(f"{parent}.{part}", "branch" if part == present[-1] else "skipped") for part in present]
 
 
-def _whole(name: str, block: nn.Module, role: str) -> list[tuple[str, nn.Module, str]]:
+def _whole(name: str, block: nn.Module, role: str) -> list[Named]:
     """A block and all that is in it: some UNets call their blocks' layers and never the block.
 
     The last to run is the site: the block, or where that is not called what runs last in it.
     """
-    layers = _layers(block)
-    samplers = _samplers(block)
-    inner = [(module, "skipped" if j < len(layers) - 1 else role) for j, layer in enumerate(layers) for module in layer]
-    inner += [(module, role) for module in samplers]
-    return [(name, block, role), *((f"{name}.{child}", module, part) for (child, module), part in inner)]
+    *earlier, last = _layers(block) or [[]]
+    named = [(f"{name}.{child}", "skipped") for layer in earlier for child in layer]
+    return [(name, role), *named, *((f"{name}.{child}", role) for child in (*last, *_samplers(block)))]
 
 
-def _samplers(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The downsamplers or upsamplers of a block, with their names in it."""
-    lists = [(n, c) for n, c in block.named_children() if "sampler" in n]
-    return [
-        (f"{name}.{j}", item)
-        for name, child in lists
-        for j, item in enumerate(child if isinstance(child, nn.ModuleList) else [])
-    ]
+def _samplers(block: nn.Module) -> list[str]:
+    """The names in a block of its downsamplers or upsamplers."""
+    lists = [(n, c) for n, c in block.named_children() if "sampler" in n and isinstance(c, nn.ModuleList)]
+    return [f"{name}.{index}" for name, child in lists for index in range(len(child))]
 
 
-def _modules(named: list[tuple[str, nn.Module, str]]) -> tuple[CutModule, ...]:
-    return tuple(CutModule(index, name, module, role) for index, (name, module, role) in enumerate(named))
+def _modules(model: nn.Module, named: list[Named]) -> tuple[CutModule, ...]:
+    return tuple(CutModule(index, name, model.get_submodule(name), role) for index, (name, role) in enumerate(named))
 
 
 def _blocks(blocks: object) -> list[tuple[int, nn.Module]]:
@@ -233,27 +223,27 @@ def _hands_on_whole_levels(model: nn.Module) -> bool:
     return not has_mid and all(hasattr(block, "resnets_in") and hasattr(block, "resnets_out") for _, block in levels)
 
 
-def _layers(block: nn.Module) -> list[list[tuple[str, nn.Module]]]:
-    """Layer j: the j-th share of each of the block's lists that go with `resnets`, with their names in the block.
+def _layers(block: nn.Module) -> list[list[str]]:
+    """Layer j: the j-th share of each of the block's lists that go with `resnets`, by their names in the block.
 
     A list with a multiple of `resnets`' entries has as many for every layer: AudioLDM2's attentions, one a condition.
     """
     resnets = getattr(block, "resnets", None)
     if not isinstance(resnets, nn.ModuleList) or not len(resnets):
         return []
-    layers: list[list[tuple[str, nn.Module]]] = [[] for _ in resnets]
+    layers: list[list[str]] = [[] for _ in resnets]
     for name, child in block.named_children():
         if not isinstance(child, nn.ModuleList) or "sampler" in name or len(child) % len(resnets):
             continue
         share = len(child) // len(resnets)
-        for index, module in enumerate(child):
-            layers[index // share].append((f"{name}.{index}", module))
+        for index in range(len(child)):
+            layers[index // share].append(f"{name}.{index}")
     return layers
 
 
-def _skip_writers(model: nn.Module) -> list[tuple[int, list[tuple[str, nn.Module]]]]:
-    """What writes each skip, in order: (block, modules); conv_in is block -1."""
-    writers: list[tuple[int, list[tuple[str, nn.Module]]]] = [(-1, [])]
+def _skip_writers(model: nn.Module) -> list[tuple[int, list[str]]]:
+    """What writes each skip, in order: (block, names of modules in it); conv_in is block -1."""
+    writers: list[tuple[int, list[str]]] = [(-1, [])]
     for index, block in _blocks(model.down_blocks):
         writers += [(index, layer) for layer in _layers(block)]
         samplers = _samplers(block)

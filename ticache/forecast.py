@@ -55,16 +55,8 @@ def newton_weights(nodes: Sequence[float], x: float) -> list[float]:
     return weights
 
 
-def chebyshev_weights(
-    nodes: Sequence[float],
-    x: float,
-    span: tuple[float, float],
-    *,
-    degree: int = CHEBYSHEV_DEGREE,
-    ridge: float = CHEBYSHEV_RIDGE,
-    blend: float = CHEBYSHEV_BLEND,
-) -> list[float]:
-    """Weights on the snapshots F_0..F_{n-1}: `blend` of a ridge fit on T_0..T_degree, the rest a line through two.
+def chebyshev_weights(nodes: Sequence[float], x: float, span: tuple[float, float]) -> list[float]:
+    """Weights on the snapshots F_0..F_{n-1}: half of a ridge fit on T_0..T_4, the rest a line through two.
 
     `span` is the run's whole range on the axis, mapped to [-1, 1]. One snapshot is reused. Adaptive Spectral Feature
     Forecasting (Spectrum, CVPR 2026), section 3.
@@ -73,11 +65,11 @@ def chebyshev_weights(
         return [1.0]
     low, high = span
     taus = (2.0 * np.asarray([*nodes, x]) - (low + high)) / (high - low)
-    design = np.polynomial.chebyshev.chebvander(taus, degree)
+    design = np.polynomial.chebyshev.chebvander(taus, CHEBYSHEV_DEGREE)
     snapshots, target = design[:-1], design[-1]
-    fit = np.linalg.solve(snapshots.T @ snapshots + ridge * np.eye(degree + 1), snapshots.T)
-    weights = blend * (target @ fit)
-    weights[:2] += (1.0 - blend) * np.asarray(newton_weights(nodes[:2], x))
+    fit = np.linalg.solve(snapshots.T @ snapshots + CHEBYSHEV_RIDGE * np.eye(CHEBYSHEV_DEGREE + 1), snapshots.T)
+    weights = CHEBYSHEV_BLEND * (target @ fit)
+    weights[:2] += (1.0 - CHEBYSHEV_BLEND) * np.asarray(newton_weights(nodes[:2], x))
     return weights.tolist()
 
 

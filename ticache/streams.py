@@ -203,42 +203,37 @@ class Attribution:
 
 
 class Streams:
-    """All groups of one UNet."""
+    """All groups of one UNet.
 
-    def __init__(self) -> None:
+    run_length: how many positions a run has that begins at a position of a timesteps; None if nobody knows.
+    """
+
+    def __init__(self, run_length: Callable[[Timesteps | None, int], int | None]):
+        self._run_length = run_length
         self.groups: list[Group] = []
         self._now = 0  # counts calls
         self._numbers = itertools.count()
         self._run_begun = 0  # when the last run began
 
     def attribute(
-        self,
-        place: StepPosition,
-        key: tuple[Any, ...],
-        tokens: list[Tensor],
-        extras: list[Tensor],
-        num_steps: Callable[[Timesteps | None, int], int | None],
+        self, place: StepPosition, key: tuple[Any, ...], tokens: list[Tensor], extras: list[Tensor]
     ) -> Attribution:
-        """The stream of a call at `place`, with tensors `tokens` and `extras`.
-
-        num_steps: how many positions a run has that begins at a position of a timesteps; None if nobody knows.
-        """
+        """The stream of a call at `place`, with tensors `tokens` and `extras`."""
         self._now += 1
         timesteps = place.timesteps
-        by_value = timesteps is not None and place.position is None
-        if timesteps is not None and by_value and place.value not in timesteps.values_in(place.dtype):
+        if timesteps is not None and place.position is None and place.value not in timesteps.values_in(place.dtype):
             return Attribution(None, note="its timestep is not one of the scheduler's")
         group = self._find(place, key, tokens)
         if group is None:
             former = self._former(place, key)
             note = None if former is None else "its embeddings are not those of the step before"
-            return self._begin(place, key, tokens, extras, num_steps, note, former)
+            return self._begin(place, key, tokens, extras, note, former)
         relation, position = group.relation(place)
         if relation in ("back", "gap"):
             self.drop(group)
             note = "its timestep skips ahead of what came before" if relation == "gap" else None
             begun = StepPosition(place.timesteps or group.timesteps, position, place.value)
-            return self._begin(begun, key, tokens, extras, num_steps, note)
+            return self._begin(begun, key, tokens, extras, note)
         if relation == "next":
             group.calls_per_position = group.calls_per_position or group.calls
             group.rising = place.value > group.value if group.timesteps is None else None
@@ -318,7 +313,6 @@ class Streams:
         key: tuple[Any, ...],
         tokens: list[Tensor],
         extras: list[Tensor],
-        num_steps: Callable[[Timesteps | None, int], int | None],
         note: str | None,
         former: Group | None = None,
     ) -> Attribution:
@@ -326,7 +320,7 @@ class Streams:
         position = place.position
         if position is None:
             position = 0 if timesteps is None else self._position_beside(place)
-        count = num_steps(timesteps, position)
+        count = self._run_length(timesteps, position)
         group = Group(
             key=key,
             tokens=Identity(tokens, hold=True),
