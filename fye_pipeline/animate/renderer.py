@@ -34,7 +34,6 @@ from fye_pipeline.storage.files import digest_of
 OVERLAP = 8  # frames that two parts share; there the one fades into the other
 _OVERFLOWED = "float32"  # a mark in the work folder: half precision was given up
 _SUMS = ("full_calls", "predicted_calls", "flops_full", "flops_run", "flops_saved", "macs_saved", "seconds_run")
-_COUNTS = ("fallbacks", "unattributed")
 
 
 @dataclass(frozen=True)

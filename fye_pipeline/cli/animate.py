@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,7 +20,6 @@ from fye_pipeline.cli.options import (
     Json,
     MaxGap,
     Model,
-    NoFace,
     NoFaceRule,
     Overwrite,
     Points,
@@ -48,76 +46,15 @@ _SAME = (
     "expression_weights",
 )
 
-
-class Long(StrEnum):
-    """How a video is made that is longer than one clip of the model."""
-
-    AUTO = "auto"
-    PROGRESSIVE = "progressive"
-    TILES = "tiles"
-    UNIFORM = "uniform"
-
-
-class Dilation(StrEnum):
-    """What the model's deepest convolutions do at a larger size than its own."""
-
-    AUTO = "auto"
-    NONE = "none"
-
-
-class Detail(StrEnum):
-    """How much of the portrait's own resolution the result has."""
-
-    FULL = "full"
-    NONE = "none"
-
-
-class Until(StrEnum):
-    """Which of several drivers the video ends with."""
-
-    SHORTEST = "shortest"
-    LONGEST = "longest"
-
-
-class Cut(StrEnum):
-    """Where the UNet is cut at a predicted step."""
-
-    OUTPUT = "output"
-    OUTER = "outer"
-    BRANCHES = "branches"
-
-
-class Preset(StrEnum):
-    """Recipes of the cache."""
-
-    PAPER = "paper"
-    FAST = "fast"
-    BALANCED = "balanced"
-    FAITHFUL = "faithful"
-
-
-class Pose(StrEnum):
-    """How the driver's head moves the portrait's."""
-
-    ABSOLUTE = "absolute"
-    RELATIVE = "relative"
-
-
-class DType(StrEnum):
-    """The numbers that the networks compute in."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-class Offload(StrEnum):
-    """What of the model stays in main memory while the GPU does not need it."""
-
-    NONE = "none"
-    MODEL = "model"
-    SEQUENTIAL = "sequential"
+Long = Literal["auto", "progressive", "tiles", "uniform"]
+Dilation = Literal["auto", "none"]
+Detail = Literal["full", "none"]
+Until = Literal["shortest", "longest"]
+Cut = Literal["output", "outer", "branches"]
+Preset = Literal["paper", "fast", "balanced", "faithful"]
+Pose = Literal["absolute", "relative"]
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+Offload = Literal["none", "model", "sequential"]
 
 
 def _fraction(text: str) -> Fraction:
@@ -125,9 +62,6 @@ def _fraction(text: str) -> Fraction:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise typer.BadParameter(f"{text!r} is no frame rate such as 25 or 30000/1001.") from None
-
-
-FILES, CROP, MOTION, CACHE, RUN = "Files", "Crop", "Motion", "Cache", "Run"
 
 
 def animate(
@@ -156,10 +90,10 @@ def animate(
     size: Annotated[int | None, typer.Option(help="Pixels a side that the model makes. Default: the model's.")] = None,
     dilation: Annotated[
         Dilation, typer.Option(help="Larger than the model's size: its deepest convolutions reach further, early on.")
-    ] = Dilation.AUTO,
+    ] = "auto",
     long: Annotated[
         Long, typer.Option(help="More frames than a clip: keyframes, then the gaps; or overlapping tiles, or windows.")
-    ] = Long.AUTO,
+    ] = "auto",
     crop_only: Annotated[
         bool, typer.Option("--crop-only", help="Write the animated crop alone, and <output>_crop.json.")
     ] = False,
@@ -181,7 +115,7 @@ def animate(
     ] = None,
     until: Annotated[
         Until, typer.Option(help="Several drivers: end with the shortest, or hold the last frames of the others.")
-    ] = Until.SHORTEST,
+    ] = "shortest",
     audio_from: Annotated[int, typer.Option(help="Several drivers: the one whose sound is taken, from 0.")] = 0,
     expression_adapter: Annotated[
         Path | None,
@@ -202,7 +136,7 @@ def animate(
     intensity: Annotated[float, typer.Option(help="How much it moves them: 0 to 2.")] = 1.0,
     pose: Annotated[
         Pose, typer.Option(help="The head turns as the driver's, or from its own pose as the driver's does.")
-    ] = Pose.ABSOLUTE,
+    ] = "absolute",
     neutral_frame: Annotated[
         int | None,
         typer.Option(help="The driver's frame to count from. Default: the one most like the portrait."),
@@ -214,7 +148,7 @@ def animate(
     preset: Annotated[Preset | None, typer.Option(help="Cache: a recipe for what is left out.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step in full.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Also run uncached: PSNR, side-by-side video.")] = False,
-    no_face: NoFaceRule = NoFace.INTERPOLATE,
+    no_face: NoFaceRule = "interpolate",
     max_gap: MaxGap = 0.5,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Use a damaged driver up to the damage.")
@@ -245,7 +179,7 @@ def animate(
     ] = None,
     save_config: Annotated[Path | None, typer.Option(help="Write the settings as JSON.")] = None,
     device: Device = "auto",
-    dtype: Annotated[DType, typer.Option(help="Numbers of the networks; auto is float16 on CUDA.")] = DType.AUTO,
+    dtype: Annotated[DType, typer.Option(help="Numbers of the networks; auto is float16 on CUDA.")] = "auto",
     detail: Annotated[
         Detail | None,
         typer.Option(
@@ -255,7 +189,7 @@ def animate(
     ] = None,
     offload: Annotated[
         Offload, typer.Option(help="GPU memory: hold one network (model) or one layer (sequential) at a time.")
-    ] = Offload.NONE,
+    ] = "none",
     vae_tiling: Annotated[
         bool, typer.Option("--vae-tiling", help="Large pictures pass through the VAE in tiles: less memory.")
     ] = False,
@@ -309,7 +243,7 @@ def animate(
             face_landmarker=face_landmarker,
             detector=check_detector(detector, settings.points),
             device=device,
-            offload=offload.value,
+            offload=offload,
             on_progress=on_progress,
         )
     reporter.result(str(result), result.to_dict())
@@ -347,7 +281,7 @@ def _run_manifest(
     given = context.params
     names = ("face_landmarker", "device", "overwrite", "resume")
     detector = check_detector(given["detector"], manifest)  # points may be a column
-    options = Options(offload=given["offload"].value, detector=detector, **{name: given[name] for name in names})
+    options = Options(offload=given["offload"], detector=detector, **{name: given[name] for name in names})
     with reporter.progress() as on_progress:
         summary, telling = run_manifest(
             manifest, settings_of, options, jobs=given["jobs"], ray=given["ray"], on_progress=on_progress
@@ -415,6 +349,4 @@ def _changes(given: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, A
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(each) for each in value]
-    if isinstance(value, StrEnum):
-        return value.value
     return str(value) if isinstance(value, Path | Fraction) else value

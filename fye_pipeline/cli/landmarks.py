@@ -14,7 +14,6 @@ from fye_pipeline.cli.options import (
     ExpressionWeights,
     Json,
     MaxGap,
-    NoFace,
     NoFaceRule,
     Overwrite,
     Points,
@@ -48,7 +47,7 @@ def landmarks(
     expression_weights: ExpressionWeights = None,
     points: Points = None,
     detector: Detector = "mediapipe",
-    no_face: NoFaceRule = NoFace.INTERPOLATE,
+    no_face: NoFaceRule = "interpolate",
     max_gap: MaxGap = 0.5,
     face_landmarker: TaskFile = None,
     overwrite: Overwrite = False,
@@ -80,7 +79,7 @@ def landmarks(
         lazy = LazyDetector(face_landmarker, name=check_detector(detector, None))
         source = open_driver(video, frames=frames)
         with reporter.progress() as on_progress, lazy as opened:
-            rule = {"no_face": no_face.value, "max_gap": max_gap}
+            rule = {"no_face": no_face, "max_gap": max_gap}
             tracks = read_people(source, opened, on_progress=on_progress, **rule)
         features = [] if extractor is None else [extract(extractor, source, track) for track in tracks]
         reporter.result(*save_tracks(tracks, output, features, overwrite=overwrite))
@@ -95,7 +94,7 @@ def landmarks(
         with reporter.progress() as on_progress, lazy as opened:
             source = open_driver(video, frames=frames)
             driver = source.read(
-                opened, no_face=no_face.value, max_gap=max_gap, face_index=face_index, on_progress=on_progress
+                opened, no_face=no_face, max_gap=max_gap, face_index=face_index, on_progress=on_progress
             )
         sequence = driver.sequence
         if extractor is not None and beside is not None:

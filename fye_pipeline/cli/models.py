@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,12 +15,7 @@ from fye_pipeline.progress import Reporter, hush_libraries, logger
 
 app = typer.Typer(help="Model files: list, fetch, check.", no_args_is_help=True)
 
-
-class StoredAs(StrEnum):
-    """The numbers that a published model's weights are kept in."""
-
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
+StoredAs = Literal["float16", "float32"]
 
 
 @app.command("get")
@@ -29,7 +23,7 @@ def models_get(
     name: Annotated[str, typer.Argument(help="face-landmarker, or a published model: follow-your-emoji.")],
     stored_as: Annotated[
         StoredAs, typer.Option("--dtype", help="A published model's numbers: float16 is what its authors compute in.")
-    ] = StoredAs.FLOAT16,
+    ] = "float16",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large download.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -60,7 +54,7 @@ def _get_published(model: PublishedModel, stored_as: StoredAs, reporter: Reporte
     if not debug:
         huggingface_hub.utils.logging.set_verbosity_error()
         hush_libraries()
-    plan = plan_fetch(model, stored_as.value)
+    plan = plan_fetch(model, stored_as)
     logger.info(str(plan))
     plan.check_room()
     if ask and sys.stdin.isatty() and not typer.confirm("Fetch it?", default=True, err=True):

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-
-
-class NoFace(StrEnum):
-    """What to do with driving frames that show no face."""
-
-    INTERPOLATE = "interpolate"
-    HOLD = "hold"
-    ERROR = "error"
-
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")]
@@ -32,7 +22,9 @@ Detector = Annotated[
 Points = Annotated[
     Path | None, typer.Option("--points", help="Five points of the portrait's face (JSON), so that none is sought.")
 ]
-NoFaceRule = Annotated[NoFace, typer.Option("--no-face", help="What to do with frames that show no face.")]
+NoFaceRule = Annotated[
+    Literal["interpolate", "hold", "error"], typer.Option("--no-face", help="What to do with frames that show no face.")
+]
 MaxGap = Annotated[float, typer.Option("--max-gap", help="Longest gap without a face, in seconds.")]
 Model = Annotated[
     Path | None,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,16 +15,9 @@ from fye_pipeline.progress import OnProgress, Reporter, hush_libraries, logger
 if TYPE_CHECKING:
     from fye_pipeline.world.calls import RenderedCall
 
-
 GUIDED = 3.5  # what a recording with guidance is made at where a model is best without: it serves every scale
 
-
-class Preset(StrEnum):
-    """Presets that a model folder can hold."""
-
-    FAST = "fast"
-    BALANCED = "balanced"
-    FAITHFUL = "faithful"
+Preset = Literal["fast", "balanced", "faithful"]
 
 
 def tune(
@@ -115,7 +107,7 @@ def tune(
     if as_preset is not None:
         from fye_pipeline import presets
 
-        presets.write(folder, {as_preset.value: json.loads(text)}, {"frames": frames, "steps": steps, "seed": seed})
+        presets.write(folder, {as_preset: json.loads(text)}, {"frames": frames, "steps": steps, "seed": seed})
     full = ", ".join(map(str, settings.steps))
     reporter.result(
         f"full steps {full}; order {settings.order}, cut {settings.cut}, {settings.forecaster}\n{settings.provenance}",
@@ -127,8 +119,8 @@ def _check_preset(folder: Path, name: Preset, *, overwrite: bool) -> None:
     from fye_pipeline import presets
 
     content = presets.read(folder)
-    if content is not None and name.value in content["presets"] and not overwrite:
-        raise UserError(f"{folder / presets.FILE} has a preset {name.value}; pass --overwrite to replace it.")
+    if content is not None and name in content["presets"] and not overwrite:
+        raise UserError(f"{folder / presets.FILE} has a preset {name}; pass --overwrite to replace it.")
 
 
 def _search(

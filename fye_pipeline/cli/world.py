@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,17 +11,10 @@ from fye_pipeline.cli.options import Debug, Overwrite, Quiet, UnneededTaskFile
 from fye_pipeline.progress import Reporter
 
 
-class Split(StrEnum):
-    """People of the rendered world: those a model may see in training, and those held back."""
-
-    TRAIN = "train"
-    HELD = "held"
-
-
 def world(
     sheet: Annotated[Path, typer.Option(help="The picture to write: a row a person, a column a moment.")],
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
-    split: Annotated[Split, typer.Option(help="Which people.")] = Split.HELD,
+    split: Annotated[Literal["train", "held"], typer.Option(help="Which people.")] = "held",
     version: Annotated[int, typer.Option("--world", min=1, max=2, help="Version: 2 has far more variety.")] = 1,
     rows: Annotated[int, typer.Option(min=1)] = 8,
     columns: Annotated[int, typer.Option(min=1)] = 10,
@@ -42,6 +34,6 @@ def world(
 
     target = writable_target(sheet, overwrite=overwrite)
     rendered = World(CanonicalFace.load(), seed=seed, version=version)
-    picture = contact_sheet(rendered, split=split.value, rows=rows, columns=columns)
+    picture = contact_sheet(rendered, split=split, rows=rows, columns=columns)
     Image.fromarray(picture).save(target)
     reporter.result(f"{target}: {rows} people, {columns} moments each", {"sheet": str(target)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from fractions import Fraction
 from itertools import count
@@ -11,14 +11,11 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.faces import Face, FindFaces, Picture, check_picture, choose, make_face
+from fye_pipeline.landmarks.faces import Face, FindFaces, Picture, check_picture, make_face
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.model_file import find_face_landmarker
-from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.landmarks.tracking import DEFAULT_MAX_GAP, FaceDetector, NoFace
+from fye_pipeline.landmarks.tracking import FaceDetector
 
 Mode = Literal["image", "video"]
 DEFAULT_MAX_FACES = 8
@@ -130,36 +127,3 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def detect_picture(
-    image: Picture,
-    *,
-    task_path: str | os.PathLike[str] | None = None,
-    face_index: int | None = None,
-    name: str = "the picture",
-) -> LandmarkSequence:
-    """The landmarks of one picture as a sequence of one frame; `UserError` where it shows no such face."""
-    with FaceLandmarkDetector(task_path) as detector:
-        faces = detector.detect_all(image)
-    face = choose(faces, face_index=face_index)
-    if face is None:
-        what = "No face was" if not faces else f"Only {len(faces)} face{'s were' if len(faces) > 1 else ' was'}"
-        raise UserError(f"{what} found in {name}: choose a picture that shows the whole face from the front.")
-    return face.as_sequence()
-
-
-def detect_video(
-    frames: Iterable[NDArray[np.uint8]],
-    fps: Fraction | float,
-    *,
-    task_path: str | os.PathLike[str] | None = None,
-    mode: Mode = "image",
-    on_progress: Callable[[int], None] | None = None,
-    no_face: NoFace = "interpolate",
-    max_gap: float = DEFAULT_MAX_GAP,
-    face_index: int | None = None,
-) -> LandmarkSequence:
-    """Open MediaPipe, follow one face through a video, close it again; errors as `tracking.track`."""
-    with FaceLandmarkDetector(task_path, mode=mode) as detector:
-        return detector.detect_video(frames, fps, on_progress, no_face, max_gap, face_index)

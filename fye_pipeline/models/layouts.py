@@ -99,18 +99,6 @@ def without_shared_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-_OWN_BEGINNINGS = (
-    "down_blocks",
-    "up_blocks",
-    "mid_block",
-    "blocks",
-    "conv_in",
-    "conv_out",
-    "clip_fc",
-    "time_embedding",
-)
-
-
 def looks_like(keys: Collection[str]) -> str | None:
     """What a file with these key names probably is, None where they say nothing."""
 
