@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fye_pipeline.errors import UserError
+from fye_pipeline.models.files import WEIGHTS
 from fye_pipeline.storage.files import atomic_target, remembered_digest
 
 logger = logging.getLogger("fye")
 
 FILE = "presets.json"
 NAMES = ("fast", "balanced", "faithful")
-_WEIGHTS = (".safetensors", ".bin", ".pth")
 _OTHER_SCHEDULE = ("schedule", "forecaster", "axis", "warmup", "boundary", "calibration")
 
 
@@ -100,7 +100,7 @@ def _write(model: Path, content: Mapping[str, Any]) -> Path:
 
 def weight_files(model: Path) -> dict[str, str]:
     """SHA-256 of the files that hold the UNet's weights, by name: which model the presets are for."""
-    files = sorted(file for file in (model / "unet").glob("*") if file.suffix in _WEIGHTS)
+    files = sorted(file for file in (model / "unet").glob("*") if file.suffix in WEIGHTS)
     return {file.name: remembered_digest(file) for file in files}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -19,14 +18,13 @@ from fye_pipeline.models.files import weight_digests
 from fye_pipeline.models.published import PublishedModel
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import OnProgress, silent
-from fye_pipeline.storage.files import FolderLock
+from fye_pipeline.storage.files import DISK_FULL, FolderLock
 from fye_pipeline.storage.hub import HubFile, cache_place, fetch_all, list_repository, missing_bytes
 
 StoredAs = Literal["float16", "float32"]
 _OVERHEAD = 1.02  # of a disk: what beside the weights lies in a folder
 _NETWORKS = ("lmk_guider", "referencenet", "unet")
 _FULL = ("os error 28", "os error 27", "No space left", "File too large")  # safetensors has no errno
-_FULL_NUMBERS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def _told_when_full(place: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        full = getattr(error, "errno", None) in _FULL_NUMBERS or any(sign in str(error) for sign in _FULL)
+        full = getattr(error, "errno", None) in DISK_FULL or any(sign in str(error) for sign in _FULL)
         if not full:
             raise
         raise UserError(

@@ -20,7 +20,7 @@ from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.detail import BentPortraits, with_detail
 from fye_pipeline.animate.session import recommended_guidance, tile_vae
 from fye_pipeline.errors import UserError
-from fye_pipeline.landmarks.drawing import FaceRegions, LandmarkPictures, draw_sequence, face_region
+from fye_pipeline.landmarks.drawing import draw_sequence, face_region
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
 from fye_pipeline.media.image import letterbox
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
@@ -28,7 +28,7 @@ from fye_pipeline.progress import FrameProgress, OnProgress, logger
 from fye_pipeline.sampling.clip_plan import PlannedClip, ReadyFrames
 from fye_pipeline.sampling.clip_store import ClipStore, Record, WorkFolder, describe
 from fye_pipeline.sampling.denoise import AfterStep, decode_frames
-from fye_pipeline.sampling.progressive import ClipMaker, Video, clip_inputs, draw_seed, keep_clip, plan_video
+from fye_pipeline.sampling.progressive import ClipMaker, Video, by_frame, clip_inputs, draw_seed, keep_clip, plan_video
 from fye_pipeline.storage.files import digest_of
 
 OVERLAP = 8  # frames that two parts share; there the one fades into the other
@@ -283,8 +283,8 @@ class Renderer:
         video = Video(
             portrait=self._portrait(),
             image_tokens=None,
-            landmarks=LandmarkPictures(context.landmarks, context.size),
-            region=FaceRegions(context.landmarks, context.size) if self.cached else None,
+            landmarks=by_frame(lambda frame: context.pictures(frame, frame + 1)[0]),
+            region=by_frame(lambda frame: context.region(frame, frame + 1)[0]) if self.cached else None,
             bent=context.bent,
             plan=plan,
             seed=draw_seed(torch.Generator("cpu").manual_seed(settings.seed)),

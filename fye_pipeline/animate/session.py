@@ -27,13 +27,13 @@ from fye_pipeline.landmarks.model_file import (
 )
 from fye_pipeline.landmarks.other_detectors import load_detector
 from fye_pipeline.landmarks.tracking import FaceDetector
+from fye_pipeline.models.files import WEIGHTS
 from fye_pipeline.models.layouts import is_published_folder
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import logger
 from fye_pipeline.storage.files import digest_of_folder, is_pointer
 
 Offload = Literal["none", "model", "sequential"]
-_WEIGHTS = (".safetensors", ".bin", ".pth")
 PAPER_GUIDANCE = 3.5
 MEDIAPIPE = "mediapipe"
 _SCORES = (0.4, 0.3, 0.2, 0.1, 0.05)
@@ -206,7 +206,7 @@ def load_model(
         raise UserError(f"The model folder {folder} does not exist; leave out --model for the model that ships.")
     _check_kind(folder)
     for file in folder.rglob("*"):
-        if file.suffix in _WEIGHTS and file.is_file() and is_pointer(file):
+        if file.suffix in WEIGHTS and file.is_file() and is_pointer(file):
             raise UserError(f"{file} is a Git-LFS pointer file, not the weights: run `git lfs pull` in that folder.")
     if not (folder / "model_index.json").is_file() and is_published_folder(folder):
         pipe = FollowYourEmojiPipeline.from_official(folder, dtype=dtype)

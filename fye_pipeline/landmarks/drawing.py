@@ -216,25 +216,3 @@ class Landmarks(Protocol):
     """Landmarks of a sequence, by slices of frames. -> [n, 478, >= 2]."""
 
     def __getitem__(self, frames: slice, /) -> NDArray[np.floating]: ...
-
-
-class LandmarkPictures:
-    """The landmark pictures of a sequence, drawn when they are asked for."""
-
-    def __init__(self, landmarks: Landmarks, size: int) -> None:
-        self._landmarks, self._size = landmarks, size
-
-    def __getitem__(self, frame: int) -> NDArray[np.uint8]:
-        """One frame's. -> uint8 [size, size, 3]."""
-        return draw_sequence(self._landmarks[frame : frame + 1], self._size)[0]
-
-
-class FaceRegions:
-    """The face regions of a sequence, worked out when they are asked for."""
-
-    def __init__(self, landmarks: Landmarks, size: int) -> None:
-        self._landmarks, self._size = landmarks, size
-
-    def __getitem__(self, frame: int) -> NDArray[np.float32]:
-        """One frame's. -> [size, size]."""
-        return face_region(self._landmarks[frame : frame + 1], self._size, self._size)[0]

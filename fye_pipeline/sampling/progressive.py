@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -169,18 +169,18 @@ def generate(
     Raises UserError on inputs that do not fit, before anything is generated; Interrupted when `pipe._interrupt` is set.
     """
     count, window = _count_frames(landmarks, frames), window or clip_length(pipe)
-    if region is not None and not callable(region) and len(region) < count:
-        raise UserError(f"region must have one mask for each of the {count} frames, got {len(region)}")
-    if bent is not None and not callable(bent) and len(bent) < count:
-        raise UserError(f"bent must have one picture for each of the {count} frames, got {len(bent)}")
-    by_frame = _by_frame(landmarks)
-    first = check_landmarks(np.asarray(by_frame[0])[None], pipe.vae_scale_factor)
+    given: tuple[tuple[str, str, Any], ...] = (("region", "mask", region), ("bent", "picture", bent))
+    for name, what, source in given:
+        if source is not None and not callable(source) and len(source) < count:
+            raise UserError(f"{name} must have one {what} for each of the {count} frames, got {len(source)}")
+    drawn = by_frame(landmarks)
+    first = check_landmarks(np.asarray(drawn[0])[None], pipe.vae_scale_factor)
     video = Video(
         portrait=letterbox(as_picture(image), *first.shape[2:0:-1]),
         image_tokens=image_tokens,
-        landmarks=by_frame,
-        region=None if region is None else _by_frame(region),
-        bent=None if bent is None else _by_frame(bent),
+        landmarks=drawn,
+        region=None if region is None else by_frame(region),
+        bent=None if bent is None else by_frame(bent),
         plan=plan_video(pipe, count, window, seams=seams),
         seed=draw_seed(Generator().manual_seed(seed)),
         num_inference_steps=num_inference_steps,
@@ -261,32 +261,23 @@ def keep_clip(pipe: Components, store: ClipStore, inputs: ClipInputs, latents: T
 
 
 def _inputs_of(clip: PlannedClip, video: Video, store: ClipStore) -> ClipInputs:
-    pictures = np.stack([_landmark_picture(video, frame) for frame in clip.frames])
+    pictures = np.stack([_picture_of(video, "landmarks", frame) for frame in clip.frames])
     masks = [] if video.region is None else [torch.as_tensor(video.region[frame]) for frame in clip.frames]
     region = torch.stack([mask.to("cpu", torch.float32) for mask in masks]) if masks else None
-    bent = None if video.bent is None else np.stack([_bent_picture(video, frame) for frame in clip.frames])
+    bent = None if video.bent is None else np.stack([_picture_of(video, "bent", frame) for frame in clip.frames])
     digest = digest_of(pictures, region) if bent is None else digest_of(pictures, region, bent)
     return ClipInputs(clip, pictures, region, bent, digest, store.holds(clip, digest))
 
 
-def _landmark_picture(video: Video, frame: int) -> np.ndarray:
-    picture = np.asarray(video.landmarks[frame])
-    size = (video.portrait.height, video.portrait.width, 3)
+def _picture_of(video: Video, kind: Literal["landmarks", "bent"], frame: int) -> np.ndarray:
+    """One frame's landmark picture [H, W, 3] or bent portrait [H, W, 4]. Raises UserError for another size or type."""
+    picture = np.asarray(getattr(video, kind)[frame])
+    channels, name = (3, "landmark picture") if kind == "landmarks" else (4, "bent portrait")
+    size = (video.portrait.height, video.portrait.width, channels)
     if picture.shape != size or picture.dtype != np.uint8:
         raise UserError(
-            f"the landmark picture of frame {frame} must be uint8 {list(size)} like the first, "
+            f"the {name} of frame {frame} must be uint8 {list(size)} like the first landmark picture, "
             f"got {picture.dtype} {list(picture.shape)}"
-        )
-    return picture
-
-
-def _bent_picture(video: Video, frame: int) -> np.ndarray:
-    assert video.bent is not None
-    picture = np.asarray(video.bent[frame])
-    size = (video.portrait.height, video.portrait.width, 4)
-    if picture.shape != size or picture.dtype != np.uint8:
-        raise UserError(
-            f"the bent portrait of frame {frame} must be uint8 {list(size)}, got {picture.dtype} {list(picture.shape)}"
         )
     return picture
 
@@ -332,7 +323,8 @@ class _Computed:
         return self._function(frame)
 
 
-def _by_frame(source: Any) -> ByFrame:
+def by_frame(source: Any) -> ByFrame:
+    """A list or an array as it is, or a function of the frame's index as if it were one."""
     return _Computed(source) if callable(source) else source
 
 

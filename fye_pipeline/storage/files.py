@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a download needs a hash and no torch
 
 LOCK = ".lock"
 _PATIENCE = 0.2  # seconds: a lock file that a run which ended deletes meanwhile is made anew
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, the largest file allowed, the user's quota
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # the disk, the largest file allowed, the user's quota
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # file systems that know no hard links
 _POINTER = b"version https://git-lfs"  # the first bytes of a Git-LFS pointer file
 
@@ -87,7 +87,7 @@ def atomic_target(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         yield temporary
         _publish(temporary, path, overwrite=overwrite)
     except Exception as error:
-        if getattr(error, "errno", None) in _FULL:
+        if getattr(error, "errno", None) in DISK_FULL:
             raise UserError(
                 f"{path} cannot be written: the disk is full (or the file too large); free space."
             ) from error

@@ -7,7 +7,6 @@ against the SHA-256 that the hub states.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +19,8 @@ from filelock import FileLock
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, logger, silent
-from fye_pipeline.storage.files import digest_of_file
+from fye_pipeline.storage.files import DISK_FULL, digest_of_file
 
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _SHA256_LENGTH = 64
 _GO_ON = "the same command goes on from there"
 
@@ -244,7 +242,7 @@ def _told(what: str, after: str = "") -> Iterator[None]:
         raise UserError(f"{what}: HF_HUB_OFFLINE is set, and it is not in the cache {cache_place()}.") from error
     except Exception as error:
         number = getattr(error, "errno", None)
-        if number in _FULL:
+        if number in DISK_FULL:
             raise UserError(f"{what}: the disk of {cache_place()} is full{after} when there is room.") from error
         if isinstance(error, PermissionError):
             raise UserError(f"{what}: {cache_place()} cannot be written ({error.strerror}).") from error
