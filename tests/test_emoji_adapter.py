@@ -129,8 +129,11 @@ def small_vae() -> AutoencoderKL:
 def written(unet: Any, folder: Path) -> None:
     """Both branches into files; the UNet goes on with what the files hold, rounded to float16."""
     for branch, name in enumerate(("identity.safetensors", "expression.safetensors")):
+        projection = unet.encoder_hid_proj.image_projection_layers[branch]
+        rounded = {key: value.half().float() for key, value in projection.state_dict().items()}
         adapter.write_branch(folder / name, unet, branch)
         adapter.load_branch(unet, branch, adapter.read_branch(folder / name))
+        assert all(torch.equal(value, rounded[key]) for key, value in projection.state_dict().items())
 
 
 def picture(pipe: Any, **more: Any) -> np.ndarray:
