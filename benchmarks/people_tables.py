@@ -13,6 +13,7 @@ Data = dict[str, Any]
 PEOPLE_HEAD = ("row", "LMD x1e-3", "MAE deg", "AED x1e-2", "APD rad", "L1", "SSIM", "leak pixels", "leak landmarks")
 BENCH_HEAD = ("", "LMD x1e-3", "MAE deg", "AED x1e-2", "APD rad", "leak pixels", "leak landmarks", "no face")
 CROSS_HEAD = ("", "identity", "AED x1e-2", "MAE deg", "LMD x1e-3", "LMD to the other's driver", "faces")
+SIGNAL_HEAD = ("", "eyes", "brows", "mouth")
 STEPS_HEAD = ("model", "steps", "UNet calls", "SSIM", "L1", "AED", "landmarks", "PSNR to 30 steps", "time")
 
 
@@ -52,6 +53,12 @@ def cross_identity(data: Data) -> str:
     return f"{conditions(data['conditions'])}\n\n{table(CROSS_HEAD, rows)}"
 
 
+def branch_signal(data: Data) -> str:
+    """`python -m benchmarks.branch_signal`."""
+    rows = [[row["name"], *(number(row[part], 3) for part in SIGNAL_HEAD[1:])] for row in data["rows"]]
+    return f"{conditions(data['conditions'])}\n\n{table(SIGNAL_HEAD, rows)}"
+
+
 def few_steps(data: Data) -> str:
     """`python -m benchmarks.few_steps`."""
     rows = [
@@ -86,6 +93,11 @@ TABLES: Mapping[str, tuple[str, str, Callable[[Data], str]]] = {
         "Another head's driver, and a face in company",
         "python -m benchmarks.cross_identity --clips 6 --steps 4 --json benchmarks/results/cross_identity.json",
         cross_identity,
+    ),
+    "branch_signal": (
+        "How far the branch gets: error of the first step's latents",
+        "python -m benchmarks.branch_signal --json benchmarks/results/branch_signal.json",
+        branch_signal,
     ),
     "few_steps": (
         "Few steps",
