@@ -10,8 +10,9 @@ import pytest
 import torch
 from test_pipeline import FRAMES, SIDE, build, pictures, portrait
 
+from fye_pipeline.animate import detail
 from fye_pipeline.animate.config import DEMO_DRIVING, DEMO_PORTRAIT_LANDMARKS, AnimationSettings
-from fye_pipeline.animate.detail import BentPortraits, brightest_of, compose, in_its_light, soft_face
+from fye_pipeline.animate.detail import BentPortraits, brightest_of, compose, detail_kept, in_its_light, soft_face
 from fye_pipeline.animate.portrait import LARGEST, Crop, Portrait
 from fye_pipeline.animate.run import takes_hint
 from fye_pipeline.errors import UserError
@@ -31,10 +32,39 @@ def frames(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return sharp, made, known
 
 
-def test_where_nothing_moved_the_portrait_stays_to_the_bit() -> None:
+@pytest.mark.parametrize("belief", [0.0, 1.0])
+def test_where_nothing_moved_the_portrait_stays_to_the_bit(belief: float) -> None:
     sharp, made, known = frames(0)
     one, none = np.ones((WIDE, WIDE), np.float32), np.zeros((WIDE, WIDE), np.float32)
-    np.testing.assert_array_equal(compose(sharp, one, none, one, made, known), sharp.astype(np.float32) / 255)
+    shown = compose(sharp, one, none, one, made, known, belief=belief)
+    np.testing.assert_array_equal(shown, sharp.astype(np.float32) / 255)
+
+
+def test_of_a_portrait_that_the_model_knows_every_change_counts_everywhere() -> None:
+    sharp, _, known = frames(5)
+    one, none = np.ones((WIDE, WIDE), np.float32), np.zeros((WIDE, WIDE), np.float32)
+    moved = none.copy()
+    moved[:8] = 1
+    change = np.float32(0.2)
+
+    def far_from_the_face(belief: float) -> float:
+        shown = compose(np.full_like(sharp, 60), one, moved, none, known + change, known, belief=belief)
+        return float((shown - 60 / 255)[8:].mean())
+
+    assert far_from_the_face(0.0) == 0
+    assert far_from_the_face(1.0) == pytest.approx(0.18, abs=1e-3)
+    assert 0 < far_from_the_face(0.5) < 0.1
+
+
+def test_a_model_is_believed_about_what_its_autoencoder_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    face = LandmarkSequence.load(DEMO_PORTRAIT_LANDMARKS).landmarks[0]
+    sharp = frames(6)[0]
+    for copy, belief in ((sharp / np.float32(255), 1.0), (np.full(sharp.shape, 0.5, np.float32), 0.0)):
+        monkeypatch.setattr(detail, "reconstruct", lambda pipe, picture, copy=copy: copy)
+        assert BentPortraits(sharp, face, face[None], WIDE).known_to(None) == belief
+    assert detail_kept(sharp, sharp / np.float32(255)) == pytest.approx(1)
+    blurred = cv2.GaussianBlur(sharp, (0, 0), 1).astype(np.float32) / 255
+    assert 0 < detail_kept(sharp, blurred) < 0.6
 
 
 def test_a_model_that_changes_nothing_leaves_the_bent_portrait() -> None:

@@ -21,9 +21,14 @@ Frame = NDArray[np.float32]
 
 # Of what the model changed where the portrait can be trusted. On three real videos none of it gave the highest PSNR
 # within the face, on rendered heads all of it did; half loses little on either. Changes of less than `SLIGHT` (of 1)
-# are the autoencoder's and the model's own error: without them PSNR rises on each of the three videos.
-CHANGE_SHARE = 0.5
-SLIGHT = 0.04
+# are the autoencoder's and the model's own error: without them PSNR rises on each of the three videos. A portrait that
+# the autoencoder gives back is one that the model was trained on: there its changes count whole, and everywhere.
+CHANGE_SHARE, KNOWN_SHARE = 0.5, 1.0
+SLIGHT, SLIGHT_KNOWN = 0.04, 0.02
+# Of a portrait's fine detail, what survives the autoencoder: 0.32 to 0.68 of photographs and paintings (nine), 0.76 to
+# 0.91 of rendered heads (thirteen). Below the first a portrait is strange to the model, from the second on known.
+STRANGE, KNOWN = 0.70, 0.75
+FINE = 2.0  # pixels: standard deviation of the blur without which a picture is its fine detail
 HINT_SCALE = 2  # the hint is bent at this many times the model's size and reduced, which keeps it sharp
 
 
@@ -43,6 +48,7 @@ class BentPortraits:
     brightest: Frame = field(init=False, repr=False)  # [3] in [0, 1]: how bright teeth may be in this light
     _bender: Bender = field(init=False, repr=False)
     _behind: dict[int, Picture | None] = field(init=False, repr=False, default_factory=dict)  # by pixels a side
+    _known: dict[str, float] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         bender = Bender.of(self.portrait, self.face) if self.layered else Bender(self.face)
@@ -64,6 +70,14 @@ class BentPortraits:
             self._behind[len(portrait)] = self._bender.behind(portrait)
         return self._behind[len(portrait)]
 
+    def known_to(self, pipe: Any) -> float:
+        """How far a model can be believed about this portrait, by what its autoencoder gives back of it: 0 to 1."""
+        if not self._known:
+            small = resized(self.portrait, self.size)
+            kept = detail_kept(small, reconstruct(pipe, small))
+            self._known["portrait"] = float(np.clip((kept - STRANGE) / (KNOWN - STRANGE), 0, 1))
+        return self._known["portrait"]
+
     def at(self, frame: int) -> NDArray[np.floating]:
         """One frame's landmarks [478, >= 2]."""
         return self.landmarks[frame : frame + 1][0]
@@ -77,7 +91,8 @@ def with_detail(pipe: Any, made: Frame, bent: BentPortraits, frame: int, portrai
     """A frame that the model made, [size, size, 3] in [0, 1], at the resolution of `portrait`, uint8 [S, S, 3].
 
     What the portrait cannot show of the person is the model's own; within the face, half of what the model changed of
-    the hint is added to the bent portrait; where nothing moved, the portrait stays as it is. -> [S, S, 3].
+    the hint is added to the bent portrait; where nothing moved, the portrait stays as it is. Of a portrait like those
+    that the model was trained on, everything that it changed is added. -> [S, S, 3].
     """
     side = len(portrait)
     bend = bent.bend(frame, side)
@@ -85,23 +100,38 @@ def with_detail(pipe: Any, made: Frame, bent: BentPortraits, frame: int, portrai
     painted = np.minimum(made, np.maximum(bent.brightest, known))
     painted = in_its_light(painted, bent.brightest, resized(bend.mouth, bent.size))
     sharp = bend.apply(portrait, bent.behind(portrait))
-    return compose(sharp, bend.shown, bend.moved, soft_face(bent.at(frame), side), painted, known)
+    face = soft_face(bent.at(frame), side)
+    return compose(sharp, bend.shown, bend.moved, face, painted, known, belief=bent.known_to(pipe))
 
 
-def compose(sharp: Picture, trust: Frame, moved: Frame, face: Frame, made: Frame, known: Frame) -> Frame:
+def compose(
+    sharp: Picture, trust: Frame, moved: Frame, face: Frame, made: Frame, known: Frame, *, belief: float = 0.0
+) -> Frame:
     """A bent portrait with what a model changed of it. -> [S, S, 3] in [0, 1].
 
     sharp [S, S, 3], trust and moved [S, S]: the bent portrait. face [S, S]: where the face is. made, known [s, s, 3]:
-    the model's frame, and what the autoencoder makes of the hint.
+    the model's frame, and what the autoencoder makes of the hint. belief: 0 for a portrait that is strange to the
+    model, 1 for one that it knows.
     """
     side = len(sharp)
     base = sharp.astype(np.float32) / 255
     own = resized(made, side)
     change = resized(made - known, side)
-    change = np.sign(change) * np.maximum(np.abs(change) - SLIGHT, 0)
-    changed = base + CHANGE_SHARE * face[..., None] * change
+    slight, share = (
+        unknown + belief * (of_known - unknown)
+        for unknown, of_known in ((SLIGHT, SLIGHT_KNOWN), (CHANGE_SHARE, KNOWN_SHARE))
+    )
+    change = share * np.sign(change) * np.maximum(np.abs(change) - slight, 0)
+    changed = base + np.maximum(face, belief)[..., None] * change
     mixed = own + trust[..., None] * (changed - own)
+    moved = np.maximum(moved, belief * moved.max())  # a frame in which nothing moved is the portrait
     return np.clip(base + moved[..., None] * (mixed - base), 0, 1).astype(np.float32)
+
+
+def detail_kept(picture: Picture, again: Frame) -> float:
+    """How much of a picture's fine detail there is in a copy of it: 1 is all, 0 none. [S, S, 3], the copy in [0, 1]."""
+    first, second = (each - cv2.GaussianBlur(each, (0, 0), FINE) for each in (picture.astype(np.float32) / 255, again))
+    return 1 - float(((first - second) ** 2).sum() / max(float((first**2).sum()), 1e-9))
 
 
 def brightest_of(portrait: Picture, face: NDArray[np.floating]) -> Frame:
