@@ -40,20 +40,23 @@ def test_where_nothing_moved_the_portrait_stays_to_the_bit(belief: float) -> Non
     np.testing.assert_array_equal(shown, sharp.astype(np.float32) / 255)
 
 
-def test_of_a_portrait_that_the_model_knows_every_change_counts_everywhere() -> None:
-    sharp, _, known = frames(5)
+def test_of_a_portrait_that_the_model_knows_changes_count_everywhere() -> None:
+    """Far from the face and from what moved: slight ones are left out, some are added, large ones replace."""
     one, none = np.ones((WIDE, WIDE), np.float32), np.zeros((WIDE, WIDE), np.float32)
     moved = none.copy()
     moved[:8] = 1
-    change = np.float32(0.2)
+    sharp, known = np.full((WIDE, WIDE, 3), 51, np.uint8), np.full((16, 16, 3), 0.3, np.float32)
 
-    def far_from_the_face(belief: float) -> float:
-        shown = compose(np.full_like(sharp, 60), one, moved, none, known + change, known, belief=belief)
-        return float((shown - 60 / 255)[8:].mean())
+    def shown(change: float, belief: float) -> float:
+        made = known + np.float32(change)
+        return float(compose(sharp, one, moved, none, made, known, belief=belief)[16:].mean())
 
-    assert far_from_the_face(0.0) == 0
-    assert far_from_the_face(1.0) == pytest.approx(0.18, abs=1e-3)
-    assert 0 < far_from_the_face(0.5) < 0.1
+    for change in (0.015, 0.025, 0.2):
+        assert shown(change, 0.0) == pytest.approx(0.2)
+    assert shown(0.015, 1.0) == pytest.approx(0.2)
+    assert shown(0.025, 1.0) == pytest.approx(0.205, abs=1e-4)
+    assert shown(0.2, 1.0) == pytest.approx(0.5, abs=1e-4)
+    assert 0.2 < shown(0.2, 0.5) < 0.5
 
 
 def test_a_model_is_believed_about_what_its_autoencoder_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,11 @@ Frame = NDArray[np.float32]
 # Of what the model changed where the portrait can be trusted. On three real videos none of it gave the highest PSNR
 # within the face, on rendered heads all of it did; half loses little on either. Changes of less than `SLIGHT` (of 1)
 # are the autoencoder's and the model's own error: without them PSNR rises on each of the three videos. A portrait that
-# the autoencoder gives back is one that the model was trained on: there its changes count whole, and everywhere.
+# the autoencoder gives back is one that the model was trained on: there its changes count whole, and everywhere, and
+# where it changes much (from `LARGE` on, in part; 1 is white on black), its own pixels are shown, which leave no ghost.
 CHANGE_SHARE, KNOWN_SHARE = 0.5, 1.0
 SLIGHT, SLIGHT_KNOWN = 0.04, 0.02
+LARGE = 0.03, 0.10
 # Of a portrait's fine detail, what survives the autoencoder: 0.32 to 0.68 of photographs and paintings (nine), 0.76 to
 # 0.91 of rendered heads (thirteen). Below the first a portrait is strange to the model, from the second on known.
 STRANGE, KNOWN = 0.70, 0.75
@@ -116,7 +118,11 @@ def compose(
     side = len(sharp)
     base = sharp.astype(np.float32) / 255
     own = resized(made, side)
-    change = resized(made - known, side)
+    change = made - known
+    much = cv2.GaussianBlur(np.abs(change).max(-1), (0, 0), 1)
+    large = belief * np.clip((much - LARGE[0]) / (LARGE[1] - LARGE[0]), 0, 1).astype(np.float32)
+    trust = trust * (1 - resized(large, side))
+    change = resized(change, side)
     slight, share = (
         unknown + belief * (of_known - unknown)
         for unknown, of_known in ((SLIGHT, SLIGHT_KNOWN), (CHANGE_SHARE, KNOWN_SHARE))
