@@ -125,18 +125,27 @@ def test_a_branch_is_read_back_as_it_was_written(pipe: Any, tmp_path: Path) -> N
         torch.testing.assert_close(read.adapter.state_dict()[name], value.half().float())
 
 
-def test_scenes_of_another_seed_are_made_anew(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[int, int]] = []
+def test_scenes_of_another_seed_or_of_one_person_are_made_anew(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int, bool]] = []
 
-    def told(pipe: Any, world: World, extract: Any, index: int) -> dict[str, torch.Tensor]:
-        made.append((world.seed, index))
+    def told(pipe: Any, world: World, extract: Any, index: int, *, single: bool) -> dict[str, torch.Tensor]:
+        made.append((world.seed, index, single))
         return {"seed": torch.tensor(world.seed)}
 
     monkeypatch.setattr(scene_adapter, "prepare_scene", told)
-    for seed in (0, 0, 1):
-        scene_adapter.prepare_scenes(pipe, tmp_path, AdapterConfig(scenes=2, seed=seed), print)
-    assert made == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for seed, single in ((0, False), (0, False), (1, False), (1, True)):
+        scene_adapter.prepare_scenes(pipe, tmp_path, AdapterConfig(scenes=2, seed=seed, single=single), print)
+    assert made == [(0, 0, False), (0, 1, False), (1, 0, False), (1, 1, False), (1, 0, True), (1, 1, True)]
     assert int(load_file(tmp_path / "00001.safetensors")["seed"]) == 1
+
+
+def test_a_scene_of_single_faces_has_one_person(pipe: Any) -> None:
+    prepare = partial(scene_adapter.prepare_scene, pipe, World(CanonicalFace.load()), RenderedExtractor())
+    crowd = next(k for k in range(9) if prepare(k)["masks"][1].any())
+    assert not prepare(crowd, single=True)["masks"][1].any()
+    assert prepare(crowd, single=True)["masks"][0].any()
 
 
 def test_training_lowers_the_loss_goes_on_and_leaves_a_branch(tmp_path: Path) -> None:
@@ -155,7 +164,7 @@ def test_the_table_has_every_row_with_every_figure(monkeypatch: pytest.MonkeyPat
         return np.clip(still + rng.normal(0, 0.01, still.shape) * faces[0].features["lip"].mean(), 0, 1)
 
     monkeypatch.setattr(table, "generate_group", fake)
-    monkeypatch.setattr(table, "ablation_folder", lambda: SHIPPED)
+    monkeypatch.setattr(table, "ablation_folder", lambda row: SHIPPED)
     result = table.evaluate_people(table.Plan(clips=1, frames=2, steps=1), Run(tmp_path / "t.json"))
     assert tuple(result["rows"]) == table.ROWS
     assert json.loads((tmp_path / "t.json").read_text())["rows"] == result["rows"]
@@ -178,7 +187,7 @@ def test_a_table_that_was_broken_off_goes_on_and_an_old_one_is_not_mixed(
         return np.repeat(picture[None] / 255.0, len(faces[0].driver), 0)
 
     monkeypatch.setattr(table, "generate_group", fake)
-    monkeypatch.setattr(table, "ablation_folder", lambda: SHIPPED)
+    monkeypatch.setattr(table, "ablation_folder", lambda row: SHIPPED)
     plan, stopped = table.Plan(clips=1, frames=2, steps=1), False
     with pytest.raises(KeyboardInterrupt):
         table.evaluate_people(plan, Run(tmp_path / "t.json"))
@@ -189,7 +198,7 @@ def test_a_table_that_was_broken_off_goes_on_and_an_old_one_is_not_mixed(
         table.evaluate_people(table.Plan(clips=1, frames=2, steps=2), Run(tmp_path / "t.json", resume=True))
     result = table.evaluate_people(plan, Run(tmp_path / "t.json", resume=True))
     assert tuple(result["rows"]) == table.ROWS
-    assert len(made) == 4 + 4 * 3, "the first row is not made again"
+    assert len(made) == 4 + 5 * 3, "the first row is not made again"
     assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
 
 

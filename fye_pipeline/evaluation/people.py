@@ -42,7 +42,8 @@ from fye_pipeline.world.scenes import HEIGHT, WIDE, Scene, render_scene, sample_
 
 Video = NDArray[np.floating]
 
-ROWS = ("ours", "no_masks", "equation", "no_augmentation", "landmarks", "repeat_reference")
+ROWS = ("ours", "no_masks", "equation", "no_augmentation", "single_faces", "landmarks", "repeat_reference")
+TRAINED_APART = ("no_augmentation", "single_faces")  # rows with weights of their own, in `ABLATIONS`
 FIGURES = ("lmd", "mae", "aed", "apd", "l1", "ssim")
 ABLATIONS = "benchmarks/assets/people"
 SEEN_AT = 256  # pixels a side at which a person's square is shown to the detector
@@ -101,11 +102,11 @@ def make_case(world: World, plan: Plan, clip: int, extract: RenderedExtractor) -
     )
 
 
-def ablation_folder() -> Path:
-    """Where the adapter without augmentation lies in a checkout. UserError where it does not."""
-    folder = Path(__file__).resolve().parent.parent.parent / ABLATIONS / "no_augmentation"
+def ablation_folder(row: str) -> Path:
+    """Where the adapter of an ablation lies in a checkout. UserError where it does not."""
+    folder = Path(__file__).resolve().parent.parent.parent / ABLATIONS / row
     if not folder.is_dir():
-        raise UserError(f"{folder} is missing; the row no_augmentation is measured in a checkout, from {ABLATIONS}.")
+        raise UserError(f"{folder} is missing; the row {row} is measured in a checkout, from {ABLATIONS}.")
     return folder
 
 
@@ -115,7 +116,7 @@ def branch_of(row: str, unet: Any) -> Iterator[tuple[ExpressionBranch | None, Ru
     if row in ("landmarks", "repeat_reference"):
         yield None, "exclusive"
         return
-    branch = ExpressionBranch.load(ablation_folder() if row == "no_augmentation" else SHIPPED, unet)
+    branch = ExpressionBranch.load(ablation_folder(row) if row in TRAINED_APART else SHIPPED, unet)
     try:
         yield branch, cast("Rule", row if row in get_args(Rule) else "exclusive")
     finally:
@@ -134,11 +135,13 @@ def evaluate_people(
     """Measure every row; the keys are those of `fye evaluate rendered --people N --json`.
 
     `ours`: landmarks tell the pose, features the face, exclusive masks; `no_masks`: all drivers reach every place;
-    `equation`: Eq. 4 of the paper as printed; `no_augmentation`: trained without resamplers; `landmarks`: whole
-    landmarks, no features; `repeat_reference`: the portrait in every frame. keep: a folder for the videos as `.npz`.
+    `equation`: Eq. 4 of the paper as printed; `no_augmentation`: trained without resamplers; `single_faces`: trained
+    on pictures of one person; `landmarks`: whole landmarks, no features; `repeat_reference`: the portrait in every
+    frame. keep: a folder for the videos as `.npz`.
     Raises `UserError` where weights are absent, and as `Run`.
     """
-    ablation_folder()
+    for row in TRAINED_APART:
+        ablation_folder(row)
     pipe = load_model(SHIPPED_MODEL, choose_device(device), torch.float32)
     pipe.set_progress_bar_config(disable=True)
     guidance = recommended_guidance(SHIPPED_MODEL)

@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="default: the recipe's")
     parser.add_argument("--amount", type=int, help="groups of faces (features), scenes (adapter)")
     parser.add_argument("--no-augmentation", action="store_true", help="adapter: without resamplers")
+    parser.add_argument("--single-faces", action="store_true", help="adapter: on scenes of one person only")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     given = parser.parse_args(arguments)
     if given.what == "features":
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             steps=given.steps or own.steps,
             scenes=given.amount or own.scenes,
             augment=() if given.no_augmentation else own.augment,
+            single=given.single_faces,
         ),
         given.output,
         print,

@@ -49,7 +49,11 @@ STEPS_APART = 4.0  # frames a second: a scene's frames differ well
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """One training run. augment: factors with a resampler; none is FantasyPortrait's ablation without augmentation."""
+    """One training run; two options are FantasyPortrait's ablations.
+
+    augment: factors with a resampler; none is "without augmentation" (Table 2). single: every scene has one person
+    ("single faces only", Table 3), else one to three.
+    """
 
     scenes: int = 160
     steps: int = 800
@@ -58,6 +62,7 @@ class AdapterConfig:
     warmup: int = 30
     seed: int = 0
     augment: tuple[str, ...] = ("lip", "emotion")
+    single: bool = False
     face_weight: float = 3.0  # of the faces in the loss, beside 1 everywhere
     expression_weight: float = 8.0  # of eyes, brows and mouths
     drop: float = 0.1  # share of the people whose features are left out
@@ -73,10 +78,12 @@ def _twin(world: World, rng: np.random.Generator) -> Identity | None:
 
 
 @torch.no_grad()
-def prepare_scene(pipe: Any, world: World, extract: RenderedExtractor, index: int) -> dict[str, Tensor]:
+def prepare_scene(
+    pipe: Any, world: World, extract: RenderedExtractor, index: int, *, single: bool = False
+) -> dict[str, Tensor]:
     """Everything that steps are given of scene number `index`, float16."""
     rng = np.random.default_rng([95, world.seed, index])
-    people = int(rng.choice((1, 2, 3), p=(0.2, 0.6, 0.2)))
+    people = 1 if single else int(rng.choice((1, 2, 3), p=(0.2, 0.6, 0.2)))
     cast = sample_cast(world, "train", index, people)
     portrait = render_scene(world, cast, cast.portrait_motions())
     motions = cast.motions(FRAMES, fps=STEPS_APART)
@@ -117,11 +124,13 @@ def prepare_scene(pipe: Any, world: World, extract: RenderedExtractor, index: in
 def prepare_scenes(pipe: Any, folder: Path, config: AdapterConfig, report: Report) -> None:
     """Write every scene that is not there yet, each as a file of its own.
 
-    Scenes of another seed, world, model or extractor are made anew.
+    Scenes of another seed, world, model or extractor, or of other numbers of people, are made anew.
     """
     folder.mkdir(parents=True, exist_ok=True)
     world, extract = World(CanonicalFace.load(), seed=config.seed), RenderedExtractor()
     key = {"seed": config.seed, "world": world.version, "weights": _weights(pipe, extract)}
+    if config.single:
+        key["single"] = True
     note = folder / META
     if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != key:
         for path in folder.glob("*.safetensors"):
@@ -132,7 +141,7 @@ def prepare_scenes(pipe: Any, folder: Path, config: AdapterConfig, report: Repor
         path = folder / f"{index:05d}.safetensors"
         if not path.exists():
             with atomic_target(path) as temporary:
-                save_file(prepare_scene(pipe, world, extract, index), temporary)
+                save_file(prepare_scene(pipe, world, extract, index, single=config.single), temporary)
         if (index + 1) % 20 == 0:
             report(f"scenes: {index + 1} of {config.scenes}")
 
