@@ -86,7 +86,7 @@ TABLES: Mapping[str, tuple[str, str, Callable[[Data], str]]] = {
     ),
     "exprbench": (
         "ExprBench",
-        "fye evaluate exprbench --singles 6 --multis 4 --frames 8 --steps 4 --json benchmarks/results/exprbench.json",
+        "fye evaluate exprbench --singles 40 --multis 20 --frames 8 --steps 4 --json benchmarks/results/exprbench.json",
         exprbench,
     ),
     "cross_identity": (
