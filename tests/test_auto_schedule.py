@@ -195,11 +195,11 @@ def test_two_threads_record_one_calibration_and_are_cached_by_it() -> None:
     with ticache.apply(unet, N=3, schedule="auto", scheduler=scheduler) as session:
         results: dict[int, Tensor] = {}
 
-        def work(index: int) -> None:
+        def work(index: int, own: Any) -> None:
             with session.stream(index):
-                results[index] = loop(unet, copy.deepcopy(scheduler), seed=index + 1)
+                results[index] = loop(unet, own, seed=index + 1)
 
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+        threads = [threading.Thread(target=work, args=(index, copy.deepcopy(scheduler))) for index in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -86,7 +86,10 @@ class Session:
 
     @contextmanager
     def stream(self, name: Any) -> Iterator[Session]:
-        """Within it this thread's (or task's) calls belong to the caller of that name, which nothing else may tell."""
+        """Within it this thread's (or task's) calls belong to the caller of that name, which nothing else may tell.
+
+        Threads need schedulers of their own, copied before the first of them begins.
+        """
         variable = self._controller.stream_name
         token = variable.set(name)
         try:
