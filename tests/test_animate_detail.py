@@ -62,12 +62,12 @@ def test_of_a_portrait_that_the_model_knows_changes_count_everywhere() -> None:
 def test_a_model_is_believed_about_what_its_autoencoder_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
     face = LandmarkSequence.load(DEMO_PORTRAIT_LANDMARKS).landmarks[0]
     sharp = frames(6)[0]
-    exact = sharp.astype(np.float32) / 255
+    exact = np.asarray(sharp / 255, np.float32)
     for copy, belief in ((exact, 1.0), (np.full_like(exact, 0.5), 0.0)):
         monkeypatch.setattr(detail, "reconstruct", lambda pipe, picture, copy=copy: copy)
         assert BentPortraits(sharp, face, face[None], WIDE).known_to(None) == belief
     assert detail_kept(sharp, exact) == pytest.approx(1)
-    blurred = cv2.GaussianBlur(sharp, (0, 0), 1).astype(np.float32) / 255
+    blurred = np.asarray(cv2.GaussianBlur(sharp, (0, 0), 1) / 255, np.float32)
     assert 0 < detail_kept(sharp, blurred) < 0.6
 
 
