@@ -119,18 +119,18 @@ def compose(
     base = sharp.astype(np.float32) / 255
     own = resized(made, side)
     change = made - known
-    much = cv2.GaussianBlur(np.abs(change).max(-1), (0, 0), 1)
-    large = belief * np.clip((much - LARGE[0]) / (LARGE[1] - LARGE[0]), 0, 1).astype(np.float32)
-    trust = trust * (1 - resized(large, side))
+    if belief:
+        much = cv2.GaussianBlur(np.abs(change).max(-1), (0, 0), 1)
+        large = belief * np.clip((much - LARGE[0]) / (LARGE[1] - LARGE[0]), 0, 1).astype(np.float32)
+        trust = trust * (1 - resized(large, side))
+        face = np.maximum(face, belief)
+        moved = np.maximum(moved, belief * moved.max())  # a frame in which nothing moved is the portrait
+    slight = SLIGHT + belief * (SLIGHT_KNOWN - SLIGHT)
+    share = CHANGE_SHARE + belief * (KNOWN_SHARE - CHANGE_SHARE)
     change = resized(change, side)
-    slight, share = (
-        unknown + belief * (of_known - unknown)
-        for unknown, of_known in ((SLIGHT, SLIGHT_KNOWN), (CHANGE_SHARE, KNOWN_SHARE))
-    )
     change = share * np.sign(change) * np.maximum(np.abs(change) - slight, 0)
-    changed = base + np.maximum(face, belief)[..., None] * change
+    changed = base + face[..., None] * change
     mixed = own + trust[..., None] * (changed - own)
-    moved = np.maximum(moved, belief * moved.max())  # a frame in which nothing moved is the portrait
     return np.clip(base + moved[..., None] * (mixed - base), 0, 1).astype(np.float32)
 
 
