@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ticache.schedule import late_steps_of, map_steps
-from ticache.tuning.local_search import Choices, GoalSearch, LocalSearch, fewest, resampled
-from ticache.tuning.trials import Budget, Candidate, Exhausted
+from ticache.tuning.local_search import GoalSearch, LocalSearch, fewest, resampled
+from ticache.tuning.trials import Candidate, Choices, Exhausted
 
 CHOICES = Choices(orders=(2, 1), cuts=("outer",))
 
@@ -164,19 +164,19 @@ def test_the_recorded_error_tells_how_many_full_steps_reach_a_target() -> None:
     """Fidelity falls by 3 dB a full step, which is what the recorded error says too: the second guess is right."""
     tried: list[int] = []
 
+    def recorded(count: int, choices: Choices) -> tuple[Candidate, float]:
+        return Candidate(late_steps_of(count, 30)), 10 ** (-0.3 * count)
+
     class Trials:
-        uncached = SimpleNamespace(num_steps=30)
-        budget = Budget(40, None)
+        tuning = SimpleNamespace(run_steps=30, seed=0, recorded=recorded)
+        bound, made = 40, 0
 
         def __call__(self, candidate: Candidate) -> float:
             tried.append(len(candidate.steps))
             return 3.0 * len(candidate.steps)
 
-    def recorded(count: int) -> tuple[Candidate, float]:
-        return Candidate(late_steps_of(count, 30)), 10 ** (-0.3 * count)
-
     trials: Any = Trials()
-    search = GoalSearch(trials, CHOICES, 0, 60.0, None, (), recorded)
+    search = GoalSearch(trials, CHOICES, 60.0, None)
     search.run()
     assert len(search.best.steps) == 20
     assert tried[1] == 20
@@ -186,13 +186,12 @@ def test_a_metric_that_calls_an_exact_result_infinitely_good_is_a_trial_made() -
     """A ratio to an error of 0 is inf; taken for "nothing tried", it ended the search without a result."""
 
     class Trials:
-        uncached = SimpleNamespace(num_steps=6)
-        budget = Budget(3, None)
+        tuning = SimpleNamespace(run_steps=6, seed=0, recorded=lambda count, choices: None)
 
         def __call__(self, candidate: Candidate) -> float:
             return math.inf
 
     trials: Any = Trials()
-    search = GoalSearch(trials, CHOICES, 0, None, 3, (), lambda count: None)
+    search = GoalSearch(trials, CHOICES, None, 3)
     search.run()
     assert search.best == CHOICES.start(late_steps_of(3, 6))

@@ -34,10 +34,10 @@ from fye_pipeline.world import World
 from fye_pipeline.world.calls import CHECK_HEADS_FROM, TUNE_HEADS_FROM, rendered_calls
 from ticache.provenance import model_identity
 from ticache.schedule import late_steps_of
-from ticache.tuning.local_search import Choices, resampled
+from ticache.tuning.local_search import resampled
 from ticache.tuning.metrics import as_tensor, psnr
-from ticache.tuning.trials import CallArguments, Progress
-from ticache.tuning.tune import Tuning
+from ticache.tuning.trials import CallArguments, Choices, Progress, Tuning
+from ticache.tuning.tune import find_config
 
 STEPS = 30
 TARGET = 45.0  # dB
@@ -131,31 +131,25 @@ def measure(
     shown, others, second, wanted = (math.ceil(share * bound) for bound in TRIALS[quick])
     rows: list[Row] = []
     configs: list[ticache.CacheConfig] = []
-    outer: dict[int, Sequence[int]] = {}
+    outer, output = (Choices(orders=(2, 3), cuts=(cut,)) for cut in ("outer", "output"))
+    steps_of: dict[int, Sequence[int]] = {}
     for count in COUNTS[quick]:
         trials = shown if count == SHOWN else others
         watch.begin(f"outer, {count} full steps")
-        hints = [resampled(steps, count, STEPS) for steps in list(outer.values())[-1:]]
-        config = tuning.find(
-            full_steps=count, choices=Choices(orders=(2, 3), cuts=("outer",)), trials=trials, hints=hints
-        )
-        outer[count] = config.steps or ()
+        hints = [resampled(steps, count, STEPS) for steps in list(steps_of.values())[-1:]]
+        config = find_config(tuning, outer, full_steps=count, trials=trials, hints=hints)
+        steps_of[count] = config.steps or ()
         configs.append(config)
         rows += rows_of(config, begun=watch.best[0])
         if count == SHOWN:
             rows.append({"name": "trials", "full_steps": count, "best": watch.best})
     for count in COUNTS[quick]:
         watch.begin(f"output, {count} full steps")
-        config = cheap.find(
-            full_steps=count,
-            choices=Choices(orders=(2, 3), cuts=("output",)),
-            trials=second,
-            hints=[outer[count]],
-        )
+        config = find_config(cheap, output, full_steps=count, trials=second, hints=[steps_of[count]])
         configs.append(config)
         rows += rows_of(config, begun=watch.best[0])
     watch.begin(f"target {TARGET:g} dB")
-    found = tuning.find(target_psnr=TARGET, choices=Choices(orders=(2, 3), cuts=("outer",)), trials=wanted)
+    found = find_config(tuning, outer, target_psnr=TARGET, trials=wanted)
     rows += rows_of(found, f"target {TARGET:g} dB")
     for name, level in LEVELS.items():
         chosen = cheapest(configs, level)

@@ -12,35 +12,14 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from ticache.schedule import late_steps_of
 from ticache.tuning.metrics import mean
-from ticache.tuning.trials import Candidate, Exhausted, Trials
+from ticache.tuning.trials import Candidate, Choices, Exhausted, Trials
 
 HOPELESS = 0.5  # in the metric's unit: where one place loses more than this, two places in that direction are not tried
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What may be chosen beside the steps; the first of each is where the search begins."""
-
-    orders: tuple[int, ...] = (2, 3, 1)
-    cuts: tuple[str, ...] = ("outer", "output")
-    forecasters: tuple[str, ...] = ("newton",)
-
-    def start(self, steps: tuple[int, ...]) -> Candidate:
-        """These steps with the first of each choice."""
-        return Candidate(steps, self.orders[0], self.cuts[0], self.forecasters[0])
-
-    def variants(self, of: Candidate) -> list[Candidate]:
-        """`of` with one choice changed."""
-        return [
-            *(replace(of, order=order) for order in self.orders if order != of.order),
-            *(replace(of, cut=cut) for cut in self.cuts if cut != of.cut),
-            *(replace(of, forecaster=name) for name in self.forecasters if name != of.forecaster),
-        ]
 
 
 Evaluate = Callable[[Candidate], float]  # more is better; raises Exhausted
@@ -187,28 +166,23 @@ def resampled(steps: Sequence[int], count: int, num_steps: int) -> tuple[int, ..
 
 @dataclass(eq=False)
 class GoalSearch:
-    """One tuning: local searches at one number of full steps or several, until done, out of budget or interrupted.
-
-    recorded: what recorded runs say is best at a number of full steps, and how far off it is, squared.
-    """
+    """One tuning: local searches at one number of full steps or several, until done, out of budget or interrupted."""
 
     trials: Trials
     choices: Choices
-    seed: int
     target: float | None
     full_steps: int | None
-    hints: Iterable[Sequence[int]]
-    recorded: Callable[[int], tuple[Candidate, float] | None]
+    hints: Iterable[Sequence[int]] = ()
     notes: list[str] = field(default_factory=list)
     _searches: dict[int, LocalSearch] = field(default_factory=dict)
     _interrupted: bool = False
 
     def __post_init__(self) -> None:
-        assert self.trials.uncached.num_steps is not None
-        self.num_steps: int = self.trials.uncached.num_steps
+        tuning = self.trials.tuning
+        self.num_steps = tuning.run_steps
         if self.full_steps is not None and self.full_steps > self.num_steps:
             raise ValueError(f"full_steps must be at most the run's {self.num_steps} steps, got {self.full_steps}")
-        self._recorded = lru_cache(self.recorded)
+        self._recorded = lru_cache(partial(tuning.recorded, choices=self.choices))
 
     def run(self) -> None:
         """Search. Ctrl-C ends it; before the first trial there is nothing to return, so it goes on to the caller."""
@@ -218,7 +192,7 @@ class GoalSearch:
             else:
                 self._find_fewest()
         except Exhausted:
-            self.notes.append(f"the bound was reached after {self.trials.budget.made} trials")
+            self.notes.append(f"the bound was reached after {self.trials.made} trials")
         except KeyboardInterrupt:
             self._interrupted = True
         if not self._tried():
@@ -252,12 +226,12 @@ class GoalSearch:
         flops_ratio = None
         try:
             for name, candidate in rows.items():
-                score = self.trials.calibrated(candidate)
+                score = self.trials.score(candidate, "calibration")
                 figures[name]["calibration"] = round(mean(score.values), 3)
                 if name == "tuned":
                     flops_ratio = score.flops_ratio
-                if self.trials.check and not self._interrupted:
-                    figures[name]["check"] = round(mean(self.trials.checked(candidate).values), 3)
+                if self.trials.tuning.unseen and not self._interrupted:
+                    figures[name]["check"] = round(mean(self.trials.score(candidate, "check").values), 3)
         except KeyboardInterrupt:
             self._interrupted = True
         check = figures["tuned"]["check"]
@@ -271,28 +245,29 @@ class GoalSearch:
             **figures,
             "full_steps": count,
             "flops_ratio": None if flops_ratio is None else round(flops_ratio, 3),
-            "calibration_calls": len(self.trials.calibration),
-            "check_calls": len(self.trials.check),
+            "calibration_calls": len(self.trials.tuning.calibration),
+            "check_calls": len(self.trials.tuning.unseen),
         }
 
     def _search(self, count: int) -> LocalSearch:
         if count not in self._searches:
             found = self._recorded(count)
             begin = None if found is None else found[0]
+            seed = self.trials.tuning.seed
             self._searches[count] = LocalSearch(
-                count, self.num_steps, self.trials, self.choices, begin=begin, seed=self.seed
+                count, self.num_steps, self.trials, self.choices, begin=begin, seed=seed
             )
         return self._searches[count]
 
     def _find_fewest(self) -> None:
         """Find how many reach the target untuned, then tune below while that does too; what is left polishes."""
-        target, budget = self.target, self.trials.budget
+        target, trials = self.target, self.trials
         assert target is not None
         count = fewest(self.num_steps, lambda count: self._search(count).start() >= target, self._guess)
         if count == self.num_steps:
             self._search(count).start()
         while count > 1:
-            left = math.inf if budget.trials is None else max(3, (budget.trials - budget.made) * 2 // 3)
+            left = math.inf if trials.bound is None else max(3, (trials.bound - trials.made) * 2 // 3)
             hint = resampled(self._search(count).best.steps, count - 1, self.num_steps)
             if not self._search(count - 1).run(goal=target, limit=left, hints=[hint]):
                 break

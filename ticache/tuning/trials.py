@@ -12,19 +12,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ticache.api import apply
-from ticache.best_steps import Choice
+from ticache.api import apply, find_unet
 from ticache.cache_maker import AutoSchedule
 from ticache.config import CacheConfig
-from ticache.tuning.metrics import Metric, as_tensor, mean
+from ticache.provenance import model_identity, scheduler_identity
+from ticache.session import Session
+from ticache.tuning.metrics import Metric, as_tensor, mean, psnr
 
 CallArguments = Mapping[str, Any]
 GIVE_UP = 0.5  # in the metric's unit: a trial that is on average so far behind the best is not run on further calls
@@ -40,17 +41,32 @@ class Candidate:
     forecaster: str = "newton"
 
 
-class Exhausted(Exception):
-    """The bound on trials is reached."""
-
-
 @dataclass(frozen=True)
-class Outcome:
-    """One run: its result [..., C, H, W], T, and how many times fewer operations the UNet took (None: unknown)."""
+class Choices:
+    """What may be chosen beside the steps; the first of each is where the search begins."""
 
-    result: Tensor
-    num_steps: int
-    flops_ratio: float | None
+    orders: tuple[int, ...] = (2, 3, 1)
+    cuts: tuple[str, ...] = ("outer", "output")
+    forecasters: tuple[str, ...] = ("newton",)
+
+    def __post_init__(self) -> None:
+        for name, values in vars(self).items():
+            if not values:
+                raise ValueError(f"{name} must name at least one")
+            for value in values:
+                CacheConfig(**{name[:-1]: value})  # raises for a setting that cannot be
+
+    def start(self, steps: tuple[int, ...]) -> Candidate:
+        """These steps with the first of each choice."""
+        return Candidate(steps, self.orders[0], self.cuts[0], self.forecasters[0])
+
+    def variants(self, of: Candidate) -> list[Candidate]:
+        """`of` with one choice changed."""
+        return [
+            *(replace(of, order=order) for order in self.orders if order != of.order),
+            *(replace(of, cut=cut) for cut in self.cuts if cut != of.cut),
+            *(replace(of, forecaster=name) for name in self.forecasters if name != of.forecaster),
+        ]
 
 
 def settings_of(candidate: Candidate, num_steps: int, base: CacheConfig) -> CacheConfig:
@@ -64,74 +80,159 @@ def settings_of(candidate: Candidate, num_steps: int, base: CacheConfig) -> Cach
     )
 
 
-class CallSet:
-    """The calls, those of the check last or drawn from them, and the region of each."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a search has come, for whoever shows it.
 
-    def __init__(self, calls: Sequence[CallArguments], check: Sequence[CallArguments] | None, region: Any, seed: int):
-        if not calls or not all(isinstance(call, Mapping) for call in [*calls, *(check or ())]):
-            raise ValueError("calls must be a list of mappings, each the arguments of one call by name")
-        self.calls: list[CallArguments] = [*calls, *(check or ())]
-        order = list(range(len(calls)))
-        if check is None:
-            random.Random(seed).shuffle(order)
-            half = -(-len(calls) // 2)
-            self.calibration, self.check = sorted(order[:half]), sorted(order[half:])
-        else:
-            self.calibration, self.check = order, list(range(len(calls), len(self.calls)))
-        masks = region if isinstance(region, list | tuple) else [region] * len(self.calls)
-        if len(masks) != len(self.calls):
-            raise ValueError(f"region must be one mask or one for each of {len(self.calls)} calls, got {len(masks)}")
-        self.regions: list[Tensor | None] = [None if mask is None else torch.as_tensor(mask) for mask in masks]
+    stage: what runs now; done of total: how much of it (total None: not known). best, start: mean of the calibration
+    calls for the best so far and for what was tried first, None before there is one; candidate: the best so far.
+    """
+
+    stage: Literal["uncached", "trial", "check"]
+    done: int
+    total: int | None
+    best: float | None = None
+    start: float | None = None
+    candidate: Candidate | None = None
+
+
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass
-class CallRunner:
-    """Makes one call, cached or not, always with the same noise.
+class Tuning:
+    """Calls, their uncached runs and what was measured: several searches share them. Arguments as for `tune`.
 
-    options: of `apply` beside the settings. cut: at which the uncached runs are recorded.
+    calibration, unseen: indices of the calls that the search may see, and of those it may not, which are the last or
+    drawn. cut: at which the uncached runs are recorded. run_steps: T, 0 before the first of them.
     """
 
     target: Any
-    run: Callable[..., Any]
     calls: Sequence[CallArguments]
-    base: CacheConfig
-    seed: int
-    unet: nn.Module
-    options: dict[str, Any]
-    cut: str = "outer"
-    num_steps: int = 0
-    _recorded: AutoSchedule | None = None
+    run: Callable[..., Any] | None = None
+    check: Sequence[CallArguments] | None = None
+    scheduler: Any = None
+    num_steps: int | None = None
+    region: Any = None
+    metric: Metric = psnr
+    base: CacheConfig | None = None
+    seed: int = 0
+    journal: str | Path | None = None
+    progress: bool | OnProgress = True
 
     def __post_init__(self) -> None:
-        parameter = next(self.unet.parameters(), None)
-        self._device = torch.device("cpu") if parameter is None else parameter.device
+        self.pipe, _, self.unet = find_unet(self.target)
+        if self.run is None and (self.pipe is None or not callable(self.target)):
+            raise ValueError("run= is needed for a bare UNet: a function that makes one call and returns its result")
+        self._run = self.target if self.run is None else self.run
+        self._split()
+        self._options = {"scheduler": self.scheduler, "num_steps": self.num_steps}
+        if self.scheduler is None:
+            self.scheduler = getattr(self.pipe, "scheduler", None)
+        self.settings = (self.base or CacheConfig()).replaced(provenance=None)
+        name = getattr(self.metric, "__qualname__", type(self.metric).__qualname__)
+        self.metric_name = "psnr" if self.metric is psnr else str(name)
+        self.log = TrialLog(None if self.journal is None else Path(self.journal), self._problem())
+        self.cut = "outer"
+        self.run_steps = 0
+        self.on_progress: OnProgress = lambda at: None
+        self._uncached: dict[int, Tensor] = {}
+        self._recorded: AutoSchedule | None = None
 
-    def best(self, count: int, orders: Sequence[int], forecasters: Sequence[str]) -> Choice | None:
-        """What the uncached runs made so far say is best with `count` full steps; None where they could not tell."""
-        return None if self._recorded is None else self._recorded.best(count, orders, forecasters)
+    def _split(self) -> None:
+        """Which calls calibrate, which check, and where each counts."""
+        count, check = len(self.calls), self.check or ()
+        if not count or not all(isinstance(call, Mapping) for call in [*self.calls, *check]):
+            raise ValueError("calls must be a list of mappings, each the arguments of one call by name")
+        self.calls = [*self.calls, *check]
+        order = list(range(count))
+        if self.check is None:
+            random.Random(self.seed).shuffle(order)
+            half = -(-count // 2)
+            self.calibration, self.unseen = sorted(order[:half]), sorted(order[half:])
+        else:
+            self.calibration, self.unseen = order, list(range(count, len(self.calls)))
+        masks = self.region if isinstance(self.region, list | tuple) else [self.region] * len(self.calls)
+        if len(masks) != len(self.calls):
+            raise ValueError(f"region must be one mask or one for each of {len(self.calls)} calls, got {len(masks)}")
+        self._regions: list[Tensor | None] = [None if mask is None else torch.as_tensor(mask) for mask in masks]
 
-    def __call__(self, index: int, candidate: Candidate | None) -> Outcome:
-        call = self.calls[index]
-        # With every step full the hooks only count and record, and the result is the uncached one to the last bit.
-        config = CacheConfig(N=1, schedule="auto", cut=self.cut, axis=self.base.axis)
-        if candidate is not None:
-            config = settings_of(candidate, max(self.num_steps, len(candidate.steps)), self.base)
-        with (
-            apply(self.target, config, **self.options) as session,
-            same_noise(call, self.seed + index, self._device),
-        ):
-            result = as_tensor(self.run(**call))
-            report = session.report().to_dict()
-            if self._recorded is None and candidate is None:
+    def _problem(self) -> str:
+        """A name for everything that a measured figure depends on."""
+        return digest_of(
+            {
+                "model": model_identity(self.unet),
+                "scheduler": scheduler_identity(self.scheduler),
+                "calls": [dict(call) for call in self.calls],
+                "regions": self._regions,
+                "split": [self.calibration, self.unseen],
+                "metric": self.metric_name,
+                "base": self.settings.to_json(),
+                "noise": self.seed,
+            }
+        )
+
+    def uncached(self, index: int) -> Tensor:
+        """The result [..., C, H, W] of a call without predictions, made when first needed and kept on the CPU."""
+        if index not in self._uncached:
+            self.on_progress(Progress("uncached", len(self._uncached), len(self.calls)))
+            # With every step full the hooks only count and record, and the result is the uncached one to the last bit.
+            every = CacheConfig(N=1, schedule="auto", cut=self.cut, axis=self.settings.axis)
+            result, session, report = self._made(index, every)
+            steps = max(len(stream["full"]) for stream in report["streams"])
+            if self.run_steps not in (0, steps):
+                raise ValueError(
+                    f"all calls must have the same number of steps: calls[{index}] has {steps}, others "
+                    f"have {self.run_steps}"
+                )
+            self.run_steps = steps
+            self._uncached[index] = result
+            if self._recorded is None:
                 self._recorded = session.recorded
-            elif self._recorded is not None and candidate is None:
+            else:
                 for recording in session.recorded.calibration.recordings.values():
                     self._recorded.calibration.add(recording)  # averaged with what was before
-        taken = [len(stream["full"]) + len(stream["predicted"]) for stream in report["streams"]]
-        if not taken:
+        return self._uncached[index]
+
+    def worth(self, candidate: Candidate, index: int, uncached: Tensor) -> tuple[float, float | None]:
+        """The metric of a call with a candidate's cache on, and how many times fewer operations it took."""
+        result, _, report = self._made(index, settings_of(candidate, self.run_steps, self.settings))
+        if result.shape != uncached.shape:
+            raise ValueError(
+                f"results must have one shape, got {tuple(result.shape)} with the cache and {tuple(uncached.shape)} "
+                "without"
+            )
+        region = self._regions[index]
+        value = float(self.metric(result, uncached) if region is None else self.metric(result, uncached, region))
+        if value != value:
+            raise ValueError(f"the metric gave {value} for calls[{index}]: results must be finite")
+        return value, report["flops_ratio"]
+
+    def recorded(self, full_steps: int, choices: Choices) -> tuple[Candidate, float] | None:
+        """What recordings of the uncached calibration calls say is best, and its error; None if they tell nothing."""
+        for index in self.calibration:
+            self.uncached(index)
+        orders = [order for order in choices.orders if 1 <= order <= 3]
+        forecasters = [name for name in choices.forecasters if name in ("newton", "taylor")]
+        if self._recorded is None or not orders or not forecasters:
+            return None
+        choice = self._recorded.best(full_steps, orders, forecasters)
+        if choice is None or len(choice.steps) != full_steps:
+            return None
+        return Candidate(choice.steps, choice.order, choices.cuts[0], choice.forecaster), choice.error
+
+    def _made(self, index: int, config: CacheConfig) -> tuple[Tensor, Session, dict[str, Any]]:
+        """A call with these settings: its result, and the session and report of its cache."""
+        call = self.calls[index]
+        with (
+            apply(self.target, config, **self._options) as session,
+            same_noise(call, self.seed + index, next(self.unet.parameters(), torch.empty(0)).device),
+        ):
+            result = as_tensor(self._run(**call))
+            report = session.report().to_dict()
+        if not report["streams"]:
             raise ValueError("run made no call of the UNet that could be told to belong to a denoising loop")
-        self.num_steps = max(taken)
-        return Outcome(result, self.num_steps, report["flops_ratio"])
+        return result, session, report
 
 
 @contextmanager
@@ -182,25 +283,6 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(repr(value).encode())
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a search has come, for whoever shows it.
-
-    stage: what runs now; done of total: how much of it (total None: not known). best, start: mean of the calibration
-    calls for the best so far and for what was tried first, None before there is one; candidate: the best so far.
-    """
-
-    stage: Literal["uncached", "trial", "check"]
-    done: int
-    total: int | None
-    best: float | None = None
-    start: float | None = None
-    candidate: Candidate | None = None
-
-
-OnProgress = Callable[[Progress], None]
-
-
 @contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
     """No bars of the pipeline's own between ours."""
@@ -236,39 +318,12 @@ def described(at: Progress) -> str:
     return f"tune: {at.stage} {share}, best {at.best:.2f} with {len(at.candidate.steps)} full steps ({steps})"
 
 
-# Makes the call of that index with a candidate's cache on; None: every step full.
-RunCall = Callable[[int, Candidate | None], Outcome]
-
-
 @dataclass
 class Score:
     """What a candidate reached on the calls it was run on, in their order."""
 
     values: list[float]
     flops_ratio: float | None = None
-
-
-class UncachedRuns:
-    """Uncached runs, each made when first needed and kept on the CPU."""
-
-    def __init__(self, run: RunCall):
-        self._run = run
-        self.on_run: Callable[[int], None] = lambda done: None
-        self._results: dict[int, Tensor] = {}
-        self.num_steps: int | None = None
-
-    def __getitem__(self, index: int) -> Tensor:
-        if index not in self._results:
-            self.on_run(len(self._results))
-            outcome = self._run(index, None)
-            if self.num_steps not in (None, outcome.num_steps):
-                raise ValueError(
-                    f"all calls must have the same number of steps: calls[{index}] has {outcome.num_steps}, others "
-                    f"have {self.num_steps}"
-                )
-            self.num_steps = outcome.num_steps
-            self._results[index] = outcome.result
-        return self._results[index]
 
 
 class TrialLog:
@@ -313,50 +368,38 @@ def _parsed(line: str) -> Any:
         return None
 
 
-@dataclass
-class Budget:
-    """How much may be tried. Trials found in the journal count too, so that a resumed search ends where it would."""
-
-    trials: int | None
-    minutes: float | None
-    made: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def take(self) -> None:
-        """Count one trial; raises Exhausted where there is none left."""
-        late = self.minutes is not None and time.monotonic() - self.began >= 60 * self.minutes
-        if late or (self.trials is not None and self.made >= self.trials):
-            raise Exhausted
-        self.made += 1
+class Exhausted(Exception):
+    """The bound on trials is reached."""
 
 
 @dataclass
 class Trials:
-    """Says what a candidate is worth: the mean of `metric` over calls, against their uncached runs.
+    """Says what a candidate is worth: the mean of the metric over calls, against their uncached runs.
 
-    calibration, check: indices of the calls that the search may see, and of those it may not.
+    bound, minutes: how much may be tried. Trials found in the journal count too, so that a resumed search ends where it
+    would. start: what was reached first.
     """
 
-    run: RunCall
-    uncached: UncachedRuns
-    calibration: Sequence[int]
-    check: Sequence[int]
-    metric: Callable[[Tensor, Tensor, int], float]
-    log: TrialLog
-    budget: Budget
-    on_progress: OnProgress
+    tuning: Tuning
+    bound: int | None = None
+    minutes: float | None = None
+    made: int = 0
     start: float | None = None
+    _began: float = field(default_factory=time.monotonic)
     _best: dict[int, tuple[Candidate, Score]] = field(default_factory=dict)
 
     def __call__(self, candidate: Candidate) -> float:
         """The mean over the calibration calls; for one that is clearly behind the best with as many full steps, an
-        estimate after fewer calls. Raises Exhausted at the budget.
+        estimate after fewer calls. Raises Exhausted at the bound.
         """
-        self.budget.take()
+        late = self.minutes is not None and time.monotonic() - self._began >= 60 * self.minutes
+        if late or (self.bound is not None and self.made >= self.bound):
+            raise Exhausted
+        self.made += 1
         count = len(candidate.steps)
         best = self._best.get(count)
-        score = self._measure(candidate, self.calibration, "calibration", None if best is None else best[1].values)
-        if best is None or len(score.values) == len(self.calibration):
+        score = self.score(candidate, "calibration", rival=None if best is None else best[1].values)
+        if best is None or len(score.values) == len(self.tuning.calibration):
             value = mean(score.values)
             if best is None or value > mean(best[1].values):
                 self._best[count] = best = candidate, score
@@ -364,58 +407,35 @@ class Trials:
             value = mean(best[1].values) - _behind(score.values, best[1].values)
         shown, reached = best
         self.start = mean(reached.values) if self.start is None else self.start
-        self.on_progress(
-            Progress("trial", self.budget.made, self.budget.trials, mean(reached.values), self.start, shown)
-        )
+        self.tuning.on_progress(Progress("trial", self.made, self.bound, mean(reached.values), self.start, shown))
         return value
 
-    def calibrated(self, candidate: Candidate) -> Score:
-        """The figures of a candidate on every calibration call, whatever it costs."""
-        return self._measure(candidate, self.calibration, "calibration", None)
+    def score(
+        self, candidate: Candidate, kind: Literal["calibration", "check"], rival: Sequence[float] | None = None
+    ) -> Score:
+        """The figures of a candidate on the calibration calls, or on those that the search never saw.
 
-    def checked(self, candidate: Candidate) -> Score:
-        """The figures of a candidate on the calls that the search never saw."""
-        return self._measure(candidate, self.check, "check", None)
-
-    def _measure(self, candidate: Candidate, indices: Sequence[int], kind: str, rival: Sequence[float] | None) -> Score:
+        rival: figures of a better one; where they are out of reach, further calls are left out.
+        """
+        indices = self.tuning.calibration if kind == "calibration" else self.tuning.unseen
         key = json.dumps([kind, *asdict(candidate).values()])
-        score = self.log.get(key) or Score([])
-        values = list(score.values)
-        flops_ratio = score.flops_ratio
+        score = self.tuning.log.get(key) or Score([])
+        values, flops_ratio = list(score.values), score.flops_ratio
         while len(values) < len(indices):
             if rival is not None and values and _behind(values, rival) > GIVE_UP:
                 break
             index = indices[len(values)]
-            reference = self.uncached[index]
+            uncached = self.tuning.uncached(index)
             if kind == "check":
-                self.on_progress(Progress("check", len(values), len(indices), None, self.start, candidate))
-            outcome = self.run(index, candidate)
-            values.append(self.metric(outcome.result, reference, index))
-            flops_ratio = outcome.flops_ratio
+                self.tuning.on_progress(Progress("check", len(values), len(indices), None, self.start, candidate))
+            value, flops_ratio = self.tuning.worth(candidate, index, uncached)
+            values.append(value)
         if values != score.values:
             score = Score(values, flops_ratio)
-            self.log.put(key, score)
+            self.tuning.log.put(key, score)
         return score
 
 
 def _behind(values: Sequence[float], rival: Sequence[float]) -> float:
     """By how much the first calls of one are behind those of another, on average."""
     return mean([b - a for a, b in zip(values, rival, strict=False)])
-
-
-def metric_of(metric: Metric, regions: Sequence[Tensor | None]) -> Callable[[Tensor, Tensor, int], float]:
-    """A metric as `Trials` calls it: with the index of the call, whose region it may need."""
-
-    def measure(result: Tensor, reference: Tensor, index: int) -> float:
-        if result.shape != reference.shape:
-            raise ValueError(
-                f"results must have one shape, got {tuple(result.shape)} with the cache and {tuple(reference.shape)} "
-                "without"
-            )
-        region = regions[index]
-        value = float(metric(result, reference) if region is None else metric(result, reference, region))
-        if value != value:
-            raise ValueError(f"the metric gave {value} for calls[{index}]: results must be finite")
-        return value
-
-    return measure
