@@ -6,6 +6,7 @@ The model makes noise, quickly; what is looked at is the way through the page. `
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -479,3 +480,14 @@ def test_the_server_tells_browsers_to_load_nothing_from_elsewhere(address: str) 
         policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy
     assert "http" not in policy
+
+
+def test_one_event_keeps_each_command_true(address: str) -> None:
+    """Events of several would answer at once, in any order: an older command could stay for good."""
+    with urllib.request.urlopen(f"{address}/config", timeout=30) as answer:
+        page = json.load(answer)
+    of_elements = {each["id"]: each["props"].get("elem_id") for each in page["components"]}
+    for tab in TABS:
+        shows = [each for each in page["dependencies"] if f"{tab}-command" in map(of_elements.get, each["outputs"])]
+        assert [each["trigger_mode"] for each in shows] == ["always_last"]
+        assert len(shows[0]["targets"]) > 5

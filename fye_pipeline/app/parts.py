@@ -118,9 +118,9 @@ class Panel:
                 yield {self.status: words.message(str(error), "fault")}
             yield {self.start: gradio.Button(interactive=True), self.cancel: gradio.Button(interactive=False)}
 
-        for each in (*inputs, *watched):
-            if not isinstance(each, gradio.State):
-                each.change(command, list(inputs), self.command, queue=False, trigger_mode="always_last", **OWN)
+        seen = [each.change for each in (*inputs, *watched) if not isinstance(each, gradio.State)]
+        # One event for them all: the answers of several could arrive in another order than the changes.
+        gradio.on(seen, command, list(inputs), self.command, queue=False, trigger_mode="always_last", **OWN)
         asked = self.start.click(lambda: queue.ticket(), None, ticket, queue=False, **OWN)
         outputs = [self.status, self.start, self.cancel, self.report, *self.shown]
         asked.then(carry_out, [ticket, accepted, *inputs], outputs, concurrency_limit=None, **OWN)
