@@ -62,10 +62,9 @@ def test_the_programme_finds_what_trying_every_schedule_finds(
 def test_an_error_is_that_of_the_forecaster_that_runs(forecaster: str) -> None:
     features, steps, order = smooth_features(9), (0, 2, 5), 0 if forecaster == "reuse" else 2
     wanted = 0.0
-    rule = forecast.taylor_weights if forecaster == "taylor" else forecast.newton_weights
     for step in range(9):
         nodes = [each for each in (5, 2, 0) if each <= step][: order + 1]
-        weights = rule([float(node) for node in nodes], float(step))
+        weights = forecast.polynomial_weights(forecaster, [float(node) for node in nodes], float(step))
         predicted = sum(weight * features[node] for weight, node in zip(weights, nodes, strict=True))
         wanted += float(np.square(features[step] - predicted).sum())
     found = schedule_error(features @ features.T, np.ones(9), steps, forecaster, order, np.arange(9.0))

@@ -56,7 +56,7 @@ def test_newton_is_exact_on_polynomials_at_any_spacing(nodes: list[int], ahead: 
     newest_first = [float(node) for node in sorted(nodes, reverse=True)]
     x = newest_first[0] + ahead
     predicted = predict("newton", newest_first, x, order, [float(polynomial(node)) for node in newest_first])
-    scale = sum(abs(w) for w in forecast.newton_weights(newest_first, x))
+    scale = sum(abs(w) for w in forecast.polynomial_weights("newton", newest_first, x))
     assert predicted == pytest.approx(float(polynomial(x)), abs=1e-10 * (1 + scale) * (1 + 4**order))
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ticache.forecast import polynomial_weights
+
 Array = NDArray[np.float64]
 
 REFINED = 3  # of the forecasters and orders, the most promising ones
@@ -209,7 +211,7 @@ def _weights(
     """The weights of many predictions at once: of steps `target` [S] from steps `nodes` [n, S] -> n times [S]."""
     if forecaster == "fitted":
         return list(_fitted_weights(gram, nodes, target))
-    return _polynomial_weights(x[nodes], x[target], forecaster)
+    return polynomial_weights(forecaster, list(x[nodes]), x[target])
 
 
 def _fitted_weights(gram: Array, nodes: NDArray[np.intp], target: NDArray[np.intp]) -> Array:
@@ -227,15 +229,3 @@ def _fitted_weights(gram: Array, nodes: NDArray[np.intp], target: NDArray[np.int
     wanted = np.stack([inner(each, target) for each in others], axis=1) + RIDGE
     shares = np.linalg.solve(matrix, wanted[..., None])[..., 0].T
     return np.asarray(np.concatenate([1 - shares.sum(axis=0, keepdims=True), shares]), np.float64)
-
-
-def _polynomial_weights(nodes: Array, x: Array, forecaster: str) -> list[Array]:
-    """`forecast.newton_weights` or `taylor_weights` of many predictions at once: nodes [n, S], x [S] -> n times [S]."""
-    weights = [np.zeros_like(x) for _ in nodes]
-    term = np.ones_like(x)
-    for order in range(len(nodes)):
-        for j in range(order + 1):
-            others = [nodes[j] - nodes[k] for k in range(order + 1) if k != j]
-            weights[j] += term / np.prod(others, axis=0) if others else term
-        term = term * (x - (nodes[0] if forecaster == "taylor" else nodes[order]))
-    return weights

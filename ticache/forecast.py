@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,26 +33,20 @@ CHEBYSHEV_BLEND = 0.5
 CHEBYSHEV_SNAPSHOTS = 100
 
 
-def taylor_weights(nodes: Sequence[float], x: float) -> list[float]:
-    """Weights on F_0..F_O of Eq. 4, Follow-Your-Emoji-Faster: sum_i F[x_0..x_i] (x - x_0)^i.
+def polynomial_weights(forecaster: str, nodes: Sequence[Any], x: Any) -> list[Any]:
+    """Weights on F_0..F_O at `nodes`, the newest first, for a prediction at `x`: floats, or arrays for many at once.
 
-    F[x_0..x_i] is the divided difference, D_i / (i! N^i) at equal spacing N, so that the term is D_i k^i / (i! N^i).
+    "newton": of the polynomial through them, sum_i F[x_0..x_i] prod_{j<i} (x - x_j). Others: Eq. 4 of
+    Follow-Your-Emoji-Faster, sum_i F[x_0..x_i] (x - x_0)^i. F[x_0..x_i] is the divided difference
+    sum_j F_j / prod_{k != j} (x_j - x_k), D_i / (i! N^i) at equal spacing N, so that Eq. 4 has D_i k^i / (i! N^i).
     """
-    weights = [0.0] * len(nodes)
+    weights: list[Any] = [0.0 * x for _ in nodes]
+    term: Any = 1.0
     for order in range(len(nodes)):
-        for j, weight in enumerate(_divided_difference(nodes[: order + 1])):
-            weights[j] += weight * (x - nodes[0]) ** order
-    return weights
-
-
-def newton_weights(nodes: Sequence[float], x: float) -> list[float]:
-    """Weights on F_0..F_O of the polynomial through them: sum_i F[x_0..x_i] prod_{j<i} (x - x_j)."""
-    weights = [0.0] * len(nodes)
-    product = 1.0
-    for order in range(len(nodes)):
-        for j, weight in enumerate(_divided_difference(nodes[: order + 1])):
-            weights[j] += weight * product
-        product *= x - nodes[order]
+        for j in range(order + 1):
+            share = 1.0 / math.prod(nodes[j] - nodes[k] for k in range(order + 1) if k != j)
+            weights[j] = weights[j] + share * term
+        term = term * (x - nodes[order if forecaster == "newton" else 0])
     return weights
 
 
@@ -69,7 +64,7 @@ def chebyshev_weights(nodes: Sequence[float], x: float, span: tuple[float, float
     snapshots, target = design[:-1], design[-1]
     fit = np.linalg.solve(snapshots.T @ snapshots + CHEBYSHEV_RIDGE * np.eye(CHEBYSHEV_DEGREE + 1), snapshots.T)
     weights = CHEBYSHEV_BLEND * (target @ fit)
-    weights[:2] += (1.0 - CHEBYSHEV_BLEND) * np.asarray(newton_weights(nodes[:2], x))
+    weights[:2] += (1.0 - CHEBYSHEV_BLEND) * np.asarray(polynomial_weights("newton", nodes[:2], x))
     return weights.tolist()
 
 
@@ -94,13 +89,8 @@ def coefficients(forecaster: str, nodes: Sequence[float], x: float, order: int) 
         if all(node != nodes[other] for other in kept):
             kept.append(index)
     distinct = [nodes[index] for index in kept]
-    weights = (taylor_weights if forecaster == "taylor" else newton_weights)(distinct, x)
+    weights = polynomial_weights(forecaster, distinct, x)
     spread = [0.0] * (kept[-1] + 1)
     for index, weight in zip(kept, weights, strict=True):
         spread[index] = weight
     return [1.0, *to_difference_coefficients(spread)[1:]]
-
-
-def _divided_difference(nodes: Sequence[float]) -> list[float]:
-    """Weights w with F[x_0..x_n] = sum_j w_j F_j: w_j = 1 / prod_{k != j} (x_j - x_k)."""
-    return [1.0 / math.prod(a - b for k, b in enumerate(nodes) if k != j) for j, a in enumerate(nodes)]
