@@ -109,8 +109,7 @@ def apply(
     _check_pipeline(pipeline, config)
     check = TuningCheck(config.provenance, on_mismatch)
     check.check_model(unet)
-    check.check_scheduler(pipeline.scheduler)
-    check.steps(config.steps or (), pipeline.num_steps)
+    check.steps(config.steps or (), pipeline.num_steps, pipeline.scheduler)
     config = _known_model(config, unet)
     ops.resolve_backend(config.backend, _device(unet))
     options: Any = {} if compile is True else compile

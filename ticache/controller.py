@@ -88,7 +88,7 @@ class Controller:
     def calibration(self) -> Calibration | None:
         """What the runs made in full tell about later ones; None before the first has ended."""
         with self._lock:
-            found = self.maker.auto.calibration
+            found = self.maker.calibration
             if not found.recordings:
                 return None
             if found.model is None:
@@ -165,7 +165,7 @@ class Controller:
                 self.records.run.calls.append(call)
                 self.streams.complete(stream)
                 if stream.cache.recording is not None and stream.done:
-                    self.maker.auto.end(*stream.cache.recording)
+                    self.maker.end(*stream.cache.recording)
             self.attachment.listen(more=bool(self.streams.groups))
             if context.full and not self._is_probed:
                 self._probe(context, output)  # last, so that neither its time nor its operations count as the call's

@@ -137,17 +137,17 @@ class TuningCheck:
         if architecture(unet) != {name: there[name] for name in ("class", "config")}:
             self._tell(f"for a {there['class']} of another configuration")
 
-    def check_scheduler(self, scheduler: Any) -> None:
-        """Tell of another scheduler, or of one with other settings."""
+    def steps(self, steps: Sequence[int], num_steps: int | None, scheduler: Any) -> tuple[int, ...] | None:
+        """The full steps for a run of `num_steps` steps; None where they stay as they are.
+
+        Tells of another scheduler too, or of one with other settings.
+        """
         if self.provenance is None:
-            return
+            return None
         difference = _difference(self.provenance.scheduler, scheduler_identity(scheduler))
         if difference is not None:
             self._tell(f"with {difference}")
-
-    def steps(self, steps: Sequence[int], num_steps: int | None) -> tuple[int, ...] | None:
-        """The full steps for a run of `num_steps` steps; None where they stay as they are."""
-        if self.provenance is None or num_steps in (None, self.provenance.num_steps):
+        if num_steps in (None, self.provenance.num_steps):
             return None
         mapped = map_steps(steps, self.provenance.num_steps, num_steps)
         self._tell(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ticache import ops
-from ticache.cache_maker import AutoSchedule
+from ticache.cache_maker import CacheMaker
 from ticache.calibration import Calibration
 from ticache.config import CacheConfig
 from ticache.controller import Controller
@@ -55,9 +55,9 @@ class Session:
         return self._controller.calibration
 
     @property
-    def recorded(self) -> AutoSchedule:
+    def recorded(self) -> CacheMaker:
         """What `schedule="auto"` goes by, for `ticache.tune`."""
-        return self._controller.maker.auto
+        return self._controller.maker
 
     def report(self, *, reference: bool = False) -> Report:
         """The last run in figures.
@@ -159,7 +159,7 @@ class Session:
             notes.append("the region serves the report only: with boundary=0 every token is predicted at every step")
         elif self.region is not None:
             notes.append(f"before boundary={self.config.boundary} only the region is predicted")
-        notes += controller.maker.auto.notes
+        notes += controller.maker.notes
         notes += controller.check.notes
         if (steps := controller.records.run.fewest_steps()) is not None and steps <= FEW_STEPS:
             notes.append(f"a run of {steps} steps has nothing to skip, each changes much: leave the cache off")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ticache.api import apply, find_unet
-from ticache.cache_maker import AutoSchedule
+from ticache.cache_maker import CacheMaker
 from ticache.config import CacheConfig
 from ticache.provenance import model_identity, scheduler_identity
 from ticache.session import Session
@@ -137,7 +137,7 @@ class Tuning:
         self.run_steps = 0
         self.on_progress: OnProgress = lambda at: None
         self._uncached: dict[int, Tensor] = {}
-        self._recorded: AutoSchedule | None = None
+        self._recorded: CacheMaker | None = None
 
     def _split(self) -> None:
         """Which calls calibrate, which check, and where each counts."""
