@@ -234,11 +234,12 @@ def unet_call(unet: Any, frames: int = 2, batch: int = 1) -> Tensor:
         return unet(drawn(batch, 9, frames, 8, 8, seed=3), 500, drawn(batch, 1, 16, seed=4)).sample
 
 
-def test_a_host_with_new_branches_is_what_it_was_and_after_removal_too() -> None:
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_host_with_new_branches_is_what_it_was_and_after_removal_too(deep: bool) -> None:
     unet = small_parts()["unet"]
     before = unet_call(unet)
     keys = list(unet.state_dict())
-    adapter = ExpressionAdapter(unet, 16)
+    adapter = ExpressionAdapter(unet, 16, deep=deep)
     assert not any("motion_modules" in name for name in adapter.processors)
     assert torch.equal(unet_call(unet), before)  # without tokens
     tokens, masks = drawn(1, 2, 2, 10, 16, seed=5), stripes(2, 8, 8).expand(1, 2, 2, 8, 8)
@@ -251,17 +252,22 @@ def test_a_host_with_new_branches_is_what_it_was_and_after_removal_too() -> None
     assert torch.equal(unet_call(unet), before)
 
 
-def trained(unet: Any, seed: int = 0) -> ExpressionAdapter:
+def trained(unet: Any, seed: int = 0, *, deep: bool = False) -> ExpressionAdapter:
     """Branches that do something."""
-    adapter = ExpressionAdapter(unet, 16)
+    adapter = ExpressionAdapter(unet, 16, deep=deep)
     for number, processor in enumerate(adapter.processors.values()):
-        torch.nn.init.normal_(processor.to_v.weight, std=0.5, generator=torch.Generator().manual_seed(seed + number))
+        generator = torch.Generator().manual_seed(seed + number)
+        torch.nn.init.normal_(processor.to_v.weight, std=0.5, generator=generator)
+        if deep:
+            torch.nn.init.normal_(processor.feed_forward[-1].weight, std=0.5, generator=generator)
+            torch.nn.init.normal_(processor.feed_forward[-1].bias, generator=generator)
     return adapter
 
 
-def test_tokens_move_the_host_and_a_scale_of_zero_does_not() -> None:
+@pytest.mark.parametrize("deep", [False, True])
+def test_tokens_move_the_host_and_a_scale_of_zero_does_not(deep: bool) -> None:
     unet = small_parts()["unet"]
-    adapter = trained(unet)
+    adapter = trained(unet, deep=deep)
     before = unet_call(unet, batch=2)
     tokens, masks = drawn(2, 2, 2, 10, 16, seed=5), stripes(2, 8, 8).expand(2, 2, 2, 8, 8)
     with adapter.inputs.given(tokens, masks, scale=[0.0, 1.0]):
@@ -272,10 +278,11 @@ def test_tokens_move_the_host_and_a_scale_of_zero_does_not() -> None:
         assert torch.equal(unet_call(unet, batch=2), before)
 
 
-def test_each_frame_is_moved_by_its_own_tokens() -> None:
+@pytest.mark.parametrize("deep", [False, True])
+def test_each_frame_is_moved_by_its_own_tokens(deep: bool) -> None:
     """At the attention: beyond it, motion modules pass from frame to frame."""
     unet = small_parts()["unet"]
-    adapter = trained(unet)
+    adapter = trained(unet, deep=deep)
     seen: list[Tensor] = []
     attention = unet.get_submodule(next(iter(adapter.processors)))
     handle = attention.register_forward_hook(lambda module, given, result: seen.append(result))
@@ -306,15 +313,17 @@ def test_the_inputs_are_gone_after_an_error() -> None:
         pass
 
 
-def test_an_adapter_comes_back_from_its_folder_and_fits_strictly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_adapter_comes_back_from_its_folder_and_fits_strictly(tmp_path: Path, deep: bool) -> None:
     unet = small_parts()["unet"]
-    adapter = trained(unet)
+    adapter = trained(unet, deep=deep)
     tokens, masks = drawn(1, 2, 2, 10, 16, seed=5), stripes(2, 8, 8).expand(1, 2, 2, 8, 8)
     with adapter.inputs.given(tokens, masks):
         wanted = unet_call(unet)
     adapter.save(tmp_path)
     fresh = small_parts()["unet"]
-    other = ExpressionAdapter(fresh, 16)
+    assert ExpressionAdapter.is_deep(tmp_path) is deep
+    other = ExpressionAdapter(fresh, 16, deep=deep)
     other.load(tmp_path)
     with other.inputs.given(tokens, masks):
         torch.testing.assert_close(unet_call(fresh), wanted, rtol=0, atol=1e-6)
@@ -324,7 +333,9 @@ def test_an_adapter_comes_back_from_its_folder_and_fits_strictly(tmp_path: Path)
         with pytest.raises(UserError, match="does not fit this model"):
             other.load_state_dict(wrong)
     with pytest.raises(UserError, match="does not fit"):
-        ExpressionAdapter(small_parts()["unet"], 8).load(tmp_path)
+        ExpressionAdapter(small_parts()["unet"], 8, deep=deep).load(tmp_path)
+    with pytest.raises(UserError, match="does not fit"):
+        ExpressionAdapter(small_parts()["unet"], 16, deep=not deep).load(tmp_path)
 
 
 def test_a_cache_forecasts_a_host_with_branches_too() -> None:

@@ -94,19 +94,33 @@ class ExpressionProcessor(nn.Module):
     """A block's former cross-attention, and beside it that of the people's tokens, before the output projection.
 
     The weights of values begin at zero: until they are trained the model is what it was. A reader finds them in the
-    model's `state_dict`. The query is worked out a second time.
+    model's `state_dict`. The query is worked out a second time. deep: with a query and an output of its own, which
+    begin as the model's, and a feed-forward layer behind them, which works where somebody is alone.
     """
 
     former: Any
     inputs: ExpressionInputs
     keeps_state: bool | None  # False: a cache may leave its calls out; None: nothing is known of the former one
 
-    def __init__(self, former: Any, attention: Any, width: int, inputs: ExpressionInputs) -> None:
+    def __init__(
+        self, former: Any, attention: Any, width: int, inputs: ExpressionInputs, *, deep: bool = False
+    ) -> None:
         super().__init__()
-        inner = attention.to_q.out_features
+        inner, channels = attention.to_q.out_features, attention.to_q.in_features
         self.to_k = nn.Linear(width, inner, bias=False)
         self.to_v = nn.Linear(width, inner, bias=False)
         nn.init.zeros_(self.to_v.weight)
+        self.deep = deep
+        if deep:
+            self.to_q = nn.Linear(channels, inner, bias=False)
+            self.to_out = nn.Linear(inner, channels, bias=False)
+            hidden = nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels)
+            self.feed_forward = nn.Sequential(nn.LayerNorm(channels), *hidden)
+            with torch.no_grad():
+                self.to_q.weight.copy_(attention.to_q.weight)
+                self.to_out.weight.copy_(attention.to_out[0].weight)
+                hidden[-1].weight.zero_()
+                hidden[-1].bias.zero_()
         object.__setattr__(self, "former", former)  # not a part of this module, even where it is one
         object.__setattr__(self, "inputs", inputs)
         harmless = type(former).__module__.startswith(("diffusers.models.", "fye_pipeline."))
@@ -120,7 +134,7 @@ class ExpressionProcessor(nn.Module):
         result = self.former(attn, hidden_states, *arguments, **options)
         if self.inputs.tokens is None or self.inputs.muted:
             return result
-        added = nn.functional.linear(self._branch(attn, hidden_states), attn.to_out[0].weight)
+        added = self._branch(attn, hidden_states)
         return result + added.reshape(result.shape) / getattr(attn, "rescale_output_factor", 1.0)
 
     def _branch(self, attn: Any, hidden_states: Tensor) -> Tensor:
@@ -130,7 +144,7 @@ class ExpressionProcessor(nn.Module):
         batch, _, frames = inputs.tokens.shape[:3]
         rows = hidden_states.reshape(batch * frames, -1, hidden_states.shape[-1])
         norm = getattr(attn, "norm_q", None)
-        query = attn.to_q(rows)
+        query = (self.to_q if self.deep else attn.to_q)(rows)
         query = _heads(query if norm is None else norm(query), attn.heads)
         tokens = inputs.tokens.transpose(1, 2).flatten(0, 1).to(rows.dtype)  # [B * F, P, N, c]
         keys, values = (_heads(to(tokens), attn.heads) for to in (self.to_k, self.to_v))
@@ -138,7 +152,12 @@ class ExpressionProcessor(nn.Module):
         mask = None if inputs.key_mask is None else inputs.key_mask.repeat(batch, 1)
         made = people_attention(query, keys, values, shares, isolation=inputs.isolation, key_mask=mask)
         scale = inputs.scale.repeat_interleave(frames).to(made.dtype)[:, None, None]
-        return made.transpose(1, 2).flatten(2) * scale
+        made = made.transpose(1, 2).flatten(2)
+        if not self.deep:
+            return nn.functional.linear(made * scale, attn.to_out[0].weight)
+        added = self.to_out(made)
+        owned = shares.sum(1)[..., None].to(made.dtype)
+        return (added + owned * self.feed_forward(rows + added)) * scale
 
 
 def _heads(values: Tensor, heads: int) -> Tensor:
@@ -150,18 +169,20 @@ class ExpressionAdapter:
     """The branches of one host, each at a cross-attention; `inputs` is what they read.
 
     host: a UNet or a transformer of diffusers. width: of the tokens. but: modules whose name contains this are left
-    alone. Raises ValueError where there is no cross-attention.
+    alone. deep: as `ExpressionProcessor` says. Raises ValueError where there is no cross-attention.
     """
 
-    def __init__(self, host: nn.Module, width: int, *, but: str = "motion_modules") -> None:
+    def __init__(self, host: nn.Module, width: int, *, but: str = "motion_modules", deep: bool = False) -> None:
         self.inputs = ExpressionInputs()
-        self.width = width
+        self.width, self.deep = width, deep
         self.processors: dict[str, ExpressionProcessor] = {}
         self._host = host
         for name, module in host.named_modules():
             if name.endswith("attn2") and but not in name:
                 attention: Any = module
-                self.processors[name] = ExpressionProcessor(attention.processor, attention, width, self.inputs)
+                self.processors[name] = ExpressionProcessor(
+                    attention.processor, attention, width, self.inputs, deep=deep
+                )
                 attention.set_processor(self.processors[name])
         if not self.processors:
             raise ValueError(f"{type(host).__name__} has no cross-attention attn2")
@@ -208,8 +229,14 @@ class ExpressionAdapter:
             weights = {name: value.detach().to(dtype).contiguous().cpu() for name, value in self.state_dict().items()}
             save_file(weights, temporary)
         with atomic_target(folder / CONFIG) as temporary:
-            described = {"width": self.width, "attentions": list(self.processors)}
+            described = {"width": self.width, "deep": self.deep, "attentions": list(self.processors)}
             temporary.write_text(json.dumps(described, indent=2), encoding="utf-8")
+
+    @staticmethod
+    def is_deep(folder: Path) -> bool:
+        """Whether a saved branch has layers of its own beside keys and values."""
+        described = json.loads(existing_file(folder / CONFIG, "the expression adapter").read_text(encoding="utf-8"))
+        return bool(described.get("deep", False))
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises `UserError` where it is absent or of another model."""

@@ -139,7 +139,7 @@ def _in_picture(
 class ExpressionBranch(nn.Module):
     """The encoder of features and its attention on a UNet, which is frozen; `remove()` takes it off again."""
 
-    def __init__(self, unet: nn.Module, *, augment: tuple[str, ...] = ("lip", "emotion")) -> None:
+    def __init__(self, unet: nn.Module, *, augment: tuple[str, ...] = ("lip", "emotion"), deep: bool = True) -> None:
         super().__init__()
         queries = {"lip": 4, "emotion": 2, "eye": 2, "head": 2}
         self.encoder = ExpressionEncoder(
@@ -152,7 +152,7 @@ class ExpressionBranch(nn.Module):
             resampler_heads=4,
             resampler_head_dim=WIDTH // 4,
         )
-        self.adapter = ExpressionAdapter(unet, WIDTH)
+        self.adapter = ExpressionAdapter(unet, WIDTH, deep=deep)
         self.layers = nn.ModuleList(self.adapter.processors.values())  # so that an optimiser sees them
 
     def save(self, folder: Path) -> None:
@@ -167,7 +167,7 @@ class ExpressionBranch(nn.Module):
     def load(cls, folder: Path, unet: nn.Module) -> ExpressionBranch:
         """Hang a saved branch on its UNet. Raises `UserError` where it is absent or of another model."""
         encoder = ExpressionEncoder.from_pretrained(folder / ENCODER, torch_dtype=torch.float32)
-        branch = cls(unet, augment=tuple(encoder.config["augment"]))
+        branch = cls(unet, augment=tuple(encoder.config["augment"]), deep=ExpressionAdapter.is_deep(folder))
         branch.encoder.load_state_dict(encoder.state_dict())
         branch.adapter.load(folder)
         return branch.requires_grad_(False).eval()

@@ -55,16 +55,17 @@ class AdapterConfig:
     ("single faces only", Table 3), else one to three.
     """
 
-    scenes: int = 160
-    steps: int = 800
+    scenes: int = 600
+    steps: int = 2400
     batch: int = 2  # scenes
-    lr: float = 2e-3
-    warmup: int = 30
+    lr: float = 1.5e-3
+    warmup: int = 50
     seed: int = 0
     augment: tuple[str, ...] = ("lip", "emotion")
     single: bool = False
     face_weight: float = 3.0  # of the faces in the loss, beside 1 everywhere
     expression_weight: float = 8.0  # of eyes, brows and mouths
+    quiet: float = 0.75  # share of the scenes whose noise is as small as that which a video begins with
     drop: float = 0.1  # share of the people whose features are left out
     checkpoint_every: int = 100
     stop_after: int | None = None  # steps, to go on later
@@ -188,7 +189,7 @@ def train_adapter(
         while progress.step < min(config.steps, config.stop_after or config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress.step, config.steps, config.lr, config.warmup)
-            loss = adapter_loss(unet, branch, noises, scenes, config, progress.step, accelerator.device)
+            loss = adapter_loss(pipe, branch, noises, scenes, config, progress.step)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
             optimizer.step()
@@ -209,24 +210,29 @@ def train_adapter(
 
 
 def adapter_loss(
-    unet: Any,
+    pipe: Any,
     branch: ExpressionBranch,
     noises: Any,
     scenes: list[dict[str, Tensor]],
     config: AdapterConfig,
     step: int,
-    device: torch.device,
 ) -> Tensor:
-    """The loss of one step as a function of its number: v-prediction, weighted by what tells the expression."""
+    """The loss of one step as a function of its number: v-prediction, weighted by what tells the expression.
+
+    Three in four timesteps are of the noisier half, where the expression is decided.
+    """
+    unet, device = pipe.unet, pipe.device
     rng = np.random.default_rng([96, config.seed, step])
     chosen = [scenes[k] for k in rng.choice(len(scenes), min(config.batch, len(scenes)), replace=False)]
     batch = {name: torch.stack([each[name] for each in chosen]).float().to(device) for name in chosen[0]}
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     count, total = len(chosen), noises.config["num_train_timesteps"]
     share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    timesteps = (share * total).long().clamp(max=total - 1).to(device)
+    timesteps = (share.sqrt() * total).long().clamp(max=total - 1).to(device)
     clean = batch["clean"]
-    noise = torch.randn(clean.shape, generator=generator).to(device)
+    quiet = torch.rand((count, 1, 1, 1, 1), generator=generator) < config.quiet
+    noise = torch.randn(clean.shape, generator=generator) * torch.where(quiet, pipe.noise_scale, 1.0)
+    noise = noise.to(device)
     sample = noises.add_noise(clean, noise, timesteps)
     sample = with_given_frames(
         sample, clean, torch.zeros(count, clean.shape[2], device=device), batch["reference"], batch["bent"]
