@@ -21,6 +21,7 @@ from fye_pipeline.cli.options import (
     MaxGap,
     Model,
     NoFaceRule,
+    NoWatermark,
     Overwrite,
     Points,
     Quiet,
@@ -163,9 +164,7 @@ def animate(
     detector: Detector = "mediapipe",
     no_audio: Annotated[bool, typer.Option("--no-audio", help="Leave the driver's sound out.")] = False,
     face_landmarker: TaskFile = None,
-    no_watermark: Annotated[
-        bool, typer.Option("--no-watermark", help="Leave out the visible mark; see USAGE.md.")
-    ] = False,
+    no_watermark: NoWatermark = False,
     i_accept_the_terms: AcceptTerms = False,
     manifest: Annotated[
         Path | None, typer.Option(help="Many at once: a .csv or .jsonl whose columns are settings and output.")

@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from fye_pipeline.animate.config import check_terms
-from fye_pipeline.cli.options import AcceptTerms, Debug, Device, Json, Overwrite, Quiet, TaskFile
+from fye_pipeline.cli.options import (
+    AcceptTerms,
+    AlsoWithCache,
+    Debug,
+    Device,
+    FiguresFile,
+    Json,
+    NoWatermark,
+    Overwrite,
+    Quiet,
+    Steps,
+    TaskFile,
+    WithCache,
+)
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import Reporter, hush_libraries, logger
 
@@ -33,16 +46,14 @@ def generate(
     expression: Annotated[list[Path], typer.Option(help="A picture of the expression; repeat it for a sheet.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")],
     model: ModelFolder = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    steps: Steps = 30,
     guidance: Annotated[float | None, typer.Option(help="Default: what the model recommends.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     identity_scale: Annotated[float | None, typer.Option(min=0, help="How much the identity counts.")] = None,
     expression_scale: Annotated[float | None, typer.Option(min=0, help="How much the expression counts.")] = None,
     number: Annotated[int, typer.Option(min=1, help="Pictures of each expression.")] = 1,
-    interval: Annotated[int | None, typer.Option("--N", min=1, help="Use the cache: one full step in N.")] = None,
-    no_watermark: Annotated[
-        bool, typer.Option("--no-watermark", help="Without the visible mark; see USAGE.md.")
-    ] = False,
+    interval: WithCache = None,
+    no_watermark: NoWatermark = False,
     i_accept_the_terms: AcceptTerms = False,
     face_landmarker: TaskFile = None,
     device: Device = "auto",
@@ -154,7 +165,7 @@ def iterate(
 def layers(
     model: ModelFolder = None,
     pairs: Annotated[int, typer.Option(min=8, help="How many pairs each set of layers is measured on.")] = 40,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    json_file: FiguresFile = None,
     table: Annotated[Path | None, typer.Option(help="The folder of the measuring networks.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -164,6 +175,7 @@ def layers(
     reporter = Reporter(quiet=quiet)
     if not debug:
         hush_libraries()
+    from fye_pipeline.emoji.evaluate import write
     from fye_pipeline.emoji.pipeline import SHIPPED
     from fye_pipeline.emoji.reports import measure_layers
     from fye_pipeline.storage.files import writable_target
@@ -171,7 +183,7 @@ def layers(
     target = None if json_file is None else writable_target(json_file, overwrite=overwrite)
     with reporter.progress() as on_progress:
         words, result = measure_layers(model or SHIPPED, table, pairs, on_progress)
-    _write(target, result)
+    write(result, target)
     reporter.result(words, result)
 
 
@@ -188,15 +200,15 @@ def evaluate() -> None:
 def rendered(
     model: ModelFolder = None,
     pairs: Annotated[int, typer.Option(min=2, help="How many pictures a row.")] = 200,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    steps: Steps = 30,
     guidance: Annotated[float, typer.Option(min=1, help="Classifier-free guidance.")] = 3.0,
     seed: Annotated[int, typer.Option(min=0, help="Which pairs and which noise.")] = 0,
-    interval: Annotated[int | None, typer.Option("--N", min=1, help="Also with the cache: one full step in N.")] = None,
+    interval: AlsoWithCache = None,
     table: Annotated[
         Path | None, typer.Option(help="The folder of the rows' adapters and the measuring networks.")
     ] = None,
     keep: Annotated[Path | None, typer.Option(help="Also keep every row's pictures in this folder.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    json_file: FiguresFile = None,
     face_landmarker: TaskFile = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -207,7 +219,7 @@ def rendered(
     if not debug:
         hush_libraries()
     from fye_pipeline.animate.session import obtain_face_landmarker
-    from fye_pipeline.emoji.evaluate import Plan, describe
+    from fye_pipeline.emoji.evaluate import Plan, describe, write
     from fye_pipeline.emoji.pipeline import SHIPPED
     from fye_pipeline.emoji.reports import measure_table
     from fye_pipeline.storage.files import writable_target
@@ -217,7 +229,7 @@ def rendered(
     plan = Plan(pairs=pairs, steps=steps, guidance=guidance, seed=seed, cache=interval)
     with reporter.progress() as on_progress:
         result = measure_table(model or SHIPPED, table, plan, task=task, keep=keep, on_progress=on_progress)
-    _write(target, result)
+    write(result, target)
     reporter.result(describe(result), result)
 
 
@@ -243,10 +255,3 @@ def export(
         raise UserError(f"{output} exists already; add --overwrite or choose another folder.")
     Workspace(work, report=logger.info).export(output, table, stage)
     reporter.result(f"{output}: use it with `fye emoji generate --model {output}`", {"model": str(output)})
-
-
-def _write(target: Path | None, result: dict[str, Any]) -> None:
-    if target is not None:
-        from fye_pipeline.emoji.evaluate import write
-
-        write(result, target)

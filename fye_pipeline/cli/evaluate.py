@@ -12,14 +12,19 @@ import typer.core
 from fye_pipeline.animate.config import SHIPPED_MODEL, check_terms
 from fye_pipeline.cli.options import (
     AcceptTerms,
+    AlsoWithCache,
     Debug,
     Device,
+    FiguresFile,
     Guidance,
     Jobs,
     Model,
+    NoWatermark,
     Overwrite,
     Quiet,
+    Steps,
     TaskFile,
+    WithCache,
 )
 from fye_pipeline.errors import UserError
 from fye_pipeline.models.published import model_folder
@@ -27,6 +32,10 @@ from fye_pipeline.progress import Reporter, hush_libraries
 
 Order = Annotated[int, typer.Option(min=0, help="Cache: highest difference used.")]
 Cut = Annotated[str, typer.Option(help="Cache: where the UNet is cut.")]
+FiguresWithTables = Annotated[
+    Path, typer.Option("--json", help="Figures; tables beside it as .md, videos in <stem>_files/.")
+]
+Outputs = Annotated[Path | None, typer.Option(help="Measure finished videos <name>.mp4 of this folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 
 
@@ -61,16 +70,16 @@ def rendered(
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames of a clip. Default: 16, of several people 8.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    steps: Steps = 30,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, help="Which heads and which noise.")] = 0,
     world: Annotated[int, typer.Option(min=1, max=2, help="Version of the rendered world.")] = 1,
     detail: Annotated[bool, typer.Option("--detail/--plain", help="With the portrait's detail, as `animate`.")] = True,
     cross: Annotated[bool, typer.Option("--cross/--no-cross", help="Also portraits with other heads' clips.")] = True,
-    interval: Annotated[int | None, typer.Option("--N", min=1, help="Also with the cache: one full step in N.")] = None,
+    interval: AlsoWithCache = None,
     order: Order = 2,
     cut: Cut = "outer",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    json_file: FiguresFile = None,
     face_landmarker: TaskFile = None,
     jobs: Jobs = 1,
     device: Device = "auto",
@@ -97,10 +106,6 @@ def rendered(
         }
         if unfit := [flag for flag, given in alone.items() if given]:
             raise UserError(f"{', '.join(unfit)} cannot be used with --people {people}: leave it out.")
-        target = _target(json_file, overwrite=overwrite, resume=resume)
-        plan = {"people": people, "clips": clips or 3, "frames": frames or 8, "steps": steps, "seed": seed}
-        _people(plan, target, device, face_landmarker, reporter, resume=resume, overwrite=overwrite, debug=debug)
-        return
     if split not in ("held", "train", "demo"):
         raise UserError(f"--split must be held, train or demo, got {split!r}.")
     if not debug:
@@ -110,7 +115,16 @@ def rendered(
     from fye_pipeline.evaluation.run import Run
     from fye_pipeline.evaluation.summary import describe
 
-    target = _target(json_file, overwrite=overwrite, resume=resume)
+    run = Run(_target(json_file, overwrite=overwrite, resume=resume), jobs, resume, overwrite)
+    if people > 1:
+        from fye_pipeline.evaluation import people as groups
+
+        task = obtain_face_landmarker(face_landmarker)
+        several = groups.Plan(people, clips or 3, frames or 8, steps, seed)
+        with reporter.progress() as on_progress:
+            result = groups.evaluate_people(several, run, face_landmarker=task, device=device, on_progress=on_progress)
+        reporter.result(groups.describe(result), result)
+        return
     folder = model_folder(model or SHIPPED_MODEL)
     plan = reenactment.Plan(
         split=split,
@@ -119,7 +133,7 @@ def rendered(
         frames=frames or 16,
         steps=steps,
         guidance=recommended_guidance(folder) if guidance is None else guidance,
-        cache=None if interval is None else _cache(interval, order, cut),
+        cache=_cache(interval, order, cut),
         cross=cross,
         detail=detail,
         world=world,
@@ -128,7 +142,7 @@ def rendered(
         result = reenactment.evaluate_rendered(
             reenactment.FolderModel(folder, device),
             plan,
-            Run(target, jobs, resume, overwrite),
+            run,
             face_landmarker=obtain_face_landmarker(face_landmarker),
             on_progress=on_progress,
         )
@@ -141,26 +155,22 @@ def exprbench(
         Path | None,
         typer.Option("--manifest", help="JSON list of portrait, drivers, assign, truth. Default: a rendered bench."),
     ] = None,
-    json_file: Annotated[
-        Path, typer.Option("--json", help="Figures; tables beside it as .md, videos in <stem>_files/.")
-    ] = Path("exprbench.json"),
+    json_file: FiguresWithTables = Path("exprbench.json"),
     singles: Annotated[int, typer.Option(min=0, help="Rendered: pictures of one head.")] = 40,
     multis: Annotated[int, typer.Option(min=0, help="Rendered: pictures of two heads.")] = 20,
-    outputs: Annotated[Path | None, typer.Option(help="Measure finished videos <name>.mp4 of this folder.")] = None,
+    outputs: Outputs = None,
     leak: Annotated[
         bool, typer.Option("--leak/--no-leak", help="Exchange drivers: two more videos for every pair of faces.")
     ] = True,
     model: Model = None,
     frames: Annotated[int, typer.Option(min=1, help="Use the first frames of the drivers only.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    steps: Steps = 30,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, help="Which heads (rendered), and which noise.")] = 0,
-    interval: Annotated[int | None, typer.Option("--N", min=1, help="Use the cache: one full step in N.")] = None,
+    interval: WithCache = None,
     order: Order = 2,
     cut: Cut = "outer",
-    no_watermark: Annotated[
-        bool, typer.Option("--no-watermark", help="Measure without the visible mark; see USAGE.md.")
-    ] = False,
+    no_watermark: NoWatermark = False,
     i_accept_the_terms: AcceptTerms = False,
     face_landmarker: TaskFile = None,
     jobs: Jobs = 1,
@@ -193,7 +203,7 @@ def exprbench(
         "guidance": guidance,
         "seed": seed,
         "frames": frames,
-        "cache": None if interval is None else _cache(interval, order, cut),
+        "cache": _cache(interval, order, cut),
         "watermark": not no_watermark,
         "audio": False,
     }
@@ -218,20 +228,18 @@ def manifest(
     source: Annotated[
         Path, typer.Argument(metavar="MANIFEST", help="A .csv or .jsonl, or a folder with portraits/ and driving/.")
     ],
-    json_file: Annotated[
-        Path, typer.Option("--json", help="Figures; tables beside it as .md, videos in <stem>_files/.")
-    ] = Path("evaluation.json"),
-    outputs: Annotated[Path | None, typer.Option(help="Measure finished videos <name>.mp4 of this folder.")] = None,
+    json_file: FiguresWithTables = Path("evaluation.json"),
+    outputs: Outputs = None,
     method: Annotated[str | None, typer.Option(help="What to call the method in the tables.")] = None,
     portraits: Annotated[int | None, typer.Option(min=1, help="Only the first so many of a folder.")] = None,
     drivers: Annotated[int | None, typer.Option(min=1, help="Only the first so many of a folder.")] = None,
     model: Model = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Use the first frames only.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    steps: Steps = 30,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     crop_only: Annotated[bool, typer.Option("--crop-only", help="Measure the animated crop, not pasted back.")] = False,
-    interval: Annotated[int | None, typer.Option("--N", min=1, help="Use the cache: one full step in N.")] = None,
+    interval: WithCache = None,
     order: Order = 2,
     cut: Cut = "outer",
     lpips: Annotated[Path | None, typer.Option(help="torchvision's AlexNet: .pth or .safetensors.")] = None,
@@ -239,9 +247,7 @@ def manifest(
     fvd: Annotated[Path | None, typer.Option(help="StyleGAN-V's I3D: TorchScript, a program you trust.")] = None,
     arcface: Annotated[Path | None, typer.Option(help="ArcFace: .onnx, or TorchScript.")] = None,
     hyperiqa: Annotated[Path | None, typer.Option(help="HyperIQA: TorchScript, or .onnx.")] = None,
-    no_watermark: Annotated[
-        bool, typer.Option("--no-watermark", help="Measure without the visible mark; see USAGE.md.")
-    ] = False,
+    no_watermark: NoWatermark = False,
     i_accept_the_terms: AcceptTerms = False,
     face_landmarker: TaskFile = None,
     jobs: Jobs = 1,
@@ -274,7 +280,7 @@ def manifest(
             guidance=guidance,
             seed=seed,
             frames=frames,
-            cache=None if interval is None else _cache(interval, order, cut),
+            cache=_cache(interval, order, cut),
             watermark=not no_watermark,
             framing="crop" if crop_only else "paste",
             audio=False,
@@ -318,40 +324,12 @@ def _target(path: Path | None, *, overwrite: bool, resume: bool) -> Path | None:
     return None if path is None else writable_target(path, overwrite=overwrite or resume)
 
 
-def _cache(interval: int, order: int, cut: str) -> dict[str, Any]:
-    """Options of `ticache.apply`, checked before any long work."""
-    options = {"N": interval, "order": order, "cut": cut}
+def _cache(interval: int | None, order: int, cut: str) -> dict[str, Any] | None:
+    """Options of `ticache.apply`, checked before any long work; None without a cache."""
+    if interval is None:
+        return None
     from fye_pipeline.pipeline import check_cache_options
 
+    options = {"N": interval, "order": order, "cut": cut}
     check_cache_options(options)
     return options
-
-
-def _people(
-    plan: dict[str, int],
-    target: Path | None,
-    device: str,
-    face_landmarker: Path | None,
-    reporter: Reporter,
-    *,
-    resume: bool,
-    overwrite: bool,
-    debug: bool,
-) -> None:
-    """Measure pictures of several people."""
-    if not debug:
-        hush_libraries()
-    from fye_pipeline.animate.session import obtain_face_landmarker
-    from fye_pipeline.evaluation.people import Plan, describe, evaluate_people
-    from fye_pipeline.evaluation.run import Run
-
-    task = obtain_face_landmarker(face_landmarker)
-    with reporter.progress() as on_progress:
-        result = evaluate_people(
-            Plan(**plan),
-            Run(target, resume=resume, overwrite=overwrite),
-            face_landmarker=task,
-            device=device,
-            on_progress=on_progress,
-        )
-    reporter.result(describe(result), result)

@@ -40,3 +40,8 @@ Guidance = Annotated[float | None, typer.Option(help="Default: what the model's 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work.")]
 AcceptTerms = Annotated[bool, typer.Option("--i-accept-the-terms", help="You have read and accept USAGE.md.")]
+NoWatermark = Annotated[bool, typer.Option("--no-watermark", help="Leave out the visible mark; see USAGE.md.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+WithCache = Annotated[int | None, typer.Option("--N", min=1, help="Use the cache: one full step in N.")]
+AlsoWithCache = Annotated[int | None, typer.Option("--N", min=1, help="Also with the cache: one full step in N.")]
+FiguresFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]

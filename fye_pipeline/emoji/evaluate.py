@@ -359,8 +359,10 @@ def describe(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(result: Mapping[str, Any], path: Path) -> None:
-    """As JSON; what is not a number becomes null."""
+def write(result: Mapping[str, Any], path: Path | None) -> None:
+    """As JSON, where a path is given; what is not a number becomes null."""
+    if path is None:
+        return
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
