@@ -18,7 +18,7 @@ import pytest
 from fye_command import Fye, assert_same_pictures
 from warm_processes import Command
 
-from fye_pipeline.animate.output import VideoOutput
+from fye_pipeline.animate.output import Run, portrait_frames
 from fye_pipeline.animate.renderer import OVERLAP, RenderContext, plan_parts
 from fye_pipeline.animate.run import AnimationSession, AnimationSettings, animate
 from fye_pipeline.media.video import read_frames
@@ -134,13 +134,11 @@ def test_row_41_frames_are_let_go_when_they_are_written(tmp_path: Path) -> None:
             del frame
 
     settings = AnimationSettings()
-    portrait: Any = SimpleNamespace(crop=None, matte=lambda settings, size: None)
-    driver: Any = SimpleNamespace(sound=None, fps=Fraction(25))
-    context: Any = SimpleNamespace(size=64, side=64)
-    run: Any = SimpleNamespace(frames=frames)
-    VideoOutput(settings, portrait, driver, context, overwrite=False, inputs={}).write(
-        tmp_path / "a.mp4", None, run, None
-    )
+    portrait: Any = SimpleNamespace(crop=None)
+    renderer: Any = SimpleNamespace(frames=frames, context=SimpleNamespace(settings=settings))
+    session: Any = None
+    run = Run(settings, session, tmp_path / "a.mp4", None, None, {}, tmp_path, overwrite=False, notes=[])
+    run.write(portrait_frames(portrait, renderer, None), Fraction(25), (64, 64), None)
     assert most <= 2
     assert len(list(read_frames(tmp_path / "a.mp4"))) == 60
 

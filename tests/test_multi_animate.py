@@ -14,12 +14,12 @@ import pytest
 from fye_command import Fye, assert_same_pictures, keep_frames, make_video, read_sound
 from PIL import Image
 
+from fye_pipeline.animate import output as written
 from fye_pipeline.landmarks.detector import FaceLandmarkDetector
 from fye_pipeline.landmarks.faces import box_of
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.video import probe, read_comment, read_frames
-from fye_pipeline.multi_portrait import output as group_output
 from fye_pipeline.world import World
 
 SIDE = 128
@@ -53,7 +53,7 @@ def animate(
 
     With random weights, which make noise whatever the driver does; `shipped`: three frames of the model that ships.
     """
-    kept = keep_frames(monkeypatch, group_output)
+    kept = keep_frames(monkeypatch, written)
 
     def run(
         *drivers: str, reference: str = "group.png", more: tuple[Any, ...] = (), shipped: bool = False

@@ -17,6 +17,7 @@ from PIL import Image
 from test_multi_wan import release_of
 from wan_parts import save_wan, trained, transformer
 
+from fye_pipeline.animate import output as written
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.media.video import read_comment
 from fye_pipeline.multi_portrait import pdfgc, wan_run
@@ -52,7 +53,7 @@ Animate = Callable[..., tuple[dict[str, Any], np.ndarray]]
 @pytest.fixture
 def animate(fye: Fye, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Animate:
     """Run `fye animate` -> its JSON, and the frames [F, H, W, 3] as they were before they were encoded."""
-    kept = keep_frames(monkeypatch, wan_run)
+    kept = keep_frames(monkeypatch, written)
 
     def run(*drivers: str, more: tuple[Any, ...] = ()) -> tuple[dict[str, Any], np.ndarray]:
         kept.clear()

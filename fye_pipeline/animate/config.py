@@ -212,8 +212,12 @@ class AnimationSettings(BaseModel):
         return self
 
     def runner(self) -> ModuleType:
-        """The module whose `animate` and `is_finished` are for settings of this kind."""
+        """The module whose `animate` is for settings of this kind."""
         return import_module(self.made_by)
+
+    def more_files(self) -> dict[str, Path]:
+        """Files that decide the result beside the portrait, its landmarks and the driver, by what they are called."""
+        return {} if self.points is None else {"points file": self.points}
 
     @property
     def seeks_face(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
+from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.session import LazyDetector
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.sequence import ARRAYS, LandmarkSequence, load_official_npy
@@ -114,6 +115,21 @@ def open_driver(
         logger.info(f"{path} has no sound; the result is silent.")
     known = [count for count in (source.frame_count, frames) if count is not None]
     return OpenDriver(path, source.fps, min(known) if known else None, frames, source=source)
+
+
+def open_driver_of(
+    settings: AnimationSettings, path: Path, fps: Fraction | None, folder: Path | None = None
+) -> OpenDriver:
+    """Open a driver as settings say it is read; arguments and errors as `open_driver`."""
+    return open_driver(
+        path,
+        frames=settings.frames,
+        fps=fps,
+        max_pixels=settings.max_pixels,
+        background=settings.background,
+        allow_partial=settings.allow_partial,
+        folder=folder,
+    )
 
 
 def resample(sequence: LandmarkSequence, fps: Fraction | None) -> LandmarkSequence:

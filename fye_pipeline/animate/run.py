@@ -5,46 +5,59 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.detail import BentPortraits
-from fye_pipeline.animate.driver import OpenDriver, open_driver
-from fye_pipeline.animate.output import AnimationResult, VideoOutput, comparison_size, decibels, frame_size
+from fye_pipeline.animate.driver import OpenDriver, open_driver_of
+from fye_pipeline.animate.output import (
+    AnimationResult,
+    Run,
+    comparison_size,
+    decibels,
+    frame_size,
+    portrait_frames,
+)
 from fye_pipeline.animate.portrait import Portrait, read_portrait
 from fye_pipeline.animate.renderer import RenderContext, Renderer
 from fye_pipeline.animate.session import MEDIAPIPE, AnimationSession, Offload, native_size
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
+from fye_pipeline.landmarks.sequence import LandmarkSequence
 from fye_pipeline.media.video import read_comment
 from fye_pipeline.media.writer import check_container
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
 from fye_pipeline.progress import WORTH_SAYING, OnProgress, collected_notes, logger, silent
 from fye_pipeline.sampling.clip_store import CLIPS, SETTINGS, difference
-from fye_pipeline.storage.files import FolderLock, atomic_target, digest_of_folder, digest_of_path, writable_target
+from fye_pipeline.storage.files import FolderLock, digest_of_folder, digest_of_path, writable_target, write_json
 
 BYTES_A_PIXEL = 0.15  # of a busy picture at the quality that is written
 LATENT_BYTES = 1 / 4  # of a pixel: 4 channels of float32 for 8 x 8 pixels
 LANDMARK_BYTES = 11_700  # of a frame whose face is detected
 
 
+class RunOptions(TypedDict, total=False):
+    """What every kind of animation may be given beside its settings and its output; see `animate`."""
+
+    overwrite: bool
+    resume: bool
+    face_landmarker: Path | None
+    device: str
+    offload: Offload
+    detector: str
+    session: AnimationSession | None
+
+
 def animate(
-    settings: AnimationSettings,
-    output: Path,
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    face_landmarker: Path | None = None,
-    device: str = "auto",
-    offload: Offload = "none",
-    detector: str = MEDIAPIPE,
-    session: AnimationSession | None = None,
-    on_progress: OnProgress = silent,
+    settings: AnimationSettings, output: Path, *, on_progress: OnProgress = silent, **how: Unpack[RunOptions]
 ) -> AnimationResult:
     """Animate a portrait and write the video; the output takes its name only when it is complete.
 
@@ -64,81 +77,114 @@ def animate(
     Raises:
         UserError: bad input, in one sentence.
     """
-    if session is None:
-        with AnimationSession(face_landmarker, device=device, offload=offload, detector=detector) as own:
-            return animate(settings, output, overwrite=overwrite, resume=resume, session=own, on_progress=on_progress)
-    check_container(output, alpha=settings.alpha)
-    output = writable_target(output, overwrite=overwrite)
-    opaque = ".mp4" if settings.alpha else output.suffix
-    comparison = output.with_name(f"{output.stem}_compare{opaque}") if settings.compare else None
-    transform = output.with_name(f"{output.stem}_crop.json") if settings.resolved_framing == "crop" else None
-    for beside in (comparison, transform):
-        if beside is not None:
-            writable_target(beside, overwrite=overwrite or resume)
-    inputs = input_digests(settings) | detector_input(session)
-    with (
-        collected_notes() as notes,
-        work_dir(output, settings.to_dict() | inputs, resume=resume, overwrite=overwrite) as work,
-    ):
-        portrait = read_portrait(settings, session.detector)
-        opened = open_driver(
-            settings.driving,
-            frames=settings.frames,
-            fps=settings.fps,
-            max_pixels=settings.max_pixels,
-            background=settings.background,
-            allow_partial=settings.allow_partial,
-            folder=work / "landmarks",
-        )
-        pipe = session.model(settings)  # loaded now: a bad one is told before the long detection
+    with open_run(settings, output, **how) as run:
+        detector, landmarks = run.session.detector, run.work / LANDMARKS
+        portrait = read_portrait(settings, detector)
+        opened = open_driver_of(settings, settings.driving, settings.fps, landmarks)
+        pipe = run.session.model(settings)  # loaded now: a bad one is told before the long detection
         size = settings.size or native_size(pipe)
-        hinted = takes_hint(settings, portrait, pipe)
-        sharp = portrait.at_full_size(settings, size) if hinted and settings.detail != "none" else None
-        check_disk(output, settings, portrait, opened, size, size if sharp is None else len(sharp))
+        sharp = sharp_square(settings, portrait, pipe, size)
+        check_disk(run.output, settings, portrait, opened, size, size if sharp is None else len(sharp))
         driver = opened.read(
-            session.detector,
+            detector,
             no_face=settings.no_face,
             max_gap=settings.max_gap,
-            folder=work / "landmarks",
+            folder=landmarks,
             on_progress=on_progress,
         )
-        landmarks = RetargetedLandmarks(
-            driver.sequence,
-            portrait.face,
-            regions=settings.regions,
-            intensity=settings.intensity,
-            pose=settings.pose,
-            neutral_frame=settings.neutral_frame,
-        )
-        bent = None
-        if hinted and portrait.face is not None:
-            bent = BentPortraits(portrait.square, portrait.face.landmarks[0], landmarks, size)
-        context = RenderContext(
-            pipe, settings, portrait.square, landmarks, size, pipe.unet.dtype, on_progress, bent, sharp
-        )
-        run = Renderer(context, cached=settings.cache is not None, folder=work / "denoising")
-        plain = None if comparison is None else Renderer(context, False, "uncached", work / "uncached")
-        video = VideoOutput(settings, portrait, driver, context, overwrite or resume, inputs)
-        error = video.write(output, comparison, run, plain)
-        if transform is not None and video.transform is not None:
-            with atomic_target(transform) as temporary:
-                temporary.write_text(json.dumps(video.transform, indent=2) + "\n", encoding="utf-8")
+        context = render_context(settings, portrait, pipe, size, driver.sequence, sharp, on_progress)
+        cached = Renderer(context, cached=settings.cache is not None, folder=run.work / "denoising")
+        plain = Renderer(context, False, "uncached", run.work / "uncached") if settings.compare else None
+        shape = frame_size(settings, portrait, context.side)
+        crop = None if portrait.crop is None else portrait.crop.to_dict(context.side)
+        sound = driver.sound if settings.audio else None
+        matte = portrait.matte(settings, context.side)
+        error = run.write(portrait_frames(portrait, cached, plain), driver.fps, shape, sound, matte, crop=crop)
+        if run.transform is not None and crop is not None:
+            write_json(run.transform, crop)
         return AnimationResult(
-            output=output,
-            comparison=comparison,
+            output=run.output,
+            comparison=run.comparison,
             frames=len(context),
             fps=driver.fps,
-            size=video.size,
+            size=shape,
             frames_without_face=driver.sequence.gaps(),
-            seconds=run.statistics.seconds,
+            seconds=cached.statistics.seconds,
             uncached_seconds=None if plain is None else plain.statistics.seconds,
             psnr=None if plain is None else decibels(error),
-            report=run.report,
-            crop=video.transform,
-            sound=video.sound is not None,
-            notes=notes,
+            report=cached.report,
+            crop=crop,
+            sound=sound is not None,
+            notes=run.notes,
             settings=settings,
         )
+
+
+@contextmanager
+def open_run(
+    settings: AnimationSettings,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    face_landmarker: Path | None = None,
+    device: str = "auto",
+    offload: Offload = "none",
+    detector: str = MEDIAPIPE,
+    session: AnimationSession | None = None,
+) -> Iterator[Run]:
+    """Check what a run will write and take its work folder for the length of a block; arguments as `animate`.
+
+    Raises `UserError` as `check_container`, `writable_target` and `work_dir`, and where the session cannot be opened.
+    """
+    with ExitStack() as stack:
+        if session is None:
+            own = AnimationSession(face_landmarker, device=device, offload=offload, detector=detector)
+            session = stack.enter_context(own)
+        check_container(output, alpha=settings.alpha)
+        output = writable_target(output, overwrite=overwrite)
+        opaque = ".mp4" if settings.alpha else output.suffix
+        comparison = output.with_name(f"{output.stem}_compare{opaque}") if settings.compare else None
+        transform = output.with_name(f"{output.stem}_crop.json") if settings.resolved_framing == "crop" else None
+        for beside in (comparison, transform):
+            if beside is not None:
+                writable_target(beside, overwrite=overwrite or resume)
+        inputs = input_digests(settings) | detector_input(session)
+        notes = stack.enter_context(collected_notes())
+        work = stack.enter_context(work_dir(output, settings.to_dict() | inputs, resume=resume, overwrite=overwrite))
+        yield Run(settings, session, output, comparison, transform, inputs, work, overwrite or resume, notes)
+
+
+def sharp_square(
+    settings: AnimationSettings, portrait: Portrait, pipe: FollowYourEmojiPipeline, size: int
+) -> NDArray[np.uint8] | None:
+    """The square at the resolution of the result; None for the model's own pixels. Raises as `takes_hint`."""
+    hinted = takes_hint(settings, portrait, pipe)
+    return portrait.at_full_size(settings, size) if hinted and settings.detail != "none" else None
+
+
+def render_context(
+    settings: AnimationSettings,
+    portrait: Portrait,
+    pipe: FollowYourEmojiPipeline,
+    size: int,
+    driver: LandmarkSequence,
+    sharp: NDArray[np.uint8] | None,
+    on_progress: OnProgress,
+) -> RenderContext:
+    """A portrait with the landmarks of its driver. size, sharp: as in `RenderContext`."""
+    landmarks = RetargetedLandmarks(
+        driver,
+        portrait.face,
+        regions=settings.regions,
+        intensity=settings.intensity,
+        pose=settings.pose,
+        neutral_frame=settings.neutral_frame,
+    )
+    bent = None
+    if takes_hint(settings, portrait, pipe) and portrait.face is not None:
+        bent = BentPortraits(portrait.square, portrait.face.landmarks[0], landmarks, size)
+    return RenderContext(pipe, settings, portrait.square, landmarks, size, pipe.unet.dtype, on_progress, bent, sharp)
 
 
 def takes_hint(settings: AnimationSettings, portrait: Portrait, pipe: FollowYourEmojiPipeline) -> bool:
@@ -152,10 +198,8 @@ def takes_hint(settings: AnimationSettings, portrait: Portrait, pipe: FollowYour
     return hinted
 
 
-def is_finished(output: Path, settings: AnimationSettings, more_inputs: Mapping[str, str] | None = None) -> bool:
+def is_finished(output: Path, settings: AnimationSettings) -> bool:
     """Whether `output` is there and was made with these settings from these very files, as its metadata tell.
-
-    more_inputs: digests of files beside those of `input_digests`.
 
     Raises:
         UserError: it is there and was made with others.
@@ -169,7 +213,7 @@ def is_finished(output: Path, settings: AnimationSettings, more_inputs: Mapping[
         made_with, made_from = None, {}
     if made_with != settings.to_dict():
         raise UserError(f"{output} was made with other settings; pass --overwrite to replace it.")
-    now = input_digests(settings) | dict(more_inputs or {})
+    now = input_digests(settings)
     if changed := [name for name in now if made_from.get(name) != now[name]]:
         raise UserError(f"{output} was made from another {', another '.join(changed)}; pass --overwrite to replace it.")
     return True
@@ -244,8 +288,8 @@ def input_digests(settings: AnimationSettings) -> dict[str, str]:
     landmarks = settings.reference_landmarks
     tells = (settings.model / presets.FILE).is_file()
     schedule = presets.own_schedule(settings.cache, settings.model) if tells else None
-    points = {} if settings.points is None else {"points file": digest_of_path(settings.points)}
-    return points | {
+    return {
+        **{name: digest_of_path(path) for name, path in settings.more_files().items()},
         "reference file": digest_of_path(settings.reference),
         "reference landmarks file": "none" if landmarks is None else digest_of_path(landmarks),
         "driving file": digest_of_path(settings.driving),
@@ -312,8 +356,7 @@ def _begin(folder: Path, output: Path, identity: dict[str, Any], *, resume: bool
     if changed or not resume:
         _empty(folder, keep=() if changed else (SETTINGS, LANDMARKS))
     if changed:
-        with atomic_target(folder / SETTINGS) as partial:
-            partial.write_text(json.dumps(identity, indent=2), encoding="utf-8")
+        write_json(folder / SETTINGS, identity)
 
 
 def _clips(folder: Path) -> bool:

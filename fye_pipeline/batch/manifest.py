@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fye_pipeline.animate.config import SHIPPED, AnimationSettings
+from fye_pipeline.animate.run import is_finished
 from fye_pipeline.animate.session import AnimationSession, Offload
 from fye_pipeline.errors import UserError
 from fye_pipeline.multi_portrait.settings import driver_list
@@ -213,10 +214,9 @@ def carry_out(
         assert task.output is not None
         output = Path(task.output)
         entry["settings"] = task.settings.to_dict()
-        runs: Any = task.settings.runner()
-        if resume and not overwrite and runs.is_finished(output, task.settings):
+        if resume and not overwrite and is_finished(output, task.settings):
             return entry | {"status": "kept"}
-        result = runs.animate(
+        result = task.settings.runner().animate(
             task.settings, output, overwrite=overwrite, resume=resume, session=session, on_progress=on_progress
         )
         return entry | {"status": "made", "frames": result.frames, "seconds": result.seconds, "notes": result.notes}

@@ -205,6 +205,7 @@ def animate(
     reporter = Reporter(quiet=quiet, as_json=as_json, verbose=verbose)
     logger.debug("loading torch and diffusers")
     from fye_pipeline.animate.config import check_terms, row_settings
+    from fye_pipeline.animate.run import is_finished
     from fye_pipeline.animate.session import check_detector
     from fye_pipeline.multi_portrait.settings import without_group
     from fye_pipeline.pipeline import check_cache_options
@@ -228,13 +229,12 @@ def animate(
     settings = settings_of({}, source)
     if save_config is not None:
         _save(save_config, settings, overwrite=overwrite or resume)
-    runs: Any = settings.runner()
-    if resume and not overwrite and runs.is_finished(output, settings):
+    if resume and not overwrite and is_finished(output, settings):
         text = f"{output} was made with the same settings; nothing to do."
         reporter.result(text, {"output": str(output), "resumed": True})
         return
     with reporter.progress() as on_progress:
-        result = runs.animate(
+        result = settings.runner().animate(
             settings,
             output,
             overwrite=overwrite,

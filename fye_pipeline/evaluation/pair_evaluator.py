@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings
-from fye_pipeline.animate.driver import Driver, open_driver
+from fye_pipeline.animate.driver import Driver, open_driver, open_driver_of
 from fye_pipeline.animate.run import AnimationSession, animate
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation import metrics
@@ -138,14 +138,7 @@ class PairEvaluator:
         settings = self.settings
         if landmarks.is_file():
             return open_driver(landmarks).read(session.detector)
-        opened = open_driver(
-            path,
-            frames=settings.frames,
-            fps=settings.fps,
-            max_pixels=settings.max_pixels,
-            background=settings.background,
-            allow_partial=settings.allow_partial,
-        )
+        opened = open_driver_of(settings, path, settings.fps)
         driver = opened.read(session.detector, no_face=settings.no_face, max_gap=settings.max_gap)
         sequence = driver.sequence
         replace(sequence, fps=sequence.fps or Fraction(driver.fps)).save(landmarks)

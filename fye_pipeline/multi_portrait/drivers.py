@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from fye_pipeline.animate.driver import OpenDriver, open_driver
+from fye_pipeline.animate.driver import OpenDriver, open_driver_of
 from fye_pipeline.animate.session import LazyDetector
 from fye_pipeline.landmarks.people import track_people
 from fye_pipeline.landmarks.sequence import LandmarkSequence
@@ -24,17 +24,8 @@ def open_drivers(settings: GroupSettings, folder: Path) -> list[OpenDriver]:
     """
     opened: list[OpenDriver] = []
     for number, path in enumerate(settings.drivers):
-        opened.append(
-            open_driver(
-                path,
-                frames=settings.frames,
-                fps=opened[0].fps if opened else settings.fps,
-                max_pixels=settings.max_pixels,
-                background=settings.background,
-                allow_partial=settings.allow_partial,
-                folder=folder / str(number),
-            )
-        )
+        rate = opened[0].fps if opened else settings.fps
+        opened.append(open_driver_of(settings, path, rate, folder / str(number)))
     return opened
 
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from itertools import chain, islice, repeat
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fye_pipeline.animate.output import PANEL, to_uint8
+from fye_pipeline.animate.output import PANEL, Shown, VideoResult, to_uint8
 from fye_pipeline.animate.portrait import Crop
 from fye_pipeline.animate.renderer import Renderer
-from fye_pipeline.media.writer import Matte, VideoWriter, watermark
 from fye_pipeline.multi_portrait.composition import Composition
-from fye_pipeline.multi_portrait.settings import GroupSettings
 from fye_pipeline.progress import OnProgress
 
 Frame = NDArray[np.float32]
@@ -55,17 +49,12 @@ class MovedPerson:
 
 
 @dataclass(frozen=True)
-class GroupOutput:
-    """Lays everybody's frames into the picture and writes them. inputs: digests of the files. matte: of the picture."""
+class GroupFrames:
+    """Lays everybody's frames into the picture, `count` of them."""
 
-    settings: GroupSettings
     people: Sequence[MovedPerson]
     composition: Composition
-    frames: int
-    fps: Fraction
-    sound: Path | None
-    inputs: dict[str, str]
-    matte: Matte | None = None
+    count: int
 
     @property
     def uncached_seconds(self) -> float | None:
@@ -73,62 +62,30 @@ class GroupOutput:
         runs = [person.plain for person in self.people if person.plain is not None]
         return sum(run.statistics.seconds for run in runs) if runs else None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the frames."""
-        height, width = self.composition.picture.shape[:2]
-        return width, height
+    def shown(self, on_progress: OnProgress, on_frame: OnFrame | None = None) -> Iterator[Shown]:
+        """The frames, beside picture, landmarks and the frames without the cache, where those are made too.
 
-    def write(
-        self,
-        output: Path,
-        comparison: Path | None,
-        *,
-        overwrite: bool,
-        on_progress: OnProgress,
-        on_frame: OnFrame | None = None,
-    ) -> float | None:
-        """Make the frames and write them; the file takes its name when the last one is in.
-
-        comparison: gets picture, landmarks, the frame and that without the cache, side by side. on_frame: is told each
-        frame [H, W, 3] before it is marked and encoded.
-        -> mean squared error of people's squares against those without the cache, None where there are none.
+        on_frame: is told each frame [H, W, 3] before it is marked and encoded.
         """
-        mark = watermark if self.settings.watermark else np.ascontiguousarray
-        note = {
-            "note": "AI-generated",
-            "settings": self.settings.to_dict(),
-            "inputs": self.inputs,
-            "people": [{"face": person.face, "driver": person.driven_by} for person in self.people],
-            "picture": list(self.size),
-        }
-        options: dict[str, Any] = {"comment": json.dumps(note), "sound": self.sound, "overwrite": overwrite}
-        everybody = [held(person.run.frames(), self.frames) for person in self.people]
+        everybody = [held(person.run.frames(), self.count) for person in self.people]
         others = self._others()
-        error = 0.0
-        with ExitStack() as stack:
-            video = stack.enter_context(VideoWriter(output, self.fps, alpha=self.matte is not None, **options))
-            pairs = None if comparison is None else stack.enter_context(VideoWriter(comparison, self.fps, **options))
-            for done, squares in enumerate(zip(*everybody, strict=True)):
-                frame = self._laid(squares)
-                if on_frame is not None:
-                    on_frame(frame)
-                video.write(mark(frame) if self.matte is None else self.matte.lay(frame, mark(frame)))
-                if pairs is not None and others is not None:
-                    plain = next(others)
-                    apart = [
-                        np.mean((one.astype(np.float64) - two) ** 2) for one, two in zip(squares, plain, strict=True)
-                    ]
-                    error += float(np.mean(apart)) / self.frames
-                    panels = (self.composition.picture, self._landmarks(done), frame, self._laid(plain))
-                    pairs.write(mark(in_a_row(panels)))
-                on_progress("decoding", done + 1, self.frames)
-        return None if others is None else error
+        for done, squares in enumerate(zip(*everybody, strict=True)):
+            frame = self._laid(squares)
+            if on_frame is not None:
+                on_frame(frame)
+            if others is None:
+                yield Shown(frame)
+            else:
+                plain = next(others)
+                apart = [np.mean((one.astype(np.float64) - two) ** 2) for one, two in zip(squares, plain, strict=True)]
+                panels = (self.composition.picture, self._landmarks(done), frame, self._laid(plain))
+                yield Shown(frame, in_a_row(panels), float(np.mean(apart)) / self.count)
+            on_progress("decoding", done + 1, self.count)
 
     def _others(self) -> Iterator[tuple[Frame, ...]] | None:
         """Everybody's frames without the cache, where they are asked for."""
         runs = [person.plain for person in self.people if person.plain is not None]
-        return zip(*(held(run.frames(), self.frames) for run in runs), strict=True) if runs else None
+        return zip(*(held(run.frames(), self.count) for run in runs), strict=True) if runs else None
 
     def _laid(self, squares: Sequence[Frame]) -> NDArray[np.uint8]:
         return self.composition.lay([to_uint8(square) for square in squares])
@@ -163,50 +120,19 @@ def held(frames: Iterator[Frame], count: int) -> Iterator[Frame]:
     yield from chain.from_iterable(repeat(last, count))
 
 
-@dataclass(frozen=True)
-class GroupResult:
-    """What was made of several people, and what it took; seconds: encoding and denoising, without decoding."""
+@dataclass(frozen=True, kw_only=True)
+class GroupResult(VideoResult):
+    """What was made of several people. people: those who are moved, of so many `faces`."""
 
-    output: Path
-    frames: int
-    fps: Fraction
-    size: tuple[int, int]
-    seconds: float
     faces: int
     people: list[dict[str, Any]]
-    sound: bool
-    notes: list[str]
-    settings: GroupSettings
-    comparison: Path | None = None
-    uncached_seconds: float | None = None
-    psnr: float | None = None
-
-    @property
-    def time_ratio(self) -> float | None:
-        """Time of the uncached runs over time of these, encoding and denoising."""
-        return None if self.uncached_seconds is None else self.uncached_seconds / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "output": str(self.output),
-            "frames": self.frames,
-            "fps": str(self.fps),
-            "size": list(self.size),
-            "seconds": self.seconds,
-            "comparison": None if self.comparison is None else str(self.comparison),
-            "uncached_seconds": self.uncached_seconds,
-            "time_ratio": self.time_ratio,
-            "psnr": self.psnr,
-            "faces": self.faces,
-            "people": self.people,
-            "sound": self.sound,
-            "notes": self.notes,
-            "settings": self.settings.to_dict(),
-        }
+        return super().to_dict() | {"faces": self.faces, "people": self.people}
 
     def __str__(self) -> str:
-        lines = [f"{self.output}: {self.frames} frames of {self.size[0]} x {self.size[1]} at {float(self.fps):g} fps"]
+        lines = []
         drivers = {person["face"]: person for person in self.people}
         for face in range(1, self.faces + 1):
             if face not in drivers:
@@ -215,9 +141,4 @@ class GroupResult:
             gaps = ", ".join(f"{start}-{stop - 1}" for start, stop in drivers[face]["frames_without_face"])
             filled = f"; frames without a face, filled in: {gaps}" if gaps else ""
             lines.append(f"face {face}: driver {drivers[face]['driver']}{filled}")
-        if self.psnr is not None:
-            lines += [
-                f"against the uncached runs: PSNR {self.psnr:.2f} dB, {self.time_ratio:.2f}x faster (without decoding)",
-                f"side by side (picture, landmarks, cached, uncached): {self.comparison}",
-            ]
-        return "\n".join(lines)
+        return self.described(lines, "uncached runs", "picture")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -89,6 +90,10 @@ class GroupSettings(AnimationSettings):
         """Raise `UserError` where the sound is of a driver that there is not."""
         if self.audio_from >= len(self.drivers):
             raise UserError(f"--audio-from names driver {self.audio_from} and there are {len(self.drivers)}, from 0.")
+
+    def more_files(self) -> dict[str, Path]:
+        """Also the drivers after the first."""
+        return super().more_files() | {f"driver {n} file": path for n, path in enumerate(self.drivers[1:], 1)}
 
     @property
     def splits(self) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,14 +16,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from fye_pipeline.animate import run as single
-from fye_pipeline.animate.output import to_uint8
+from fye_pipeline.animate.output import Shown, to_uint8
 from fye_pipeline.animate.portrait import Portrait, pick_face, read_still
-from fye_pipeline.animate.session import MEDIAPIPE, AnimationSession, Offload
+from fye_pipeline.animate.run import LANDMARKS, RunOptions, check_room, open_run, video_bytes
 from fye_pipeline.landmarks.faces import Face
 from fye_pipeline.landmarks.retargeting import RetargetedLandmarks
-from fye_pipeline.landmarks.sequence import LandmarkSequence
-from fye_pipeline.media.writer import VideoWriter, check_container, watermark
 from fye_pipeline.multi_portrait.assignment import Assignment, assign
 from fye_pipeline.multi_portrait.drivers import open_drivers, read_drivers, sound_of, who_is_moved
 from fye_pipeline.multi_portrait.expression import FACTORS, ExpressionSequence
@@ -32,11 +28,10 @@ from fye_pipeline.multi_portrait.extractors import extract, extractor_for
 from fye_pipeline.multi_portrait.output import GroupResult
 from fye_pipeline.multi_portrait.ownership import face_shares
 from fye_pipeline.multi_portrait.portraits import find_people, portrait_of
-from fye_pipeline.multi_portrait.run import driver_digests
 from fye_pipeline.multi_portrait.wan_model import GUIDANCE, WanModel, wan_model
 from fye_pipeline.multi_portrait.wan_settings import WanSettings, window_starts
-from fye_pipeline.progress import OnProgress, collected_notes, silent
-from fye_pipeline.storage.files import atomic_target, digest_of_path, writable_target
+from fye_pipeline.progress import OnProgress, silent
+from fye_pipeline.storage.files import atomic_target
 
 Frames = NDArray[np.uint8]  # [F, H, W, 3]
 
@@ -69,66 +64,40 @@ class WanPerson:
 
 
 def animate(
-    settings: WanSettings,
-    output: Path,
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    face_landmarker: Path | None = None,
-    device: str = "auto",
-    offload: Offload = "none",
-    detector: str = MEDIAPIPE,
-    session: AnimationSession | None = None,
-    on_progress: OnProgress = silent,
+    settings: WanSettings, output: Path, *, on_progress: OnProgress = silent, **how: Unpack[RunOptions]
 ) -> GroupResult:
     """Animate one face or several; arguments and errors as `animate.run.animate`, and those of `load_wan`."""
-    if session is None:
-        with AnimationSession(face_landmarker, device=device, offload=offload, detector=detector) as own:
-            return animate(settings, output, overwrite=overwrite, resume=resume, session=own, on_progress=on_progress)
-    check_container(output, alpha=False)
-    output = writable_target(output, overwrite=overwrite)
-    inputs = single.input_digests(settings) | _more_digests(settings) | single.detector_input(session)
-    identity = settings.to_dict() | inputs
-    with collected_notes() as notes, single.work_dir(output, identity, resume=resume, overwrite=overwrite) as work:
-        picture = read_still(settings, session.detector)
+    with open_run(settings, output, **how) as run:
+        session, detector, landmarks = run.session, run.session.detector, run.work / LANDMARKS
+        picture = read_still(settings, detector)
         height, width = picture.shape[:2]
         model = wan_model(session, settings)
         extractor = extractor_for(model.expression.encoder.config, settings.expression_weights, session.device)
         size = model.size(width, height, settings.size)
-        faces = find_people(settings, picture, session.detector)
+        faces = find_people(settings, picture, detector)
         assignment = _assignment(settings, faces)
-        opened = open_drivers(settings, work / single.LANDMARKS)
+        opened = open_drivers(settings, landmarks)
         frames = max((each.frames or 0 for each in opened), default=0)
-        single.check_room(output, single.video_bytes(frames, size))
-        drivers = read_drivers(settings, opened, assignment, session.detector, work / single.LANDMARKS, on_progress)
+        check_room(run.output, video_bytes(frames, size))
+        drivers = read_drivers(settings, opened, assignment, detector, landmarks, on_progress)
         moved, count = who_is_moved(settings, len(faces), assignment, drivers)
         features = {
             driver: extract(extractor, opened[0 if settings.splits else driver], drivers[driver])
             for driver in sorted({driver for _, driver in moved})
         }
-        people = [
-            _person(settings, picture, faces[index], index + 1, driver, drivers[driver], features[driver], session)
-            for index, driver in moved
-        ]
+        people = []
+        for index, driver in moved:
+            portrait = portrait_of(settings, picture, faces[index], index + 1, detector)
+            shown = RetargetedLandmarks(drivers[driver], portrait.face)
+            people.append(WanPerson(index + 1, driver, portrait, shown, features[driver], drivers[driver].gaps()))
         sound = sound_of(settings, opened)
-        note = {
-            "note": "AI-generated",
-            "settings": settings.to_dict(),
-            "inputs": inputs,
-            "people": [{"face": person.face, "driver": person.driven_by} for person in people],
-            "picture": list(size),
-        }
         began = time.perf_counter()
-        mark = watermark if settings.watermark else np.ascontiguousarray
-        writer = VideoWriter(
-            output, opened[0].fps, comment=json.dumps(note), sound=sound, overwrite=overwrite or resume
-        )
         still = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
-        with writer as video:
-            for frame in _frames(settings, model, still, people, count, work / "denoising", on_progress):
-                video.write(mark(frame))
+        made = _frames(settings, model, still, people, count, run.work / "denoising", on_progress)
+        named = [{"face": person.face, "driver": person.driven_by} for person in people]
+        run.write(map(Shown, made), opened[0].fps, size, sound, people=named)
         return GroupResult(
-            output=output,
+            output=run.output,
             frames=count,
             fps=opened[0].fps,
             size=size,
@@ -136,20 +105,9 @@ def animate(
             faces=len(faces),
             people=[person.to_dict() for person in people],
             sound=sound is not None,
-            notes=notes,
+            notes=run.notes,
             settings=settings,
         )
-
-
-def is_finished(output: Path, settings: WanSettings) -> bool:
-    """Whether the output was made with these settings from these files; `UserError` as `animate.run.is_finished`."""
-    return single.is_finished(output, settings, _more_digests(settings))
-
-
-def _more_digests(settings: WanSettings) -> dict[str, str]:
-    named = {"expression adapter": settings.expression_adapter, "expression weights": settings.expression_weights}
-    digests = {name: digest_of_path(path) for name, path in named.items() if path is not None}
-    return driver_digests(settings) | digests
 
 
 def _assignment(settings: WanSettings, faces: Sequence[Face]) -> Assignment | None:
@@ -160,21 +118,6 @@ def _assignment(settings: WanSettings, faces: Sequence[Face]) -> Assignment | No
         return assign(len(faces), len(settings.drivers), settings.assignment, str(settings.reference))
     chosen, _ = pick_face(list(faces), settings.face, str(settings.reference))
     return tuple(0 if face is chosen else None for face in faces)
-
-
-def _person(
-    settings: WanSettings,
-    picture: NDArray[np.uint8],
-    face: Face,
-    number: int,
-    driven_by: int,
-    driver: LandmarkSequence,
-    features: ExpressionSequence,
-    session: AnimationSession,
-) -> WanPerson:
-    portrait = portrait_of(settings, picture, face, number, session.detector)
-    landmarks = RetargetedLandmarks(driver, portrait.face)
-    return WanPerson(number, driven_by, portrait, landmarks, features, driver.gaps())
 
 
 def _frames(

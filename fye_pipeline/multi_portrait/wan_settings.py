@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -60,6 +61,11 @@ class WanSettings(GroupSettings):
             raise UserError(f"{', '.join(names)} cannot be used with a Wan model: leave it out.")
         self.check_sound()
         return self
+
+    def more_files(self) -> dict[str, Path]:
+        """Also the adapter and the extractor's weights, where they are named."""
+        named = {"expression adapter": self.expression_adapter, "expression weights": self.expression_weights}
+        return super().more_files() | {name: path for name, path in named.items() if path is not None}
 
     @property
     def moves_all(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -94,6 +95,17 @@ def atomic_target(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8; the file takes its name when it is complete."""
+    with atomic_target(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write plain values as JSON; the file takes its name when it is complete."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
