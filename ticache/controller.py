@@ -49,8 +49,7 @@ class Controller:
         self.current = CurrentForward()
         self.latents = KnownLatents()
         self._start()
-        self.attachment = Attachment(unet, plan.modules, pipeline, self.current, self.latents)
-        self.attachment.hang(self)
+        self.attachment = Attachment(self)
 
     def _start(self) -> None:
         """Everything that calls leave behind, and a copy does not take over."""
@@ -392,7 +391,7 @@ class Controller:
 
     def adds_noise(self) -> bool:
         """Does the sampler add noise, as set up or as it was last asked to?"""
-        return self.pipeline.adds_noise(self.attachment.scheduler.noise_asked)
+        return self.pipeline.adds_noise(self.attachment.noise_asked)
 
     def _order(self, wanted: int) -> int:
         """The order in force: a sampler that adds noise has its own cap."""

@@ -13,7 +13,7 @@ import operator
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,11 +58,11 @@ class ForwardOverride:
 class ModuleHook(ForwardOverride):
     """Runs a module of the cut at a full step; at a predicted step puts out its placeholder or its prediction."""
 
-    def __init__(self, cut: CutModule, current: CurrentForward, owner: Any):
+    def __init__(self, cut: CutModule, controller: Any):
         super().__init__(cut.module)
         self.cut = cut
-        self.current = current
-        self.owner = owner
+        self.current: CurrentForward = controller.current
+        self.controller = controller
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         context = self.current.get() if self.active else None
@@ -150,155 +150,86 @@ def _itself(value: Any) -> Any:
 
 
 class Listener:
-    """Listens to the next call of one method, of one object at a time."""
+    """Hears of the next call of one method, of one object at a time, and tells `called` of it."""
 
-    method: str
-
-    def __init__(self) -> None:
-        self._next: NextCall | None = None
-        self._owner: Any = None
+    def __init__(self, method: str, called: Callable[[tuple[Any, ...], dict[str, Any], Any], None]):
+        self.method = method
+        self.called = called  # (args, kwargs, output)
+        self.owner: Any = None
+        self.next: NextCall | None = None
 
     def listen(self, owner: Any) -> None:
         """Hear of this object's next call, and of no other object's."""
-        if self._owner is not owner:
+        if self.owner is not owner:
             self.detach()
             usable = hasattr(owner, "__dict__") and callable(getattr(owner, self.method, None))
-            self._owner = owner if usable else None
-        if self._owner is None:
+            self.owner = owner if usable else None
+        if self.owner is None:
             return
         found = vars(owner).get(self.method)
-        if self._next is None or found is not self._next:
-            self._next = found if isinstance(found, NextCall) else NextCall(owner, self.method)
-        self._next.add(self)
-
-    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        raise NotImplementedError
+        if self.next is None or found is not self.next:
+            self.next = found if isinstance(found, NextCall) else NextCall(owner, self.method)
+        self.next.add(self)
 
     def detach(self) -> None:
         """Hear of nothing any more."""
-        if self._next is not None:
-            self._next.discard(self)
-        self._next = self._owner = None
+        if self.next is not None:
+            self.next.discard(self)
+        self.next = self.owner = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins listening at its own first call."""
-        return vars(self) | {"_next": None, "_owner": None}
-
-
-class SchedulerHook(Listener):
-    """Learns from each `step` of the scheduler whether noise was asked for, and what it gave back."""
-
-    method = "step"
-
-    def __init__(self, latents: KnownLatents):
-        super().__init__()
-        self.latents = latents
-        self.noise_asked: float | None = None  # of the last step, by `eta` or `s_churn`, beyond what it adds by itself
-        self.scaling = ScalingHook(latents)
-        self.more = False  # does the run go on?
-
-    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        given = kwargs
-        if len(args) > 3:  # behind the model's output, the timestep and the sample
-            names = inspect.signature(getattr(self._owner, self.method)).parameters
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-        self.noise_asked = next((given[name] for name in NOISE_ARGUMENTS if given.get(name)), None)
-        self.latents.add(output[0] if isinstance(output, tuple) else getattr(output, "prev_sample", None))
-        if self.more:
-            self.scaling.listen(self._owner)
-
-
-class ScalingHook(Listener):
-    """Learns what the scheduler's `scale_model_input` made of the sample that its last step gave."""
-
-    method = "scale_model_input"
-
-    def __init__(self, latents: KnownLatents):
-        super().__init__()
-        self.latents = latents
-
-    def listen(self, owner: Any) -> None:
-        """Hear of this scheduler's next scaling, if it does any: most hand on the very sample that they are given."""
-        code = getattr(getattr(owner, self.method, None), "__code__", None)
-        if code is None or code.co_names:
-            super().listen(owner)
-
-    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        sample = args[0] if args else kwargs.get("sample")
-        if isinstance(sample, Tensor) and sample in self.latents:
-            self.latents.add(output)
-
-
-class PipelineHook(Listener):
-    """Learns from a pipeline's progress bar that a run begins; says once if that is of a UNet without this cache."""
-
-    method = "progress_bar"
-
-    def __init__(self, unet: nn.Module, pipeline: PipelineInfo):
-        super().__init__()
-        self._unet = unet
-        self._pipeline = pipeline
-        self._has_warned = False
-
-    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._has_warned and self._pipeline.is_exchanged(self._unet):
-            self._has_warned = True
-            warnings.warn(self._pipeline.exchange_note(), UserWarning, stacklevel=4)
+        return vars(self) | {"next": None, "owner": None}
 
 
 class Attachment:
-    """Everything that hangs on one UNet (and its ControlNet and scheduler) for one cache."""
+    """Everything that hangs on one UNet (and its ControlNet, scheduler and pipeline) for one cache.
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        cuts: Iterable[CutModule],
-        pipeline: PipelineInfo,
-        current: CurrentForward,
-        latents: KnownLatents,
-    ):
-        self.unet = unet
-        self.pipeline = pipeline
-        self.current = current
-        self.conflict: str | None = None  # why no call can be predicted now
+    conflict: why no call can be predicted now. noise_asked: of the scheduler's last step, by `eta` or `s_churn`, beyond
+    what it adds by itself.
+    """
+
+    def __init__(self, controller: Any):
+        self.conflict: str | None = None
+        self.noise_asked: float | None = None
         self.modules: list[ModuleHook] = []
         self.controlnet: ControlNetHook | None = None
-        self.scheduler = SchedulerHook(latents)
-        self.begin = PipelineHook(unet, pipeline)
-        self._cuts = list(cuts)
-        self._owners = [_owner(unet, cut.name) for cut in self._cuts]
-        self._attentions = attentions_in(cut.module for cut in self._cuts)
+        self.step = Listener("step", self._stepped)
+        self.scaling = Listener("scale_model_input", self._scaled)
+        self.begin = Listener("progress_bar", self._begun)
+        self._controller = controller
+        self._unet: nn.Module = controller.unet
+        self._pipeline: PipelineInfo = controller.pipeline
+        self._latents: KnownLatents = controller.latents
+        self._cuts: Sequence[CutModule] = controller.plan.modules
+        self._owners = [_owner(self._unet, cut.name) for cut in self._cuts]
         self._processors: list[Any] = []  # at the last call
         self._stateful: str | None = None
-        self._controller: Any = None
+        self._goes_on = False  # does a run, behind the last call?
+        self._has_warned = False
         self._compiled: Any = None
-        self._handles: list[Any] = []
-
-    def hang(self, controller: Any) -> None:
-        """Hang all hooks: on the UNet's calls, on the modules of the cut, on the ControlNet, on the pipeline."""
-        self._controller = controller
         self._handles = [
-            self.unet.register_forward_pre_hook(controller.before, with_kwargs=True),
-            self.unet.register_forward_hook(controller.after, with_kwargs=True, always_call=True),
+            self._unet.register_forward_pre_hook(controller.before, with_kwargs=True),
+            self._unet.register_forward_hook(controller.after, with_kwargs=True, always_call=True),
         ]
-        self.modules = [ModuleHook(cut, self.current, controller) for cut in self._cuts]
-        self._hook_controlnet(self.pipeline.controlnet)
-        self.begin.listen(self.pipeline.pipe)
+        self._hang_modules()
+        self._hook_controlnet(self._pipeline.controlnet)
+        self.begin.listen(self._pipeline.pipe)
 
     def follow(self) -> bool:
         """Look what has changed since the last call. -> False where modules were exchanged, and the hooks hung anew."""
-        controlnet = self.pipeline.controlnet
+        controlnet = self._pipeline.controlnet
         hooked = self.controlnet
         if controlnet is not (None if hooked is None else hooked.module) or (hooked is not None and hooked.lost()):
             self._hook_controlnet(controlnet)
-        if self.scheduler.scaling._next is not None:
-            self.scheduler.scaling.detach()  # called or not, it hangs only from a step to the next call
+        if self.scaling.next is not None:
+            self.scaling.detach()  # called or not, it hangs only from a step to the next call
         # Modules may have been exchanged, or forwards reset.
         hung = zip(self._owners, self.modules, strict=True)
         intact = all(getattr(owner, name, None) is hook.module and not hook.lost() for (owner, name), hook in hung)
         if not intact:
-            self._rehang()
-        wrapped = self.unet.__dict__.get("forward")
+            self._hang_modules()
+        wrapped = self._unet.__dict__.get("forward")
         if getattr(wrapped, "__module__", "").partition(".")[0] == "DeepCache":
             self.conflict = "DeepCache is enabled on this UNet too, and stores the output of every module"
             return intact
@@ -311,35 +242,36 @@ class Attachment:
 
     def listen(self, *, more: bool) -> None:
         """Hear of the pipeline's next run and the scheduler's next step. more: does a run go on?"""
-        self.begin.listen(self.pipeline.pipe)
-        self.scheduler.more = more
-        self.scheduler.listen(self.pipeline.scheduler)
+        self.begin.listen(self._pipeline.pipe)
+        self._goes_on = more
+        self.step.listen(self._pipeline.scheduler)
 
     def compile(self, options: Mapping[str, Any]) -> None:
         """Compile the UNet's calls in place, unless they are already."""
-        if getattr(self.unet, "_compiled_call_impl", None) is None:
-            self.unet.compile(**options)
-            self._compiled = self.unet.__dict__.get("_compiled_call_impl")
+        if getattr(self._unet, "_compiled_call_impl", None) is None:
+            self._unet.compile(**options)
+            self._compiled = self._unet.__dict__.get("_compiled_call_impl")
 
     def detach(self) -> None:
         """Take everything off."""
         # PyTorch compiles a module in place but has no way back; another's compilation stays.
-        if self._compiled is not None and self.unet.__dict__.get("_compiled_call_impl") is self._compiled:
-            del self.unet.__dict__["_compiled_call_impl"]
+        if self._compiled is not None and self._unet.__dict__.get("_compiled_call_impl") is self._compiled:
+            del self._unet.__dict__["_compiled_call_impl"]
         for handle in self._handles:
             handle.remove()
         for hook in (*self.modules, *([self.controlnet] if self.controlnet else [])):
             hook.detach()
-        for listener in (self.scheduler, self.scheduler.scaling, self.begin):
+        for listener in (self.step, self.scaling, self.begin):
             listener.detach()
 
-    def _rehang(self) -> None:
-        """Hang the modules' hooks anew on the modules that stand there now."""
+    def _hang_modules(self) -> None:
+        """Hang hooks on the modules of the cut that stand there now, and on no others."""
         for hook in self.modules:
             hook.detach()
-            hook.cut.module = self.unet.get_submodule(hook.cut.name)
-        self.modules = [ModuleHook(cut, self.current, self._controller) for cut in self._cuts]
-        self._attentions = attentions_in(hook.module for hook in self.modules)
+        for cut in self._cuts:
+            cut.module = self._unet.get_submodule(cut.name)
+        self.modules = [ModuleHook(cut, self._controller) for cut in self._cuts]
+        self._attentions = attentions_in(cut.module for cut in self._cuts)
 
     def _hook_controlnet(self, controlnet: nn.Module | None) -> None:
         """Hook this ControlNet (or several in one), and no other."""
@@ -348,12 +280,37 @@ class Attachment:
         run = self._controller.run_controlnet
         self.controlnet = None if controlnet is None else ControlNetHook(controlnet, run)
 
+    def _stepped(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """The scheduler has made a step: was noise asked for, and what did it give back?"""
+        scheduler, given = self.step.owner, kwargs
+        if len(args) > 3:  # behind the model's output, the timestep and the sample
+            names = inspect.signature(scheduler.step).parameters
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+        self.noise_asked = next((given[name] for name in NOISE_ARGUMENTS if given.get(name)), None)
+        self._latents.add(output[0] if isinstance(output, tuple) else getattr(output, "prev_sample", None))
+        if self._goes_on:
+            code = getattr(getattr(scheduler, "scale_model_input", None), "__code__", None)
+            if code is None or code.co_names:  # most schedulers hand on the very sample that they are given
+                self.scaling.listen(scheduler)
+
+    def _scaled(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """The scheduler has scaled a sample, which may be that of its last step."""
+        sample = args[0] if args else kwargs.get("sample")
+        if isinstance(sample, Tensor) and sample in self._latents:
+            self._latents.add(output)
+
+    def _begun(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A run of the pipeline begins: say once if that is of a UNet without this cache."""
+        if not self._has_warned and self._pipeline.is_exchanged(self._unet):
+            self._has_warned = True
+            warnings.warn(self._pipeline.exchange_note(), UserWarning, stacklevel=4)
+
 
 def attached_controller(unet: nn.Module) -> Any:
     """The controller of the cache that hangs on `unet`, None if there is none."""
     names = ("forward", "_old_forward")  # accelerate's hooks keep what they wrap under the latter
     found = (module.__dict__.get(name) for module in unet.modules() for name in names)
-    return next((hook.owner for hook in found if isinstance(hook, ModuleHook) and hook.active), None)
+    return next((hook.controller for hook in found if isinstance(hook, ModuleHook) and hook.active), None)
 
 
 def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
