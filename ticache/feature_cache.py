@@ -21,15 +21,10 @@ Weights = Callable[[Tensor, bool], Tensor]  # (a feature, is its first axis all 
 class FeatureHistory:
     """The differences (or, for `chebyshev`, the snapshots) of one feature over one run.
 
-    dtype: of what is kept, None for the feature's own. offload: "cpu" keeps it in host memory and fetches it for each
-    prediction. temporal: the feature is [B h w, F, C], as in temporal attention.
+    temporal: the feature is [B h w, F, C], as in temporal attention.
     """
 
-    forecaster: str
-    order: int
-    dtype: torch.dtype | None
-    offload: str | None
-    backend: str
+    config: CacheConfig
     temporal: bool
     tensors: list[Tensor] = field(default_factory=list)
     _like: Tensor = field(default_factory=lambda: torch.empty(()))  # the feature's shape, dtype and device; no memory
@@ -42,33 +37,33 @@ class FeatureHistory:
 
     def update(self, feature: Tensor) -> None:
         """Take in the feature of a full step, [*shape] as at every earlier full step. Copies; never keeps `feature`."""
-        feature = feature.detach()
+        config, feature = self.config, feature.detach()
         self._like = like = feature.new_empty(()).expand(feature.shape)
-        if self.offload is not None:
-            feature = feature.to(self.offload)
-        if self.forecaster == "chebyshev":
+        if config.offload is not None:
+            feature = feature.to(config.offload)
+        if config.forecaster == "chebyshev":
             if len(self.tensors) == forecast.CHEBYSHEV_SNAPSHOTS:
                 self.tensors.pop()
             self.tensors.insert(0, self._empty_like(feature).copy_(feature))
         else:
-            if len(self.tensors) <= (0 if self.forecaster == "reuse" else self.order):
+            if len(self.tensors) <= (0 if config.forecaster == "reuse" else config.order):
                 # The highest difference is written and never read, so it may begin uninitialised.
                 self.tensors.append(self._empty_like(feature))
-            ops.update_differences(feature, self.tensors, backend=self.backend)
-        self._predict = ops.predictor(self.backend, like.device, self.dtype or like.dtype, like.dtype)
+            ops.update_differences(feature, self.tensors, backend=config.backend)
+        self._predict = ops.predictor(config.backend, like.device, config.dtype or like.dtype, like.dtype)
 
     def predict(self, coefficients: Sequence[float], weights: Weights | None = None) -> Tensor:
         """D_0 + mask * (sum_i c_i D_i - D_0) in the feature's dtype, on its device; always a new tensor."""
         assert self._predict is not None
         used = self.tensors[: len(coefficients)]
-        if self.offload is not None:
+        if self.config.offload is not None:  # fetched for each prediction
             used = [tensor.to(self._like.device, non_blocking=True) for tensor in used]
         mask = None if weights is None else weights(self._like, self.temporal)
         return self._predict(used, coefficients, mask, dtype=self._like.dtype)
 
     def _empty_like(self, feature: Tensor) -> Tensor:
-        empty = torch.empty_like(feature, dtype=self.dtype or feature.dtype, requires_grad=False)
-        return empty.pin_memory() if self.offload is not None and self._like.device.type == "cuda" else empty
+        empty = torch.empty_like(feature, dtype=self.config.dtype or feature.dtype, requires_grad=False)
+        return empty.pin_memory() if self.config.offload is not None and self._like.device.type == "cuda" else empty
 
 
 class FeatureCache:
@@ -151,10 +146,7 @@ class FeatureCache:
     def store(self, key: Key, feature: Tensor) -> None:
         """Take in one feature of a full step."""
         if key not in self.histories:
-            config, temporal = self.config, key[0] in self._temporal
-            self.histories[key] = FeatureHistory(
-                config.forecaster, config.order, config.dtype, config.offload, config.backend, temporal
-            )
+            self.histories[key] = FeatureHistory(self.config, key[0] in self._temporal)
         self.histories[key].update(feature)
 
     def predict(self, key: Key, coefficients: Sequence[float], weights: Weights | None) -> Tensor | None:
