@@ -106,4 +106,5 @@ def test_arguments_are_handed_on_as_they_came(positional: int) -> None:
 def test_arguments_beyond_the_signature_are_kept() -> None:
     arguments = Arguments(make_unet("unconditional"))
     args = tuple(range(9))
-    assert arguments.bind(args, {"more": 9}).arguments() == (args, {"more": 9})
+    inputs = arguments.bind(args, {"more": 9})
+    assert inputs.arguments(inputs.bound) == (args, {"more": 9})

@@ -301,9 +301,10 @@ class Attachment:
 
     def _begun(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A run of the pipeline begins: say once if that is of a UNet without this cache."""
-        if not self._has_warned and self._pipeline.is_exchanged(self._unet):
+        note = None if self._has_warned else self._pipeline.exchange_note(self._unet)
+        if note is not None:
             self._has_warned = True
-            warnings.warn(self._pipeline.exchange_note(), UserWarning, stacklevel=4)
+            warnings.warn(note, UserWarning, stacklevel=4)
 
 
 def attached_controller(unet: nn.Module) -> Any:

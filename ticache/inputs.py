@@ -63,16 +63,12 @@ class PipelineInfo:
         found = getattr(self.pipe, "controlnet", None)
         return found if isinstance(found, nn.Module) else None
 
-    def is_exchanged(self, unet: nn.Module) -> bool:
-        """Was the pipeline's UNet replaced after `apply`?"""
-        if self.pipe is None:
-            return False
-        present = getattr(self.pipe, self.component, None)
-        return not isinstance(present, nn.Module) or unwrapped(present) is not unet
-
-    def exchange_note(self) -> str:
-        """The sentence on that."""
+    def exchange_note(self, unet: nn.Module) -> str | None:
+        """The sentence on a UNet of the pipeline that was replaced after `apply`; None where it was not."""
         name = self.component
+        present = getattr(self.pipe, name, None)
+        if self.pipe is None or (isinstance(present, nn.Module) and unwrapped(present) is unet):
+            return None
         return f"pipe.{name} was replaced after ticache.apply: the cache sits on the old one; call apply again"
 
     def run_length(self, timesteps: Timesteps | None, start: int) -> int | None:
@@ -146,9 +142,9 @@ class CallInputs:
     kind: tuple[Any, ...]
     has_residuals: bool
 
-    def arguments(self, bound: dict[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments as they came, with the values of `bound` (the call's own if None)."""
-        items = list((self.bound if bound is None else bound).items())
+    def arguments(self, bound: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments as they came, with the values of `bound`."""
+        items = list(bound.items())
         return tuple(value for _, value in items[: self.positional]), dict(items[self.positional :])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ticache.feature_cache import FeatureCache, Weights
 from ticache.forward_context import Key
-from ticache.inputs import RESIDUALS, CallInputs, tensors_in
+from ticache.inputs import CallInputs, tensors_in
 from ticache.streams import Stream
 
 STEPS_PER_STREAM = 3
@@ -56,7 +56,7 @@ class PredictionErrors:
             cache.reference_steps = self._choose(cache)
         if self.refusal is not None or stream.step not in cache.reference_steps:
             return
-        if any(inputs.bound.get(name) is not None for name in RESIDUALS):
+        if inputs.has_residuals:
             self.begin_run("not measured with a ControlNet or an adapter: its features are not kept")
             return
         copied = replace(inputs, bound=_copied(inputs.bound))

@@ -151,8 +151,8 @@ class Session:
         notes = []
         if self._removed is not None:
             notes.append(f"this cache is {self._removed}")
-        elif controller.pipeline.is_exchanged(controller.unet):
-            notes.append(controller.pipeline.exchange_note())
+        elif (note := controller.pipeline.exchange_note(controller.unet)) is not None:
+            notes.append(note)
         if controller.disabled is not None:
             notes.append(controller.disabled)
         if self.region is not None and self.config.boundary == 0:

@@ -334,7 +334,7 @@ class TrialLog:
 
     def __init__(self, path: Path | None, problem: str):
         self._path = path
-        self._scores: dict[str, Score] = {}
+        self.scores: dict[str, Score] = {}
         if path is None:
             return
         head = {"ticache_tune": 1, "problem": problem}
@@ -347,15 +347,12 @@ class TrialLog:
         for line in whole[1:]:
             entry = _parsed(line)
             if entry is not None:
-                self._scores[entry["key"]] = Score(entry["values"], entry["flops_ratio"])
+                self.scores[entry["key"]] = Score(entry["values"], entry["flops_ratio"])
         if len(whole) != len(lines) or not whole:
             path.write_text("".join(whole) or json.dumps(head) + "\n", encoding="utf-8")
 
-    def get(self, key: str) -> Score | None:
-        return self._scores.get(key)
-
     def put(self, key: str, score: Score) -> None:
-        self._scores[key] = score
+        self.scores[key] = score
         if self._path is not None:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, **asdict(score)}) + "\n")
@@ -419,7 +416,7 @@ class Trials:
         """
         indices = self.tuning.calibration if kind == "calibration" else self.tuning.unseen
         key = json.dumps([kind, *asdict(candidate).values()])
-        score = self.tuning.log.get(key) or Score([])
+        score = self.tuning.log.scores.get(key) or Score([])
         values, flops_ratio = list(score.values), score.flops_ratio
         while len(values) < len(indices):
             if rival is not None and values and _behind(values, rival) > GIVE_UP:
