@@ -149,3 +149,12 @@ def test_a_run_starts_from_a_folder_and_a_checkpoint(tmp_path: Path, monkeypatch
     with pytest.raises(ZeroDivisionError):
         load_parts(build_config({"init": "shipped"}))
     assert read == [SHIPPED_MODEL]
+
+
+def test_a_run_adds_the_latents_that_its_start_lacks(tmp_path: Path) -> None:
+    folder = save_small(tmp_path / "model", in_channels=4, reference_hint=False)
+    parts = load_parts(build_config({"init": str(folder), "latent_channels": 6}))
+    assert parts["vae"].config["latent_channels"] == parts["unet"].config["out_channels"] == 6
+    assert parts["unet"].config["in_channels"] == 20
+    same = load_parts(build_config({"init": str(folder), "latent_channels": 4}))
+    assert same["unet"].config["in_channels"] == 14

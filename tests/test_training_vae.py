@@ -13,9 +13,10 @@ from training_parts import save_small, small_parts
 
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.training import start
+from fye_pipeline.training.batches import to_tensor
 from fye_pipeline.training.config import TrainConfig, build_config
 from fye_pipeline.training.heads import HeadData, render_heads
-from fye_pipeline.training.vae import VaeConfig, draw_batch, natural_pictures, train_vae
+from fye_pipeline.training.vae import VaeConfig, draw_batch, natural_pictures, normalise_latents, train_vae
 from fye_pipeline.world import World
 
 SIZE = 32
@@ -72,6 +73,23 @@ def test_training_goes_on_where_it_broke_off(heads: HeadData, tmp_path: Path) ->
     assert torch.equal(resting.decoder.conv_out.weight, weights)
     _, second = train(first["spent"] + 0.01)
     assert second["step"] == first["step"] + 1
+
+
+def test_only_new_channels_are_brought_to_one_size(heads: HeadData) -> None:
+    vae = small_vae()
+    vae.register_to_config(scaling_factor=0.5)
+    pictures = to_tensor(heads.frames[0, :4])
+    with torch.no_grad():
+        before, decoded = vae.encode(pictures).latent_dist, round_trip(vae, pictures)
+        normalise_latents(vae, heads, pictures=4, kept=1)
+        after = vae.encode(pictures).latent_dist
+        torch.testing.assert_close(round_trip(vae, pictures), decoded, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(after.mean[:, :1], before.mean[:, :1])
+        assert not torch.allclose(after.mean[:, 1:], before.mean[:, 1:])
+        assert vae.config["scaling_factor"] == 0.5
+        normalise_latents(vae, heads, pictures=4)
+        torch.testing.assert_close(round_trip(vae, pictures), decoded, rtol=1e-4, atol=1e-4)
+        assert vae.config["scaling_factor"] == 1.0
 
 
 def fake_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[VaeConfig, Any, Any]]:

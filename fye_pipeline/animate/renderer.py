@@ -81,7 +81,7 @@ class RenderContext:
         """How more frames than a clip are made: what was asked for, else progressively where the model can."""
         if self.settings.long != "auto":
             return self.settings.long
-        return "progressive" if self.pipe.unet.config["in_channels"] >= 9 else "tiles"
+        return "progressive" if self.pipe.unet.takes_frames else "tiles"
 
     @property
     def cache_identity(self) -> str | None:

@@ -30,15 +30,23 @@ class FrameGroupNorm(nn.GroupNorm):
         return super().forward(input.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, -1)).transpose(1, 2)
 
 
+def channels_for(groups: int, latents: int) -> int:
+    """Input channels for so many groups of latents: noisy alone, with given frames, with bent portraits too.
+
+    Every group but the first has a channel more, which says where it counts.
+    """
+    return groups * latents + groups - 1
+
+
 class DenoisingUNet(UNetMotionModel):
     """`UNetMotionModel` with the same module tree, plus an image prompt, reference tokens and landmark features.
 
-    in_channels: 4 (noisy latents), or 9 (noisy latents, clean latents of the frames that are given, their mask), or 14
-    (with `bent_hint`).
+    in_channels: of latents of C channels, C (noisy latents), or 2 C + 1 (noisy latents, clean latents of the frames
+    that are given, their mask), or 3 C + 2 (with `bent_hint`): 4, 9 and 14 for Stable Diffusion's.
     image_dim: width of the vision tokens. image_prompt: "linear" or "resampler" (see `build_image_prompt`).
-    reference_hint: with 9 channels, the reference's latents stand in the clean-latent channels of frames that are not
+    reference_hint: with frames given, the reference's latents stand in the clean-latent channels of frames that are not
     given, instead of zeros: small models learn what stays where it is much sooner.
-    bent_hint: five more channels: the latents of the portrait bent to each frame's landmarks, and where it can be
+    bent_hint: C + 1 more channels: the latents of the portrait bent to each frame's landmarks, and where it can be
     trusted; zeros where there is no bent portrait.
     """
 
@@ -78,8 +86,10 @@ class DenoisingUNet(UNetMotionModel):
         reference_hint: bool = False,
         bent_hint: bool = False,
     ) -> None:
-        for name, needed in (("reference_hint", reference_hint * 9), ("bent_hint", bent_hint * 14)):
-            if in_channels < needed:
+        hints = {"reference_hint": (reference_hint, 2), "bent_hint": (bent_hint, 3)}
+        for name, (asked, groups) in hints.items():
+            needed = channels_for(groups, out_channels)
+            if asked and in_channels < needed:
                 raise ValueError(f"{name} needs {needed} input channels, got {in_channels}")
         layers: Any = layers_per_block  # the parent's annotation knows tuples of one value only
         motion_layers: Any = temporal_transformer_layers_per_block
@@ -182,6 +192,11 @@ class DenoisingUNet(UNetMotionModel):
         """Embed the timestep of every sample. -> [B, 4 * C0]."""
         timesteps = torch.as_tensor(timestep, device=device).expand(batch)
         return self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether there are inputs for clean latents of frames that are given."""
+        return self.config["in_channels"] > self.config["out_channels"]
 
     def _check(
         self,

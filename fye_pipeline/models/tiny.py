@@ -54,20 +54,22 @@ def build_tiny(
     image_prompt: str = "linear",
     reference_hint: bool = False,
     bent_hint: bool = False,
+    latent_channels: int = VAE["latent_channels"],
     vae: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build every part of the tiny model with random weights; `FollowYourEmojiPipeline(**parts)` takes them.
 
     in_channels: 4, or 9 for a UNet that is also given the clean latents of some frames and their mask.
     reference_hint, bent_hint: see `DenoisingUNet`; need 9 and 14 channels. image_prompt: "linear" or "resampler".
-    vae: arguments of AutoencoderKL that differ from `VAE`.
+    latent_channels: of all networks, which then need `in_channels` to match. vae: arguments of AutoencoderKL that
+    differ from `VAE`.
     The same seed gives the same weights; torch's global generator is left as it was.
     """
     prompt = {"image_prompt": image_prompt, "prompt_layers": 4, "prompt_queries": 8, "prompt_heads": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {
-            "vae": AutoencoderKL(**(VAE | (vae or {}))).eval(),
+            "vae": AutoencoderKL(**(VAE | {"latent_channels": latent_channels} | (vae or {}))).eval(),
             "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE_ENCODER)).eval(),
             "feature_extractor": CLIPImageProcessorPil(
                 size={"shortest_edge": IMAGE_PIXELS}, crop_size={"height": IMAGE_PIXELS, "width": IMAGE_PIXELS}
@@ -75,6 +77,7 @@ def build_tiny(
             "appearance_net": AppearanceNet(
                 **UNET,
                 **prompt,
+                in_channels=latent_channels,
                 down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
                 up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             ).eval(),
@@ -82,6 +85,7 @@ def build_tiny(
                 **UNET,
                 **prompt,
                 in_channels=in_channels,
+                out_channels=latent_channels,
                 reference_hint=reference_hint,
                 bent_hint=bent_hint,
                 motion_num_attention_heads=4,

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.media.image import letterbox
+from fye_pipeline.models.denoising_unet import channels_for
 from fye_pipeline.models.dilation import Dilation
 from fye_pipeline.sampling.clip_plan import PlannedClip, ReadyFrames, plan_clips
 from fye_pipeline.sampling.clip_store import ClipStore, WorkFolder, describe
@@ -209,11 +210,12 @@ def generate(
 
 def plan_video(pipe: Components, frames: int, window: int | None, *, seams: bool = True) -> list[PlannedClip]:
     """Plan a video within what the UNet takes. Raises UserError for a UNet that cannot be given frames."""
-    channels, limit = pipe.unet.config["in_channels"], pipe.unet.config["motion_max_seq_length"]
-    if channels < 9:
+    unet, limit = pipe.unet, pipe.unet.config["motion_max_seq_length"]
+    if not unet.takes_frames:
+        needed = channels_for(2, unet.config["out_channels"])
         raise UserError(
-            f"progressive generation needs a UNet of 9 input channels, which is given finished frames, "
-            f"and this one has {channels}: use uniform or tiles."
+            f"progressive generation needs a UNet of {needed} input channels, which is given finished frames, "
+            f"and this one has {unet.config['in_channels']}: use uniform or tiles."
         )
     return plan_clips(frames, length=window or clip_length(pipe), limit=limit, seams=seams)
 

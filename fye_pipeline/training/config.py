@@ -70,6 +70,7 @@ class TrainConfig:
     workers: int = 0  # processes that render heads and make batches ahead; 0: the training process itself
     landmark_style: Style = "expression"  # Table 4's ablations: with-contour, without-pupils, plain
     in_channels: int = 14
+    latent_channels: int = 4  # of the autoencoder; those that `init` lacks are added, and the networks grow with it
     image_prompt: str = "linear"
     reference_hint: bool = True  # the reference's latents in the clean-latent channels of frames that are not given
     bent_hint: bool = True  # the portrait bent to each frame's landmarks, in five more channels

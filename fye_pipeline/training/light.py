@@ -61,7 +61,7 @@ def conditions_of(model: PortraitModel, batch: Batch) -> ClipConditions:
     clean, config = batch.clean, model.unet.config
     keep = torch.ones(len(clean), dtype=torch.bool, device=clean.device)
     channels = clean[:, :0]
-    if config["in_channels"] > 4:
+    if model.unet.takes_frames:
         nothing = torch.zeros(len(clean), clean.shape[2], dtype=torch.bool, device=clean.device)
         hint = batch.reference if config["reference_hint"] else None
         channels = with_given_frames(clean, clean, nothing, hint, batch.bent)[:, clean.shape[1] :]

@@ -18,6 +18,7 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.files import SHIPPED_MODEL
+from fye_pipeline.models.latents import with_more_latents
 from fye_pipeline.models.layouts import read_weights
 from fye_pipeline.models.official import rename, widen_conv_in
 from fye_pipeline.models.published import model_folder
@@ -120,8 +121,7 @@ def _obtain_vae(
                 report(f"autoencoder: {config.vae_pictures} pictures of other things than heads")
                 natural = natural_pictures(config.vae_pictures, data.meta.size, config.seed)
             train_vae(vae, data, folder, settings, on_progress=report, resume=True, natural=natural)
-            if config.init is None:
-                normalise_latents(vae, data)
+            normalise_latents(vae, data, kept=settings.keep_channels or 0)
             vae.save_pretrained(folder)
     parts["vae"] = type(parts["vae"]).from_pretrained(folder)
 
@@ -146,7 +146,15 @@ def vae_settings(config: TrainConfig) -> VaeConfig:
         lr_end=2e-5,
         expression_weight=2.0,
         keep_weight=config.vae_keep_weight,
+        keep_channels=_known_channels(config),
     )
+
+
+def _known_channels(config: TrainConfig) -> int:
+    """The latents' channels of the model that a run goes on from, which its UNet knows."""
+    folder = init_folder(config)
+    assert folder is not None
+    return int(json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["latent_channels"])
 
 
 def init_folder(config: TrainConfig) -> Path | None:
@@ -187,11 +195,14 @@ def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[
             image_prompt=config.image_prompt,
             reference_hint=config.reference_hint,
             bent_hint=config.bent_hint,
+            latent_channels=config.latent_channels,
         )
     else:
         parts = dict(FollowYourEmojiPipeline.from_pretrained(folder).components)
         hints = {"reference_hint": config.reference_hint, "bent_hint": config.bent_hint}
         parts["unet"] = widened(parts["unet"], config.in_channels, **hints)
+        if config.latent_channels > parts["vae"].config["latent_channels"]:
+            parts = with_more_latents(parts, config.latent_channels)
     if config.motion_init is not None:
         report(load_motion(parts["unet"], Path(config.motion_init)))
     return parts

@@ -52,7 +52,7 @@ class PortraitModel(nn.Module):
         `conv_in` takes part because only clips can teach it the channels of the frames that are given; switch it off to
         train the motion modules alone. image_encoder: False leaves the vision model as it is.
         """
-        conv_in = conv_in and self.unet.config["in_channels"] > 4
+        conv_in = conv_in and self.unet.takes_frames
         for name, parameter in self.named_parameters():
             motion = "motion_modules" in name
             if phase == "image":
@@ -100,7 +100,7 @@ class Stepper:
         self.model, self.optimizer, self.vae = model, optimizer, parts["vae"]
         self.noises: Any = DDPMScheduler.from_config(parts["scheduler"].config)  # whatever the folder's own sampler is
         self.clips = clips
-        self.given, self.hint = parts["unet"].config["in_channels"] > 4, parts["unet"].config["reference_hint"]
+        self.given, self.hint = parts["unet"].takes_frames, parts["unet"].config["reference_hint"]
 
     def step(self, number: int, batches: Iterator[Batch]) -> tuple[LossParts, float]:
         """Draw noise from the step's own seed and take the step, part by part. -> the losses and the rate.

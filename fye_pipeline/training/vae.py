@@ -48,6 +48,7 @@ class VaeConfig:
     textured_share: float = 0.0  # share of the rendered heads that are laid over with a texture
     ssim_weight: float = 0.0  # of 1 - SSIM
     keep_weight: float = 0.0  # of the squared change of rendered heads' latents, for a UNet that knows them
+    keep_channels: int | None = None  # the first so many are held, others are new; None: all are held
     latent_noise: float = 0.0  # added to the latents before decoding, in standard deviations
     seed: int = 0
 
@@ -174,8 +175,8 @@ def train_vae(
             loss = loss + config.ssim_weight * (1 - similar)
         if config.keep_weight and heads.any():
             with torch.no_grad():
-                before = former[1](former[0](pictures[heads]))[:, : latents.shape[1]]
-            loss = loss + config.keep_weight * ((posterior.mean[heads] - before) ** 2).mean()
+                before = former[1](former[0](pictures[heads]))[:, : config.keep_channels or latents.shape[1]]
+            loss = loss + config.keep_weight * ((posterior.mean[heads][:, : before.shape[1]] - before) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -200,16 +201,19 @@ def train_vae(
 
 
 @torch.no_grad()
-def normalise_latents(vae: Any, data: HeadData, *, pictures: int = 512) -> None:
+def normalise_latents(vae: Any, data: HeadData, *, pictures: int = 512, kept: int = 0) -> None:
     """Fold a shift and a scale per channel into the 1x1 convolutions around the latents: zero mean, unit variance.
 
     A channel of small variance would weigh less in the diffusion loss than the detail it carries deserves.
-    Reconstructions stay what they were; the config's scaling factor becomes 1.
+    Reconstructions stay what they were; the config's scaling factor becomes 1. kept: so many channels, the first ones,
+    stay as they are, and so does the factor.
     """
     heads = np.linspace(0, len(data) - 1, pictures).astype(int)
     batch = to_tensor(data.frames[heads, np.arange(pictures) % data.frames.shape[1]])
     latents = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mean for part in batch.split(16)])
-    mean, scale = latents.mean((0, 2, 3)), 1 / latents.std((0, 2, 3))
+    factor = vae.config["scaling_factor"] if kept else 1.0
+    mean, scale = latents.mean((0, 2, 3)), 1 / (factor * latents.std((0, 2, 3)))
+    mean[:kept], scale[:kept] = 0, 1
     channels = len(mean)
     first, after = vae.quant_conv, vae.post_quant_conv
     first.weight[:channels] *= scale[:, None, None, None]
@@ -217,7 +221,7 @@ def normalise_latents(vae: Any, data: HeadData, *, pictures: int = 512) -> None:
     first.bias[channels:] += 2 * scale.log()  # the log variance of a scaled latent
     after.bias += after.weight[..., 0, 0] @ mean
     after.weight /= scale[None, :, None, None]
-    vae.register_to_config(scaling_factor=1.0)
+    vae.register_to_config(scaling_factor=factor)
 
 
 @torch.no_grad()
