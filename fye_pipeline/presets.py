@@ -12,7 +12,7 @@ from typing import Any
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.models.files import WEIGHTS
-from fye_pipeline.storage.files import atomic_target, remembered_digest
+from fye_pipeline.storage.files import remembered_digest, write_json
 
 logger = logging.getLogger("fye")
 
@@ -93,8 +93,7 @@ def write_calibration(model: Path, recordings: Mapping[str, Any], conditions: Ma
 
 def _write(model: Path, content: Mapping[str, Any]) -> Path:
     path = model / FILE
-    with atomic_target(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, content, indent=1)
     return path
 
 

@@ -16,7 +16,7 @@ from training_parts import clip_arrays, make_dataset, small_parts
 from fye_pipeline.errors import UserError
 from fye_pipeline.training import dataset as reading
 from fye_pipeline.training.clip_batches import ClipBatches, Order
-from fye_pipeline.training.dataset import Dataset, ShardWriter, is_dataset, join_parts
+from fye_pipeline.training.dataset import INDEX, Dataset, ShardWriter, join_parts
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_frame_and_row_is_found_at_its_place(folder: Path) -> None:
-    assert is_dataset(folder)
+    assert (folder / INDEX).is_file()
     dataset = Dataset(folder)
     assert [clip.frames for clip in dataset.clips] == [6, 5, 8, 6]
     for clip, seed in enumerate((0, 1, 10, 11)):

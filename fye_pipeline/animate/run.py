@@ -18,14 +18,7 @@ from fye_pipeline import presets
 from fye_pipeline.animate.config import AnimationSettings
 from fye_pipeline.animate.detail import BentPortraits
 from fye_pipeline.animate.driver import OpenDriver, open_driver_of
-from fye_pipeline.animate.output import (
-    AnimationResult,
-    Run,
-    comparison_size,
-    decibels,
-    frame_size,
-    portrait_frames,
-)
+from fye_pipeline.animate.output import AnimationResult, Run, comparison_size, decibels, frame_size, portrait_frames
 from fye_pipeline.animate.portrait import Portrait, read_portrait
 from fye_pipeline.animate.renderer import RenderContext, Renderer
 from fye_pipeline.animate.session import MEDIAPIPE, AnimationSession, Offload, native_size

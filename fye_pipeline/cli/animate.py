@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -209,6 +208,7 @@ def animate(
     from fye_pipeline.animate.session import check_detector
     from fye_pipeline.multi_portrait.settings import without_group
     from fye_pipeline.pipeline import check_cache_options
+    from fye_pipeline.storage.files import writable_target, write_json
 
     if not debug:
         hush_libraries()
@@ -228,7 +228,7 @@ def animate(
         return
     settings = settings_of({}, source)
     if save_config is not None:
-        _save(save_config, settings, overwrite=overwrite or resume)
+        write_json(writable_target(save_config, overwrite=overwrite or resume), settings.to_dict())
     if resume and not overwrite and is_finished(output, settings):
         text = f"{output} was made with the same settings; nothing to do."
         reporter.result(text, {"output": str(output), "resumed": True})
@@ -292,14 +292,6 @@ def _run_manifest(
                 print(f"fye: row {number}: {reason}", file=sys.stderr)
     if summary.failed:
         raise typer.Exit(1)
-
-
-def _save(path: Path, settings: AnimationSettings, *, overwrite: bool) -> None:
-    from fye_pipeline.storage.files import atomic_target, writable_target
-
-    path = writable_target(path, overwrite=overwrite)
-    with atomic_target(path) as temporary:
-        temporary.write_text(json.dumps(settings.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def common_settings(context: typer.Context, config: Path | None) -> dict[str, Any]:

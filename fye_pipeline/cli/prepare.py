@@ -55,49 +55,31 @@ def prepare(
     reporter = Reporter(quiet=quiet, as_json=as_json)
     from fye_pipeline.animate.session import obtain_face_landmarker
 
+    run: Any
+    options: Any
     if people is not None:
-        from fye_pipeline.training.prepare_people import PeopleOptions, parse_people, prepare_people
+        from fye_pipeline.training.prepare_people import PeopleOptions, parse_people
+        from fye_pipeline.training.prepare_people import prepare_people as run
 
         least, most = parse_people(people)
-        chosen = PeopleOptions(least, most, drop, _rate(fps) if fps else PeopleOptions.rate, aesthetics)
-        task = obtain_face_landmarker(face_landmarker)
-        with reporter.progress() as on_progress:
-            report = prepare_people(
-                folder,
-                output,
-                chosen,
-                jobs=jobs,
-                task=task,
-                resume=resume,
-                overwrite=overwrite,
-                on_progress=on_progress,
-            )
-        reporter.result(_people_table(report, output), {"output": str(output), **report})
-        return
-    from fye_pipeline.training.prepare import PrepareOptions
-    from fye_pipeline.training.prepare import prepare as run
-    from fye_pipeline.training.segment import CutRules
+        options = PeopleOptions(least, most, drop, _rate(fps) if fps else PeopleOptions.rate, aesthetics)
+    else:
+        from fye_pipeline.training.prepare import PrepareOptions
+        from fye_pipeline.training.prepare import prepare as run
+        from fye_pipeline.training.segment import CutRules
 
-    options = PrepareOptions(
-        size=size,
-        rules=CutRules(min_face=min_face or max(size // 4, 32), min_frames=min_frames, max_frames=max_frames),
-        fps=None if fps is None else _rate(fps),
-        quality=quality,
-        shard_bytes=shard_mb << 20,
-    )
-    task = obtain_face_landmarker(face_landmarker)
-    with reporter.progress() as on_progress:
-        report = run(
-            folder,
-            output,
-            options,
-            jobs=jobs,
-            task=task,
-            resume=resume,
-            overwrite=overwrite,
-            on_progress=on_progress,
+        options = PrepareOptions(
+            size=size,
+            rules=CutRules(min_face=min_face or max(size // 4, 32), min_frames=min_frames, max_frames=max_frames),
+            fps=None if fps is None else _rate(fps),
+            quality=quality,
+            shard_bytes=shard_mb << 20,
         )
-    reporter.result(_table(report, output), {"output": str(output), **report})
+    how = {"jobs": jobs, "task": obtain_face_landmarker(face_landmarker), "resume": resume, "overwrite": overwrite}
+    with reporter.progress() as on_progress:
+        report = run(folder, output, options, **how, on_progress=on_progress)
+    table = _table if people is None else _people_table
+    reporter.result(table(report, output), {"output": str(output), **report})
 
 
 def _rate(text: str) -> str:

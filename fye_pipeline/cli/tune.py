@@ -72,7 +72,7 @@ def tune(
     from fye_pipeline.animate.session import choose_device, choose_dtype, load_model, recommended_guidance
     from fye_pipeline.models.files import SHIPPED_MODEL
     from fye_pipeline.models.published import model_folder
-    from fye_pipeline.storage.files import atomic_target, writable_target
+    from fye_pipeline.storage.files import writable_target, write_text
     from fye_pipeline.world.calls import tuning_calls
 
     if not debug:
@@ -102,8 +102,7 @@ def tune(
         settings = _search(pipe, calls, clips, face=face, on_progress=on_progress, **goal, **options)
     text = settings.to_json()
     if target is not None:
-        with atomic_target(target) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(target, text + "\n")
     if as_preset is not None:
         from fye_pipeline import presets
 

@@ -40,7 +40,7 @@ from fye_pipeline.landmarks.topology import (
     RIGHT_EYE,
     RIGHT_IRIS,
 )
-from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.files import write_text
 
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.floating]
@@ -217,8 +217,7 @@ class Iteration:
             on_progress(len(done), self.config.count)
         scores = [Score(**json.loads(line)) for line in done]
         verdicts = judge(scores, strangers(self.identities), self.config.keep)
-        with atomic_target(self.folder / "manifest.jsonl") as temporary:
-            temporary.write_text("".join(f"{verdict.line()}\n" for verdict in verdicts), encoding="utf-8")
+        write_text(self.folder / "manifest.jsonl", "".join(f"{verdict.line()}\n" for verdict in verdicts))
         return verdicts
 
     def _check_settings(self) -> None:
@@ -236,8 +235,7 @@ class Iteration:
         if len(whole) < self.config.count:
             del whole[len(whole) // self.config.batch * self.config.batch :]
         if whole != lines:
-            with atomic_target(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+            write_text(path, "".join(f"{line}\n" for line in whole))
         return whole
 
     def _crops(self, name: str) -> Any:

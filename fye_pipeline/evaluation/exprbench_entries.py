@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.media.writer import VideoWriter
-from fye_pipeline.storage.files import atomic_target, existing_file
+from fye_pipeline.media.writer import write_video
+from fye_pipeline.storage.files import existing_file, write_json
 from fye_pipeline.world import World
 
 MANIFEST = "exprbench.json"
@@ -109,8 +108,7 @@ class RenderedBench:
         world = World(CanonicalFace.load(), size=self.size)
         entries = [self._entry(world, folder, "single", k, 1) for k in range(self.singles)]
         entries += [self._entry(world, folder, "multi", k, 2) for k in range(self.multis)]
-        with atomic_target(folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / MANIFEST, entries)
         return folder / MANIFEST
 
     def _entry(self, world: World, folder: Path, kind: str, k: int, people: int) -> dict[str, Any]:
@@ -127,16 +125,10 @@ class RenderedBench:
         drivers = []
         for number, clip in enumerate(clips):
             drivers.append(f"{name}-driver{number}.mp4")
-            _write(folder / drivers[-1], clip.frames, clip.sequence.fps or Fraction(12))
+            write_video(folder / drivers[-1], clip.frames, clip.sequence.fps or Fraction(12))
         entry: dict[str, Any] = {"name": name, "portrait": f"{name}.png", "drivers": drivers}
         if own_people:
             entry["truth"] = f"{name}-truth.mp4"
             together = np.concatenate([clip.frames for clip in clips], axis=2)
-            _write(folder / entry["truth"], together, clips[0].sequence.fps or Fraction(12))
+            write_video(folder / entry["truth"], together, clips[0].sequence.fps or Fraction(12))
         return entry
-
-
-def _write(path: Path, frames: NDArray[np.uint8], fps: Fraction) -> None:
-    with VideoWriter(path, fps) as video:
-        for frame in frames:
-            video.write(frame)

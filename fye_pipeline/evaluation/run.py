@@ -13,8 +13,8 @@ from fye_pipeline.batch.pool import run_parts
 from fye_pipeline.errors import UserError
 from fye_pipeline.evaluation.tables import Table
 from fye_pipeline.progress import OnProgress, logger, silent
-from fye_pipeline.storage.files import atomic_target
-from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path, write_result
+from fye_pipeline.storage.files import write_json, write_text
+from fye_pipeline.storage.run_log import Entry, Journal, finished_result, journal_path
 
 WORTH_SAYING = 120.0  # seconds of work
 
@@ -58,10 +58,9 @@ class Run:
         """Write the result, and beside it its tables as Markdown."""
         if self.target is None:
             return
-        write_result(self.target, result)
+        write_json(self.target, result)
         if tables:
-            with atomic_target(self.target.with_suffix(".md")) as temporary:
-                temporary.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+            write_text(self.target.with_suffix(".md"), "\n".join(table.markdown() for table in tables))
 
 
 def telling_errors(measure: Measure) -> Measure:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import cv2
@@ -161,17 +162,9 @@ class VideoWriter:
                 raise error
 
 
-def write_video(
-    path: Path,
-    frames: Iterable[np.ndarray],
-    fps: Fraction,
-    *,
-    comment: str = "",
-    sound: Path | None = None,
-    overwrite: bool = True,
-) -> None:
-    """Write uint8 RGB frames [H, W, 3] as H.264; the arguments are those of `VideoWriter`."""
-    with VideoWriter(path, fps, comment=comment, sound=sound, overwrite=overwrite) as writer:
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: Fraction, **options: Any) -> None:
+    """Write uint8 RGB frames [H, W, 3] as H.264; the options are those of `VideoWriter`."""
+    with VideoWriter(path, fps, **options) as writer:
         for frame in frames:
             writer.write(frame)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fye_pipeline.errors import UserError
 from fye_pipeline.sampling.clip_plan import PlannedClip
 from fye_pipeline.sampling.denoise import Components
-from fye_pipeline.storage.files import FolderLock, atomic_target, digest_of, sampled_weights_hash
+from fye_pipeline.storage.files import FolderLock, atomic_target, digest_of, sampled_weights_hash, write_json
 
 FORMAT = 2  # of work folders; another one's clips are not used
 _NETWORKS = ("vae", "image_encoder", "appearance_net", "unet", "landmark_encoder")
@@ -165,8 +165,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> FolderLock:
     lock = FolderLock(folder)
     try:
         if not _check(folder, plain):
-            with atomic_target(folder / SETTINGS) as partial:
-                partial.write_text(json.dumps(plain, indent=2), encoding="utf-8")
+            write_json(folder / SETTINGS, plain)
     except BaseException:
         lock.release()
         raise

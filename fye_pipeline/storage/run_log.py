@@ -11,7 +11,6 @@ from typing import Any
 from filelock import lock_descriptor
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.storage.files import atomic_target
 
 Entry = dict[str, Any]
 
@@ -79,12 +78,6 @@ class Journal:
 def journal_path(result: Path | None) -> Path | None:
     """The journal beside a result."""
     return None if result is None else result.with_name(f"{result.name}.journal.jsonl")
-
-
-def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON; the file takes its name when it is complete."""
-    with atomic_target(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def finished_result(path: Path, conditions: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
-from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.files import write_json, write_text
 from fye_pipeline.training.batches import BatchSource
 
 LAST = "last.json"
@@ -72,8 +72,7 @@ def export(
         model.float()
         model.load_state_dict(state)
     if recipe is not None:
-        with atomic_target(folder / RECIPE) as temporary:
-            temporary.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / RECIPE, recipe)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
@@ -89,9 +88,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
-    pointer = folder / f"{LAST}.partial"
-    pointer.write_text(json.dumps({"folder": name, "step": step}), encoding="utf-8")
-    pointer.replace(folder / LAST)
+    write_json(folder / LAST, {"folder": name, "step": step})
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
 
@@ -111,8 +108,7 @@ def cut_log(path: Path, step: int) -> None:
         return
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     kept = [line for line in lines if json.loads(line)["step"] <= step]
-    with atomic_target(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 @torch.no_grad()

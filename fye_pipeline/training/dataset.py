@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fye_pipeline.errors import UserError
-from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.files import atomic_target, write_json
 
 INDEX = "dataset.json"
 KIND, VERSION = "fye.dataset", 1
@@ -153,8 +153,7 @@ def join_parts(parts: Sequence[tuple[Path, int, Sequence[ClipEntry]]], target: P
             joined += [entry.moved(base) for entry in entries]
         output.write(_END)
     index = {"clips": [asdict(entry) for entry in joined]}
-    with atomic_target(index_of(target)) as temporary:
-        temporary.write_text(json.dumps(index), encoding="utf-8")
+    write_json(index_of(target), index, indent=None)
     return joined
 
 
@@ -172,11 +171,6 @@ def _copy(source: BinaryIO, output: BinaryIO, size: int) -> None:
 def index_of(shard: Path) -> Path:
     """The index that belongs to a shard."""
     return shard.with_suffix(".json")
-
-
-def is_dataset(folder: str | Path) -> bool:
-    """Whether a folder holds a prepared dataset."""
-    return (Path(folder) / INDEX).is_file()
 
 
 def read_dataset_note(folder: Path) -> dict[str, Any]:

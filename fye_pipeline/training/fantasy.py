@@ -28,7 +28,7 @@ from fye_pipeline.multi_portrait.extractors import extractor_named
 from fye_pipeline.multi_portrait.wan import WanExpression
 from fye_pipeline.multi_portrait.wan_model import TEXT_TOKENS, choose_dtype, load_pipeline
 from fye_pipeline.progress import logger
-from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.files import write_json
 from fye_pipeline.training.checkpointing import Progress, load_checkpoint, save_checkpoint
 from fye_pipeline.training.fantasy_data import Clips, PeopleClip, RenderedPairs, VideoClips
 
@@ -253,8 +253,7 @@ def train_fantasy(
     pipe.transformer.enable_gradient_checkpointing()
     matching = FlowMatching(pipe, expression, config)
     output.mkdir(parents=True, exist_ok=True)
-    with atomic_target(output / "config.json") as temporary:
-        temporary.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    write_json(output / "config.json", asdict(config))
     accelerator, progress = Accelerator(cpu=at.type == "cpu"), Progress()
     branches = torch.nn.ModuleList([expression.encoder, *expression.adapter.processors.values()])
     accelerator.prepare(branches, matching.optimizer)  # what checkpoints hold; the transformer is not among it

@@ -18,7 +18,7 @@ from typing import Any
 from fye_pipeline.batch.pool import run_parts
 from fye_pipeline.errors import UserError
 from fye_pipeline.progress import OnProgress, logger, silent
-from fye_pipeline.storage.files import atomic_target, digest_of_text
+from fye_pipeline.storage.files import atomic_target, digest_of_text, write_json
 from fye_pipeline.training.dataset import INDEX, KIND, SHARDS, VERSION, ClipEntry, ShardWriter, join_parts
 from fye_pipeline.training.extract import make_clips
 from fye_pipeline.training.segment import CutRules
@@ -293,9 +293,3 @@ def _report(ledger: Path) -> dict[str, Any]:
     totals = {"videos": len(videos), "clips": len(kept), "frames": sum(kept)}
     rejected = {reason: {"pieces": pieces[reason], "frames": frames[reason]} for reason in sorted(pieces)}
     return {"totals": totals, "rejected": rejected, "videos": videos}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write plain values; no half file stays behind."""
-    with atomic_target(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -33,18 +33,9 @@ from fye_pipeline.landmarks.tracking import FaceDetector
 from fye_pipeline.landmarks.windows import find_in_windows
 from fye_pipeline.media.source import open_source
 from fye_pipeline.progress import OnProgress, silent
-from fye_pipeline.storage.files import atomic_target
+from fye_pipeline.storage.files import write_json, write_text
 from fye_pipeline.storage.functions import load_function
-from fye_pipeline.training.prepare import (
-    LEDGER,
-    REPORT,
-    entry_of,
-    find_videos,
-    name_in,
-    open_output,
-    undone,
-    write_json,
-)
+from fye_pipeline.training.prepare import LEDGER, REPORT, entry_of, find_videos, name_in, open_output, undone
 from fye_pipeline.training.segment import UNREADABLE
 
 KEPT = "people.jsonl"
@@ -139,13 +130,9 @@ def prepare_people(
     measured = {name: json.loads(entry_of(ledger, name).read_text(encoding="utf-8")) for name in names}
     report = judge(measured, options)
     write_json(output / REPORT, report)
-    with atomic_target(output / KEPT) as temporary:
-        rows = (
-            json.dumps({"video": str(names[row["video"]]), **row["measures"]})
-            for row in report["videos"]
-            if row["reason"] is None
-        )
-        temporary.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    kept = (row for row in report["videos"] if row["reason"] is None)
+    lines = (json.dumps({"video": str(names[row["video"]]), **row["measures"]}) for row in kept)
+    write_text(output / KEPT, "".join(f"{line}\n" for line in lines))
     return report
 
 
