@@ -6,19 +6,16 @@ deterministic DDIM, whatever the network is and whatever it is given beside late
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 Predict = Callable[[Tensor, Tensor, Any], Tensor]  # latents at times [B], time steps [B], conditions -> v
 Target = Callable[[Tensor, Tensor, Any], Tensor]  # latents, number of the student's step [B], conditions -> v
-Draw = Callable[[torch.Generator], tuple[Tensor, Any]]  # clean latents [B, ...] and their conditions
 
 
 @dataclass(frozen=True)
@@ -135,50 +132,3 @@ def distillation_loss(
     with torch.no_grad():
         wanted = target(latents, step, conditions)
     return functional.mse_loss(student(latents, times[step].to(clean.device), conditions), wanted)
-
-
-def sample(predict: Predict, noising: Noising, noise: Tensor, conditions: Any, steps: int) -> Tensor:
-    """From noise to clean latents in so many deterministic steps."""
-    times = [*trailing_times(steps), -1]
-    latents = noise
-    for start, end in pairwise(times):
-        now, then = (torch.full((len(noise),), time) for time in (start, end))
-        latents = noising.ddim(latents, predict(latents, now, conditions), now, then)
-    return latents
-
-
-def distil(
-    network: nn.Module,
-    draw: Draw,
-    noising: Noising,
-    *,
-    teach: Callable[[nn.Module], Predict],
-    without: Callable[[Any], Any],
-    scale: float,
-    stages: Sequence[int] = (32, 16, 8, 4),
-    updates: int = 1000,
-    lr: float = 1e-4,
-    seed: int = 0,
-) -> nn.Module:
-    """A network that needs neither guidance nor many steps: `stages[-1]` of them, without a second call.
-
-    First the guided teacher is put into the network at any of the first stage's times, then each further stage halves
-    the steps; a stage begins with the weights of the one before. teach: how a network predicts. updates: of each stage.
-    Raises ValueError where a stage is not half of the one before.
-    """
-    if any(2 * later != earlier for earlier, later in pairwise(stages)):
-        raise ValueError(f"each stage must have half the steps of the one before, got {tuple(stages)}")
-    student = network
-    for number, steps in enumerate(stages):
-        teacher = copy.deepcopy(student).requires_grad_(False).eval()
-        student = copy.deepcopy(teacher).requires_grad_(True).train()
-        target = stage_target(teach(teacher), noising, number, steps, without, scale)
-        optimizer = torch.optim.Adam(student.parameters(), lr=lr)
-        generator = torch.Generator().manual_seed(seed + number)
-        predict = teach(student)
-        for _ in range(updates):
-            clean, conditions = draw(generator)
-            distillation_loss(predict, target, noising, clean, conditions, steps, generator).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return student.requires_grad_(False).eval()

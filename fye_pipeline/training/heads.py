@@ -150,23 +150,8 @@ class HeadBatches:
             references.append(reference)
             chosen = range(PORTRAITS, PORTRAITS + frames) if clips else rng.choice(others, frames, replace=False)
             targets.append(list(chosen))
-        seeds = [(self.seed, int(clips), step, rank, row) for row in range(batch)]
-        return self._collect(heads[part], np.array(references)[part], np.array(targets)[part], seeds[part])
-
-    def examples(self, count: int, shown: int) -> Iterator[Example]:
-        """The first heads."""
-        part = slice(PORTRAITS, PORTRAITS + shown)
-        for head in range(min(count, len(self.data))):
-            portrait, marks = np.ascontiguousarray(self.data.frames[head, 0]), self.data.landmarks[head]
-            yield self.conditions.example(portrait, marks[0], self.data.frames[head, part], marks[part])
-
-    def _collect(
-        self,
-        heads: NDArray[np.int64],
-        references: NDArray[np.int64],
-        targets: NDArray[np.int64],
-        seeds: list[tuple[int, ...]],
-    ) -> Batch:
+        seeds = [(self.seed, int(clips), step, rank, row) for row in range(batch)][part]
+        heads, references, targets = heads[part], np.array(references)[part], np.array(targets)[part]
         pairs = list(zip(heads, targets, strict=True))
         marks = np.stack([self.data.landmarks[head, takes] for head, takes in pairs])  # [B, F, 478, 3]
         clean = np.stack([self.latents[head, takes] for head, takes in pairs]).astype(np.float32)
@@ -179,3 +164,10 @@ class HeadBatches:
             reference=torch.from_numpy(self.latents[heads, references].astype(np.float32)),
             bent_pixels=self.conditions.bend(pictures, own, marks, seeds),
         )
+
+    def examples(self, count: int, shown: int) -> Iterator[Example]:
+        """The first heads."""
+        part = slice(PORTRAITS, PORTRAITS + shown)
+        for head in range(min(count, len(self.data))):
+            portrait, marks = np.ascontiguousarray(self.data.frames[head, 0]), self.data.landmarks[head]
+            yield self.conditions.example(portrait, marks[0], self.data.frames[head, part], marks[part])

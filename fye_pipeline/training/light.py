@@ -196,26 +196,16 @@ class _Stage:
             progress.seconds += time.monotonic() - begun
             losses.append(float(loss.detach()))
             if progress.step % config.log_every == 0 or progress.step == end:
-                self._log(folder, accelerator, losses[-config.log_every :], progress, settings.steps, report)
+                seconds, recent = progress.seconds, losses[-config.log_every :]
+                mean = sum(recent) / len(recent)
+                if accelerator.is_main_process:
+                    with (folder / LOG).open("a", encoding="utf-8") as log:
+                        line = {"step": progress.step, "seconds": round(seconds, 1), "loss": mean}
+                        log.write(json.dumps(line) + "\n")
+                done, pace = f"{progress.step}/{settings.steps}", seconds / progress.step
+                report(f"light, {self.steps} steps: {done}  loss {mean:.5f}  {pace:.2f} s/step")
             if progress.step % config.checkpoint_every == 0 or progress.step == end:
                 save_checkpoint(accelerator, folder, progress.step, config.keep_checkpoints)
         average.copy_to(trained)
         unet.requires_grad_(False)
         accelerator.free_memory()
-
-    def _log(
-        self,
-        folder: Path,
-        accelerator: Accelerator,
-        recent: list[float],
-        progress: Progress,
-        whole: int,
-        report: Callable[[str], None],
-    ) -> None:
-        mean = sum(recent) / len(recent)
-        if accelerator.is_main_process:
-            with (folder / LOG).open("a", encoding="utf-8") as log:
-                seconds = round(progress.seconds, 1)
-                log.write(json.dumps({"step": progress.step, "seconds": seconds, "loss": mean}) + "\n")
-        pace = progress.seconds / progress.step
-        report(f"light, {self.steps} steps: {progress.step}/{whole}  loss {mean:.5f}  {pace:.2f} s/step")

@@ -19,7 +19,6 @@ from fye_pipeline.landmarks.topology import N_MESH
 NO_FACE, SMALL = "no face", "face too small"
 SHORT, BORDER, CROWDED = "too short", "face at the picture's border", "another face in the square"
 UNREADABLE = "cannot be read"
-REASONS = (NO_FACE, SMALL, SHORT, BORDER, CROWDED, UNREADABLE)
 
 _SCENE = 0.06  # mean change of a thumbnail's values (0..1) that a cut between shots exceeds ...
 _SCENE_RATIO = 4.0  # ... and by so much the usual change of its neighbours
