@@ -74,9 +74,9 @@ class Run:
         error = 0.0
         with ExitStack() as stack:
             video = stack.enter_context(VideoWriter(self.output, fps, alpha=matte is not None, **options))
-            pairs = None if self.comparison is None else VideoWriter(self.comparison, fps, **options)
-            if pairs is not None:
-                stack.enter_context(pairs)
+            pairs = None
+            if self.comparison is not None:
+                pairs = stack.enter_context(VideoWriter(self.comparison, fps, **options))
             for frame, beside, share in frames:
                 video.write(mark(frame) if matte is None else matte.lay(frame, mark(frame)))
                 if pairs is not None and beside is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,6 @@ def evaluate(
     people: People,
     world: World,
     *,
-    rows: Sequence[str] = ROWS,
     task: Path | None = None,
     keep: Path | None = None,
     on_progress: Callable[[str, int, int], None] = lambda row, done, total: None,
@@ -262,8 +261,8 @@ def evaluate(
     result: dict[str, Any] = {}
     shown = np.empty(0, np.uint8)
     each: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for row in ("no_expression", *(r for r in rows if r in files and r != "no_expression")):
-        adapter.load_branch(model.pipe.unet, 1, adapter.read_branch(files[row]), str(files[row]))
+    for row, path in files.items():  # first "no_expression", with which the others are compared
+        adapter.load_branch(model.pipe.unet, 1, adapter.read_branch(path), str(path))
 
         def tell(done: int, total: int, row: str = row) -> None:
             on_progress(row, done, total)
@@ -271,7 +270,7 @@ def evaluate(
         pictures = evaluation.pictures(0.0 if row == "no_expression" else 1.0, tell)
         if row == "no_expression":
             evaluation.plain = pictures
-        if files[row] == folder / EXPRESSION and row != "no_expression":
+        if path == folder / EXPRESSION and row != "no_expression":
             shown = pictures
         each[row] = evaluation.measure(pictures)
         result[row] = {name: float(values.mean()) for name, values in each[row].items()}
@@ -282,7 +281,7 @@ def evaluate(
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
             np.save(keep / f"{row}.npy", pictures)
-    for row in rows:
+    for row in ROWS:
         if row not in result:
             gone = f"{row}.safetensors is not in {table.name}; train its stage (`fye emoji train`)"
             result[row] = {**dict.fromkeys((*FIGURES, *FOLLOWS)), "error": gone}
@@ -293,7 +292,7 @@ def evaluate(
     return {
         "conditions": conditions(folder, files, plan),
         "floors": evaluation.floors(),
-        "rows": {row: result[row] for row in ("no_expression", *rows) if row in result},
+        "rows": {row: result[row] for row in ROWS},
         "compared": compare(each),
         **cached,
     }

@@ -129,7 +129,6 @@ def evaluate_people(
     *,
     face_landmarker: Path | None = None,
     device: str = "auto",
-    keep: Path | None = None,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Measure every row; the keys are those of `fye evaluate rendered --people N --json`.
@@ -137,7 +136,7 @@ def evaluate_people(
     `ours`: landmarks tell the pose, features the face, exclusive masks; `no_masks`: all drivers reach every place;
     `equation`: Eq. 4 of the paper as printed; `no_augmentation`: trained without resamplers; `single_faces`: trained
     on pictures of one person; `landmarks`: whole landmarks, no features; `repeat_reference`: the portrait in every
-    frame. keep: a folder for the videos as `.npz`.
+    frame.
     Raises `UserError` where weights are absent, and as `Run`.
     """
     for row in TRAINED_APART:
@@ -162,9 +161,6 @@ def evaluate_people(
                     if row != "repeat_reference":
                         videos = _videos(pipe, case, plan, clip, guidance, branch, rule)
                     notes.add(_part(row, clip), {"people": figures(case, videos, truth, detector.detect)})
-                    if keep is not None:
-                        keep.mkdir(parents=True, exist_ok=True)
-                        np.savez_compressed(keep / f"{row}_{clip}.npz", video=pictures.to_uint8(videos[0]))
                     on_progress("videos", len(notes.entries), plan.clips * len(ROWS))
     people = {
         row: [one for clip in range(plan.clips) for one in notes.entries[_part(row, clip)]["people"]] for row in ROWS
