@@ -259,8 +259,9 @@ def trained(unet: Any, seed: int = 0, *, deep: bool = False) -> ExpressionAdapte
         generator = torch.Generator().manual_seed(seed + number)
         torch.nn.init.normal_(processor.to_v.weight, std=0.5, generator=generator)
         if deep:
-            torch.nn.init.normal_(processor.feed_forward[-1].weight, std=0.5, generator=generator)
-            torch.nn.init.normal_(processor.feed_forward[-1].bias, generator=generator)
+            last: Any = processor.feed_forward[-1]
+            torch.nn.init.normal_(last.weight, std=0.5, generator=generator)
+            torch.nn.init.normal_(last.bias, generator=generator)
     return adapter
 
 

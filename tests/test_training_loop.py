@@ -192,22 +192,24 @@ def train_and_note(environment: dict[str, str], note: Path, recipe: Path, output
     os.environ |= environment
     torch.set_num_threads(1)
     note.mkdir()
-    collect, copy_to = HeadBatches._collect, Average.copy_to
+    draw, copy_to = HeadBatches.draw, Average.copy_to
     classes: Any = (HeadBatches, Average)
 
     def append(name: str, text: str) -> None:
         with (note / name).open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def spy_collect(self: HeadBatches, heads: Any, *rest: Any) -> Any:
-        append("drawn", repr((heads, *rest)))
-        return collect(self, heads, *rest)
+    def spy_draw(self: HeadBatches, *arguments: Any, **options: Any) -> Any:
+        drawn = draw(self, *arguments, **options)
+        assert drawn.clean is not None
+        append("drawn", repr(drawn.clean.flatten().tolist()))
+        return drawn
 
     def spy_copy(self: Average, parameters: list[torch.nn.Parameter]) -> None:
         torch.save(list(parameters), note / "weights")
         copy_to(self, parameters)
 
-    classes[0]._collect, classes[1].copy_to = spy_collect, spy_copy
+    classes[0].draw, classes[1].copy_to = spy_draw, spy_copy
     said = partial(append, "said")
     train(load_config(recipe), output=output, on_progress=said)
 

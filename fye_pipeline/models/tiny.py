@@ -69,7 +69,7 @@ def build_tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {
-            "vae": AutoencoderKL(**(VAE | {"latent_channels": latent_channels} | (vae or {}))).eval(),
+            "vae": AutoencoderKL(**{**VAE, "latent_channels": latent_channels, **(vae or {})}).eval(),
             "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE_ENCODER)).eval(),
             "feature_extractor": CLIPImageProcessorPil(
                 size={"shortest_edge": IMAGE_PIXELS}, crop_size={"height": IMAGE_PIXELS, "width": IMAGE_PIXELS}
