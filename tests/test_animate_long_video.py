@@ -110,8 +110,8 @@ def test_videos_of_several_clips_are_made_progressively_where_the_model_can(
     assert np.array_equal(videos["auto"], videos["progressive"])
     assert not np.array_equal(videos["auto"], videos["tiles"])
     assert not np.array_equal(videos["uniform"], videos["tiles"])
-    four_channels: Any = SimpleNamespace(unet=SimpleNamespace(config={"in_channels": 4}))
-    context = RenderContext(four_channels, demo(random_model), *[None] * 5)  # pyright: ignore[reportArgumentType]
+    without: Any = SimpleNamespace(unet=SimpleNamespace(takes_frames=False))
+    context = RenderContext(without, demo(random_model), *[None] * 5)  # pyright: ignore[reportArgumentType]
     assert context.long == "tiles"
 
 
