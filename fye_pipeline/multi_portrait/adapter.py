@@ -152,12 +152,12 @@ class ExpressionProcessor(nn.Module):
         mask = None if inputs.key_mask is None else inputs.key_mask.repeat(batch, 1)
         made = people_attention(query, keys, values, shares, isolation=inputs.isolation, key_mask=mask)
         scale = inputs.scale.repeat_interleave(frames).to(made.dtype)[:, None, None]
-        made = made.transpose(1, 2).flatten(2)
-        if not self.deep:
-            return nn.functional.linear(made * scale, attn.to_out[0].weight)
-        added = self.to_out(made)
-        owned = shares.sum(1)[..., None].to(made.dtype)
-        return (added + owned * self.feed_forward(rows + added)) * scale
+        weight = self.to_out.weight if self.deep else attn.to_out[0].weight
+        added = nn.functional.linear(made.transpose(1, 2).flatten(2), weight)
+        if self.deep:
+            owned = shares.sum(1)[..., None].to(made.dtype)
+            added = added + owned * self.feed_forward(rows + added)
+        return added * scale
 
 
 def _heads(values: Tensor, heads: int) -> Tensor:

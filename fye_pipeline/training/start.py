@@ -18,9 +18,9 @@ from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.models.denoising_unet import DenoisingUNet
 from fye_pipeline.models.files import SHIPPED_MODEL
-from fye_pipeline.models.latents import with_more_latents
+from fye_pipeline.models.latents import lay, rebuilt, with_more_latents
 from fye_pipeline.models.layouts import read_weights
-from fye_pipeline.models.official import rename, widen_conv_in
+from fye_pipeline.models.official import rename
 from fye_pipeline.models.published import model_folder
 from fye_pipeline.models.tiny import build_tiny
 from fye_pipeline.pipeline import FollowYourEmojiPipeline
@@ -121,7 +121,9 @@ def _obtain_vae(
                 report(f"autoencoder: {config.vae_pictures} pictures of other things than heads")
                 natural = natural_pictures(config.vae_pictures, data.meta.size, config.seed)
             train_vae(vae, data, folder, settings, on_progress=report, resume=True, natural=natural)
-            normalise_latents(vae, data, kept=settings.keep_channels or 0)
+            kept = settings.keep_channels or 0
+            if kept < vae.config["latent_channels"]:
+                normalise_latents(vae, data, kept=kept)
             vae.save_pretrained(folder)
     parts["vae"] = type(parts["vae"]).from_pretrained(folder)
 
@@ -214,13 +216,8 @@ def widened(
     """The UNet with at least `in_channels` inputs: itself, or one with new columns of zeros in `conv_in`."""
     if unet.config["in_channels"] >= in_channels:
         return unet
-    config = {**unet.config, "in_channels": in_channels, "reference_hint": reference_hint, "bent_hint": bent_hint}
-    config.pop("_use_default_values", None)  # diffusers would put back what an older folder did not name
-    wide = DenoisingUNet.from_config(config)
-    assert isinstance(wide, DenoisingUNet)
-    state = unet.state_dict()
-    state["conv_in.weight"] = widen_conv_in(state["conv_in.weight"], in_channels)
-    wide.load_state_dict(state)
+    wide = rebuilt(unet, in_channels=in_channels, reference_hint=reference_hint, bent_hint=bent_hint)
+    lay(wide.conv_in, unet.conv_in)
     return wide.eval()
 
 
