@@ -156,5 +156,15 @@ def test_a_run_adds_the_latents_that_its_start_lacks(tmp_path: Path) -> None:
     parts = load_parts(build_config({"init": str(folder), "latent_channels": 6}))
     assert parts["vae"].config["latent_channels"] == parts["unet"].config["out_channels"] == 6
     assert parts["unet"].config["in_channels"] == 20
-    same = load_parts(build_config({"init": str(folder), "latent_channels": 4}))
-    assert same["unet"].config["in_channels"] == 14
+    for channels in (4, None):
+        same = load_parts(build_config({"init": str(folder), "latent_channels": channels}))
+        assert same["unet"].config["in_channels"] == 14
+
+
+@pytest.mark.parametrize(("latents", "needed"), [(None, 26), (4, 14)])
+def test_too_few_inputs_for_a_hint_are_refused(latents: int | None, needed: int) -> None:
+    options = {"latent_channels": latents}
+    message = f"bent_hint needs in_channels >= {needed}, got 9; or bent_hint = false"
+    with pytest.raises(UserError, match=message):
+        load_parts(build_config({"in_channels": 9, **options}))
+    assert load_parts(build_config(options))["unet"].config["in_channels"] == needed

@@ -69,8 +69,8 @@ class TrainConfig:
     world: int = 2  # version of the rendered world
     workers: int = 0  # processes that render heads and make batches ahead; 0: the training process itself
     landmark_style: Style = "expression"  # Table 4's ablations: with-contour, without-pupils, plain
-    in_channels: int = 14
-    latent_channels: int = 4  # of the autoencoder; those that `init` lacks are added, and the networks grow with it
+    in_channels: int | None = None  # of the UNet; default: what given frames and the bent portrait need
+    latent_channels: int | None = None  # default: those of `init`, else 8; the networks grow by what `init` lacks
     image_prompt: str = "linear"
     reference_hint: bool = True  # the reference's latents in the clean-latent channels of frames that are not given
     bent_hint: bool = True  # the portrait bent to each frame's landmarks, in five more channels
@@ -188,9 +188,6 @@ def _check(config: TrainConfig) -> None:
             raise UserError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
     if config.world not in WORLD_VERSIONS:
         raise UserError(f"world must be one of {', '.join(map(str, WORLD_VERSIONS))}, got {config.world}")
-    for name, channels in (("reference_hint", 9), ("bent_hint", 14)):
-        if getattr(config, name) and config.in_channels < channels:
-            raise UserError(f"{name} needs in_channels >= {channels}, got {config.in_channels}; or {name} = false")
     for name in ("vae_picture_share", "vae_textured_share"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"{name} must be between 0 and 1, got {getattr(config, name)}")
@@ -272,7 +269,6 @@ PAPER: dict[str, Any] = {
     "name": "paper",
     "needs": ("init", "dataset"),
     "reference_hint": False,
-    "in_channels": 9,
     "bent_hint": False,
     "train_image_encoder": False,
     "mixed_precision": "bf16",

@@ -16,7 +16,7 @@ from torch import Tensor
 from fye_pipeline.animate.session import PAPER_GUIDANCE, recommended_guidance
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
-from fye_pipeline.models.denoising_unet import DenoisingUNet
+from fye_pipeline.models.denoising_unet import DenoisingUNet, channels_for
 from fye_pipeline.models.files import SHIPPED_MODEL
 from fye_pipeline.models.latents import lay, rebuilt, with_more_latents
 from fye_pipeline.models.layouts import read_weights
@@ -41,6 +41,7 @@ from fye_pipeline.world import World
 Report = Callable[[str], None]
 
 SHIPPED = "shipped"
+LATENTS = 8  # channels of an autoencoder that begins with random weights
 _ADAPTER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 _TABLE = "pos_embed.pe"
 _TABLE_ERROR = 1e-2  # tables are sines of the place, rounded where a checkpoint is float16
@@ -186,28 +187,39 @@ def guidance_of(config: TrainConfig) -> float:
 def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[str, Any]:
     """Build the parts with random weights, or read them from the pipeline folder `config.init`, in float32.
 
-    A folder's UNet of fewer input channels than `config.in_channels` gets new ones that begin at zero. `motion_init`
+    A folder's UNet of fewer input channels than the run needs gets new ones that begin at zero. `motion_init`
     replaces the motion modules' weights. Raises UserError where a folder or a checkpoint does not fit.
     """
     folder = init_folder(config)
+    hints = {"reference_hint": config.reference_hint, "bent_hint": config.bent_hint}
     if folder is None:
+        latents = config.latent_channels or LATENTS
         parts = build_tiny(
             config.seed,
-            in_channels=config.in_channels,
+            in_channels=_input_channels(config, latents),
             image_prompt=config.image_prompt,
-            reference_hint=config.reference_hint,
-            bent_hint=config.bent_hint,
-            latent_channels=config.latent_channels,
+            latent_channels=latents,
+            **hints,
         )
     else:
         parts = dict(FollowYourEmojiPipeline.from_pretrained(folder).components)
-        hints = {"reference_hint": config.reference_hint, "bent_hint": config.bent_hint}
-        parts["unet"] = widened(parts["unet"], config.in_channels, **hints)
-        if config.latent_channels > parts["vae"].config["latent_channels"]:
-            parts = with_more_latents(parts, config.latent_channels)
+        known = parts["vae"].config["latent_channels"]
+        latents = max(config.latent_channels or known, known)
+        if latents > known:
+            parts = with_more_latents(parts, latents)
+        parts["unet"] = widened(parts["unet"], _input_channels(config, latents), **hints)
     if config.motion_init is not None:
         report(load_motion(parts["unet"], Path(config.motion_init)))
     return parts
+
+
+def _input_channels(config: TrainConfig, latents: int) -> int:
+    """How many the UNet takes at least, with latents of so many channels. Raises UserError where they are too few."""
+    for name, groups in (("bent_hint", 3), ("reference_hint", 2)):
+        needed = channels_for(groups, latents)
+        if getattr(config, name) and (config.in_channels or needed) < needed:
+            raise UserError(f"{name} needs in_channels >= {needed}, got {config.in_channels}; or {name} = false")
+    return config.in_channels or channels_for(3 if config.bent_hint else 2, latents)
 
 
 def widened(
