@@ -157,6 +157,14 @@ def test_training_lowers_the_loss_goes_on_and_leaves_a_branch(tmp_path: Path) ->
     assert {path.name for path in folder.iterdir()} >= {"expression_adapter.safetensors", "encoder"}
 
 
+def test_training_goes_on_from_a_branch(tmp_path: Path) -> None:
+    made = train_adapter(AdapterConfig(scenes=1, steps=0, init=SHIPPED), tmp_path / "run", print)
+    former = load_file(SHIPPED / "expression_adapter.safetensors")
+    again = load_file(made / "expression_adapter.safetensors")
+    assert former.keys() == again.keys()
+    assert all(torch.equal(again[name], value) for name, value in former.items())
+
+
 def test_the_table_has_every_row_with_every_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fake(pipe: Any, picture: Any, faces: Any, branch: Any, **options: Any) -> np.ndarray:
         rng = np.random.default_rng(options["seed"])

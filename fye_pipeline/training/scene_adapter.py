@@ -69,6 +69,7 @@ class AdapterConfig:
     drop: float = 0.1  # share of the people whose features are left out
     checkpoint_every: int = 100
     stop_after: int | None = None  # steps, to go on later
+    init: Path | None = None  # a branch's folder to go on from, which also says what has a resampler
 
 
 def _twin(world: World, rng: np.random.Generator) -> Identity | None:
@@ -172,8 +173,11 @@ def train_adapter(
     scenes = [load_file(folder / f"{index:05d}.safetensors") for index in range(config.scenes)]
     torch.manual_seed(config.seed)
     unet = pipe.unet.requires_grad_(False)
-    branch = ExpressionBranch(unet, augment=config.augment).to(accelerator.device)
-    branch.requires_grad_(True)
+    if config.init is None:
+        branch = ExpressionBranch(unet, augment=config.augment)
+    else:
+        branch = ExpressionBranch.load(config.init, unet)
+    branch.to(accelerator.device).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(branch.parameters(), lr=config.lr, weight_decay=1e-3)
     progress = Progress()
     prepared, optimizer = cast("tuple[Any, Any]", accelerator.prepare(branch, optimizer))
