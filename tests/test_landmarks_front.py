@@ -61,6 +61,21 @@ def test_a_person_is_found_with_hair_and_shoulders() -> None:
     np.testing.assert_array_equal(front, again)
 
 
+def test_a_badge_like_the_wall_moves_with_the_hat_and_the_wall_beside_it_rests() -> None:
+    landmarks = landmarks_of()
+    picture, _ = scene(landmarks)
+    oval = landmarks[list(FACE_OVAL), :2] * SIZE
+    width, top = np.ptp(oval[:, 0]), int(oval[:, 1].min() - 0.5 * np.ptp(oval[:, 1]))
+    column = int(oval[:, 0].mean())
+    badge = (slice(top, top + int(0.25 * width)), slice(column - int(0.08 * width), column + int(0.08 * width)))
+    picture[badge] = (70, 90, 150)
+    front = person_in_front(picture, landmarks)
+    assert front is not None
+    found = cv2.resize(front, (SIZE, SIZE)) > 0.5
+    assert found[badge][3:].mean() > 0.95
+    assert not found[: int(oval[:, 1].max()), : int(oval[:, 0].min() - 0.5 * width)].any()
+
+
 @pytest.mark.parametrize("distance", [8.0, -60.0, 600.0, 2000.0])
 def test_a_face_without_a_background_is_left_whole(distance: float) -> None:
     """A face that fills the picture, landmarks that lie nowhere in it, and faces of a few pixels."""

@@ -23,6 +23,7 @@ SIZE = 256  # pixels a side at which a person is cut out, where nothing else is 
 _ROUNDS = 4
 _CHIN = 152
 _STRIP = 0.08  # of the face's width: what is thinner is no part of the person
+_NOTCH = 0.25  # of the face's width: narrower gaps in hair or a hat are a badge or a highlight, not the wall
 # Half axes of ellipses, of the face's width and height: what hair may be, so wide that all of it is in, and so narrow
 # that little else is. Beyond the third, which most hair does not leave, only what both of them find is hair.
 _WIDE, _NARROW, _NEAR = (0.8, 0.95), (0.62, 0.85), (0.8, 1.05)
@@ -47,6 +48,8 @@ def person_in_front(picture: Picture, landmarks: NDArray[np.floating], size: int
     person = _whole(np.asarray(cv2.morphologyEx(found, cv2.MORPH_OPEN, _disc(_STRIP * width / 2)), np.uint8), points)
     if person is None or person.mean() > _FILLS:
         return None
+    above = int(np.clip(points[:, 1].mean(), 0, 1) * size)
+    person[:above] = _without_notches(person, _disc(_NOTCH * width / 2))[:above]
     wider = cv2.dilate(person, _disc(_RIM * size))
     return np.asarray(cv2.GaussianBlur(wider.astype(np.float32), (0, 0), 1.0), np.float32)
 
@@ -155,6 +158,13 @@ def _whole(found: Mask, points: NDArray[np.float64]) -> Mask | None:
     small = [n for n in range(1, count) if sizes[n, cv2.CC_STAT_AREA] < 0.01 * found.size]
     person[np.isin(part, small)] = 1
     return person
+
+
+def _without_notches(person: Mask, disc: Mask) -> Mask:
+    """Filled where the disc does not fit in from outside; the picture's border is no wall that it could lean on."""
+    reach = len(disc)
+    framed = cv2.copyMakeBorder(person, *(reach,) * 4, borderType=cv2.BORDER_CONSTANT, value=0)
+    return np.asarray(cv2.morphologyEx(framed, cv2.MORPH_CLOSE, disc), np.uint8)[reach:-reach, reach:-reach]
 
 
 def _disc(radius: float) -> Mask:
