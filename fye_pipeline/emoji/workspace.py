@@ -22,7 +22,6 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from fye_pipeline.animate.config import SHIPPED_MODEL
 from fye_pipeline.emoji import expression_adapter as adapter
 from fye_pipeline.emoji.alignment import Alignment, Weights, hang_frozen
 from fye_pipeline.emoji.base import CROSS, build_base
@@ -50,7 +49,7 @@ from fye_pipeline.emoji.network_training import (
 )
 from fye_pipeline.emoji.pairs import IterateConfig, Iteration, Verdict, read_pairs
 from fye_pipeline.emoji.people import CROP, Meta, People, render_people
-from fye_pipeline.emoji.pipeline import EmojiPipeline
+from fye_pipeline.emoji.pipeline import SHIPPED, EmojiPipeline
 from fye_pipeline.emoji.training import TINY, Batches, Examples, Pairs, StageConfig, own_pairs, train_stage, true_pairs
 from fye_pipeline.errors import UserError
 from fye_pipeline.landmarks.geometry import CanonicalFace
@@ -162,7 +161,8 @@ class Workspace:
             pipe = load_base(self.model / BASE, torch.float32)
             hang(pipe.unet, *(adapter.read_branch(self.model / name) for name in (IDENTITY, EXPRESSION)))
         else:
-            pipe = build_base(AutoencoderKL.from_pretrained(SHIPPED_MODEL / "vae", torch_dtype=torch.float32).eval())
+            vae = AutoencoderKL.from_pretrained(SHIPPED / BASE / "vae", torch_dtype=torch.float32)
+            pipe = build_base(vae.eval())
             with _seeded(0):
                 expression = adapter.expression_projection(CROSS, STATES, WIDTH)
                 adapter.attach(pipe.unet, [adapter.identity_projection(CROSS, IDENTITY_DIMENSION), expression])
