@@ -59,7 +59,7 @@ _PART_FILES = {
 @dataclass
 class FollowYourEmojiOutput(BaseOutput):
     """frames: a list with one list of PIL pictures ("pil"); [1, F, H, W, 3] ("np") or [1, F, 3, H, W] ("pt") in [0, 1];
-    or latents [1, 4, F, h, w] ("latent").
+    or latents [1, C, F, h, w] ("latent").
     """
 
     frames: Any
@@ -259,7 +259,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         region: [F, H, W] in [0, 1], the landmark region of every frame, for an enabled cache.
         bent: the portrait bent to every frame's landmarks (`landmarks.bend`), uint8 RGBA [F, H, W, 4] whose alpha says
             where it can be trusted, for a UNet with `bent_hint`; without it such a UNet paints everything itself.
-        latents: initial noise [1, 4, F, h, w], which progressive clips draw for themselves.
+        latents: initial noise [1, C, F, h, w], which progressive clips draw for themselves.
         image_tokens: vision tokens [1, L, D] in place of the image encoder's.
         output_type: "pil", "np", "pt" or "latent"; `FollowYourEmojiOutput` has the shapes.
         callback_on_step_end(pipe, step, timestep, tensors) may return new `latents`; of the clip, if progressive.
@@ -326,7 +326,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         return encode_image(self, portrait)
 
     def encode_reference(self, portrait: Image.Image) -> Tensor:
-        """Encode a picture into its scaled latent, the posterior's mean. -> [1, 4, h, w]."""
+        """Encode a picture into its scaled latent, the posterior's mean. -> [1, C, h, w]."""
         return encode_reference(self, portrait)
 
     def encode_landmarks(self, pictures: np.ndarray, chunk: int = 32) -> Tensor:
@@ -334,7 +334,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         return encode_landmarks(self, pictures, chunk)
 
     def decode_frames(self, latents: Tensor, chunk: int = 1) -> Iterator[Tensor]:
-        """Decode latents [1, 4, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1]."""
+        """Decode latents [1, C, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1]."""
         return decode_frames(self, latents, chunk)
 
     def _decode(self, latents: Tensor, output_type: str, chunk: int) -> Any:
@@ -364,7 +364,7 @@ class FollowYourEmojiPipeline(DiffusionPipeline):
         generator: Generator | list[Generator] | None,
         latents: Tensor | None,
     ) -> Tensor:
-        """Draw the initial noise, or check the given one. -> [1, 4, F, h, w]."""
+        """Draw the initial noise, or check the given one. -> [1, C, F, h, w]."""
         device, dtype, factor = self._execution_device, self.unet.dtype, self.vae_scale_factor
         shape = (1, self.vae.config["latent_channels"], frames, height // factor, width // factor)
         if latents is None:

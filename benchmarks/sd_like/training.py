@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.sd_like.model import RECIPE, SCHEDULER, UNET, VAE, WEIGHTS, build_unet, prompt_tokens
-from fye_pipeline.animate.config import SHIPPED_MODEL
+from benchmarks.sd_like.model import ASSETS, RECIPE, SCHEDULER, UNET, VAE, WEIGHTS, build_unet, prompt_tokens
 from fye_pipeline.landmarks.geometry import CanonicalFace
 from fye_pipeline.storage.files import weights_hash
 from fye_pipeline.training.heads import META, TAKES, HeadData, encode_heads, render_heads
@@ -115,9 +114,9 @@ class Trainer:
 def train(folder: Path, work: Path, output: Path, *, heads: int, steps: int) -> None:
     """Train, or go on training, and write weights, recipe and a copy of the autoencoder to `output`.
 
-    The autoencoder is the one beside the weights that are there, else the one of the model that ships.
+    The autoencoder is the one beside the weights that are there, else the one of the weights that ship.
     """
-    source = output / VAE if (output / VAE).exists() else SHIPPED_MODEL / "vae"
+    source = (output if (output / VAE).exists() else ASSETS) / VAE
     vae = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32).eval()
     data, latents = read_data(folder, heads, vae)
     trainer = Trainer(data, latents, steps)

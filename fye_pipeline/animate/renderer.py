@@ -135,7 +135,7 @@ class RenderContext:
         return self.pipe._execution_device
 
     def decode(self, latents: Tensor) -> Iterator[NDArray[np.float32]]:
-        """Decode [1, 4, F, h, w] frame by frame. Yields [H, W, 3] in [0, 1]; only the frame at hand is held."""
+        """Decode [1, C, F, h, w] frame by frame. Yields [H, W, 3] in [0, 1]; only the frame at hand is held."""
         for index in range(latents.shape[2]):
             part = latents[:, :, index : index + 1]
             frame = self._decoded(part)
@@ -146,7 +146,7 @@ class RenderContext:
             yield frame.permute(1, 2, 0).cpu().numpy()
 
     def _decoded(self, part: Tensor) -> Tensor:
-        """Decode one frame, [1, 4, 1, h, w] -> [3, H, W]; in four tiles from when memory has run out.
+        """Decode one frame, [1, C, 1, h, w] -> [3, H, W]; in four tiles from when memory has run out.
 
         Raises:
             UserError: out of memory in spite of that.

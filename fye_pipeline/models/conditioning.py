@@ -147,7 +147,7 @@ class AppearanceNet(ModelMixin, ConfigMixin):
         last.proj_out.requires_grad_(False)
 
     def forward(self, latents: Tensor, image_tokens: Tensor, timestep: int = 0) -> list[Tensor]:
-        """Export the token maps of a reference. Latents [B, 4, h, w], vision tokens [B, L, D] -> list of [B, h'*w', C].
+        """Export the token maps of a reference. Latents [B, c, h, w], vision tokens [B, L, D] -> list of [B, h'*w', C].
 
         Raises RuntimeError when an attention processor of another library has replaced the one that exports.
         """

@@ -139,7 +139,7 @@ class DenoisingUNet(UNetMotionModel):
         landmark_features: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNetMotionOutput | tuple[Tensor]:
-        """Predict v of a clip. `.sample` is [B, 4, F, h, w].
+        """Predict v of a clip. `.sample` is [B, C, F, h, w].
 
         sample: [B, in_channels, F, h, w]. timestep: a number, a scalar, or [B].
         encoder_hidden_states: vision tokens [B, L, D] or [B*F, L, D]; zeros where there is no prompt.

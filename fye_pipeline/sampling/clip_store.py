@@ -52,7 +52,7 @@ class ClipStore:
         return clip.number in self._clips
 
     def write(self, clip: PlannedClip, latents: Tensor, digest: str, record: Record | None = None) -> None:
-        """Keep the latents [n, 4, h, w] of the frames that the clip made, and a note of how it was made."""
+        """Keep the latents [n, C, h, w] of the frames that the clip made, and a note of how it was made."""
         self._clips[clip.number] = latents
         self._records[clip.number] = record or {}
 
@@ -61,15 +61,15 @@ class ClipStore:
         return self._records[clip.number]
 
     def given(self, frames: Sequence[int]) -> Tensor:
-        """Latents of finished frames for clips that are given them. -> [1, 4, len(frames), h, w]."""
+        """Latents of finished frames for clips that are given them. -> [1, C, len(frames), h, w]."""
         return torch.stack([self._row(*self._first[frame].tolist()) for frame in frames], dim=1)[None]
 
     def read(self, frames: Sequence[int]) -> Tensor:
-        """Latents of finished frames as they are shown. -> [1, 4, len(frames), h, w]."""
+        """Latents of finished frames as they are shown. -> [1, C, len(frames), h, w]."""
         return torch.stack([self._row(*self._last[frame].tolist()) for frame in frames], dim=1)[None]
 
     def read_clip(self, clip: PlannedClip) -> Tensor:
-        """What a clip made. -> [1, 4, n, h, w]."""
+        """What a clip made. -> [1, C, n, h, w]."""
         return self._whole(clip.number).transpose(0, 1)[None]
 
     def mark(self, name: str) -> None:
@@ -83,11 +83,11 @@ class ClipStore:
         """Let others use it."""
 
     def _row(self, number: int, row: int) -> Tensor:
-        """One frame's latents. -> [4, h, w]."""
+        """One frame's latents. -> [C, h, w]."""
         return self._clips[number][row]
 
     def _whole(self, number: int) -> Tensor:
-        """A clip's latents. -> [n, 4, h, w]."""
+        """A clip's latents. -> [n, C, h, w]."""
         return self._clips[number]
 
 

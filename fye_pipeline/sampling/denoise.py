@@ -58,12 +58,12 @@ class Components(Protocol):
 class Given:
     """Frames of a clip that are known beforehand. What stands in the other frames is never read."""
 
-    latents: Tensor  # [1, 4, f, h, w], clean
-    noise: Tensor  # [1, 4, f, h, w], of variance 1
+    latents: Tensor  # [1, C, f, h, w], clean
+    noise: Tensor  # [1, C, f, h, w], of variance 1
     mask: Tensor  # [f] bool
 
     def hold(self, latents: Tensor, scheduler: Any, timestep: Tensor | None) -> Tensor:
-        """Put given frames back, noised to `timestep` as in training, or clean (None). [1, 4, f, h, w] -> the same."""
+        """Put given frames back, noised to `timestep` as in training, or clean (None). [1, C, f, h, w] -> the same."""
         known = self.latents
         if timestep is not None:
             known = scheduler.add_noise(known, self.noise, timestep.reshape(1)).to(latents.dtype)
@@ -89,7 +89,7 @@ class Conditions:
     image_tokens: Tensor  # [1 or 2, L, D]: with guidance, zeros first
     reference_tokens: list[Tensor]  # per spatial block [1, T, C]
     clips: list[Clip]
-    hint: Tensor | None = None  # [1, 4, h, w]: what a UNet with `reference_hint` is shown of frames not given
+    hint: Tensor | None = None  # [1, C, h, w]: what a UNet with `reference_hint` is shown of frames not given
     dilation: Dilation = "auto"  # of the early steps, where the picture is larger than the trained one
 
 
@@ -115,7 +115,7 @@ def encode_image(pipe: Components, portrait: Image.Image) -> Tensor:
 
 
 def encode_reference(pipe: Components, portrait: Image.Image | np.ndarray) -> Tensor:
-    """Encode a picture into its scaled latent, the posterior's mean. -> [1, 4, h, w]."""
+    """Encode a picture into its scaled latent, the posterior's mean. -> [1, C, h, w]."""
     pixels = torch.tensor(np.asarray(portrait)).permute(2, 0, 1)[None].float() / 127.5 - 1
     pixels = pixels.to(pipe._execution_device, pipe.vae.dtype)
     posterior = pipe.vae.encode(pixels, return_dict=False)[0]
@@ -152,7 +152,7 @@ def encode_bent(pipe: Components, pictures: np.ndarray | None, chunk: int = 8) -
 def decode_frames(
     pipe: Components, latents: Tensor, chunk: int = 1, device: torch.device | None = None
 ) -> Iterator[Tensor]:
-    """Decode latents [1, 4, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1].
+    """Decode latents [1, C, F, h, w] `chunk` frames at a time. Yields float32 [n, 3, H, W] in [0, 1].
 
     device: where the pipeline computes. Diffusers walks all modules to tell it, which takes as long as a small frame.
     """
@@ -195,7 +195,7 @@ def denoise(
     generator: Generator | list[Generator] | None,
     after_step: AfterStep,
 ) -> Tensor:
-    """Run the scheduler's loop; `after_step(step, timestep, latents)` may change them. [1, 4, F, h, w] -> same."""
+    """Run the scheduler's loop; `after_step(step, timestep, latents)` may change them. [1, C, F, h, w] -> same."""
     takes_generator = "generator" in inspect.signature(pipe.scheduler.step).parameters
     extra = {"generator": generator} if takes_generator else {}
     pipe.guidance_scale = guidance_scale  # where diffusers' own pipelines tell it
@@ -221,7 +221,7 @@ def denoise(
 
 
 def predict(pipe: Components, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
-    """Predict with every window and average by weight. [1, 4, F, h, w] -> [1 or 2, 4, F, h, w], one row per prompt.
+    """Predict with every window and average by weight. [1, C, F, h, w] -> [1 or 2, C, F, h, w], one row per prompt.
 
     The average is taken before the scheduler's step. The official tiling steps every tile and averages after; as a
     deterministic step is linear in the prediction, the two agree to rounding, and here every scheduler works.
@@ -255,7 +255,7 @@ def with_given_frames(
     given: Given | None = None,
     bent: Tensor | None = None,
 ) -> Tensor:
-    """Fill up to the UNet's input channels, as in training. [B, 4, F, h, w] -> [B, channels, F, h, w].
+    """Fill up to the UNet's input channels, as in training. [B, C, F, h, w] -> [B, channels, F, h, w].
 
     The clean latents of frames that are not given are `hint` [1 or B, 4, h, w], or zeros; their mask is zero. bent
     [1, 5, F, h, w]: the bent portraits behind them, or zeros.

@@ -100,7 +100,7 @@ class ClipMaker:
 
     @torch.no_grad()
     def __call__(self, inputs: ClipInputs) -> Tensor:
-        """Latents [n, 4, h, w] of the frames that the clip makes."""
+        """Latents [n, C, h, w] of the frames that the clip makes."""
         pipe, video, clip = self._pipe, self._video, inputs.clip
         device, dtype, factor = pipe._execution_device, pipe.unet.dtype, pipe.vae_scale_factor
         scheduler, (height, width) = pipe.scheduler, inputs.pictures.shape[1:3]
@@ -226,7 +226,7 @@ def clip_length(pipe: Components) -> int:
 
 
 def denoise_video(pipe: Components, video: Video, after_step: AfterStep, on_frames: Callable[[int], Any]) -> Tensor:
-    """Generate a video that fits in memory; `on_frames` hears how many frames were finished. -> [1, 4, F, h, w]."""
+    """Generate a video that fits in memory; `on_frames` hears how many frames were finished. -> [1, C, F, h, w]."""
     store = ClipStore(video.plan)
     for clip in finish_clips(pipe, video, store, after_step):
         on_frames(0 if clip.seam else len(clip.made))
@@ -256,7 +256,7 @@ def clip_inputs(pipe: Components, video: Video, store: ClipStore) -> Iterator[Cl
 
 
 def keep_clip(pipe: Components, store: ClipStore, inputs: ClipInputs, latents: Tensor, record: Any = None) -> None:
-    """Give the store what a clip made, [n, 4, h, w]. Raises Interrupted where the run was told to stop within it."""
+    """Give the store what a clip made, [n, C, h, w]. Raises Interrupted where the run was told to stop within it."""
     if pipe._interrupt and store.resumable:
         raise Interrupted(f"interrupted in clip {inputs.clip.number + 1}: the clips before it are kept")
     store.write(inputs.clip, latents, inputs.digest, record)

@@ -33,10 +33,10 @@ AHEAD = 2  # batches that each worker holds ready
 class Batch:
     """Everything a step needs but noise.
 
-    clean [B, 4, F, h, w], reference [B, 4, h, w]: scaled latents, or None and pixels [B, 1 + F, 3, H, W] in [-1, 1],
+    clean [B, C, F, h, w], reference [B, C, h, w]: scaled latents, or None and pixels [B, 1 + F, 3, H, W] in [-1, 1],
     the reference first, from which the step encodes them; prompt_pixels [B, 3, p, p] for the image encoder;
     landmarks [B, 3, F, H, W] in [0, 1]; expression, face [B, F, h, w]: masks reduced to the latent grid; bent
-    [B, 5, F, h, w]: latents of the bent portraits and where they can be trusted, or None, and bent_pixels
+    [B, C + 1, F, h, w]: latents of the bent portraits and where they can be trusted, or None, and bent_pixels
     [B, F, 4, H, W], their pictures in [-1, 1] and trust in [0, 1], from which the step encodes them.
     """
 
@@ -107,7 +107,7 @@ class BatchSource(Protocol):
 
 
 def _encode(vae: Any, pixels: Tensor) -> Tensor:
-    """Scaled posterior means. [B, F, 3, H, W] in [-1, 1] -> [B, F, 4, h, w]."""
+    """Scaled posterior means. [B, F, 3, H, W] in [-1, 1] -> [B, F, C, h, w]."""
     parts = pixels.flatten(0, 1).split(ENCODED_TOGETHER)
     mean = torch.cat([vae.encode(part).latent_dist.mean for part in parts])
     return (mean * vae.config["scaling_factor"]).unflatten(0, pixels.shape[:2])

@@ -93,7 +93,7 @@ def _render_range(world: World, folder: Path, split: str, heads: tuple[int, int]
 
 @torch.no_grad()
 def encode_heads(vae: Any, data: HeadData, folder: Path, *, chunk: int = TAKES) -> NDArray[np.float16]:
-    """Encode each picture once: scaled posterior means [N, 18, 4, h, w], float16; kept for the same VAE and heads."""
+    """Encode each picture once: scaled posterior means [N, 18, C, h, w], float16; kept for the same VAE and heads."""
     folder.mkdir(parents=True, exist_ok=True)
     path, note = folder / "latents.npy", folder / "latents.json"
     key = {"vae": weights_hash(sorted(vae.state_dict().items())), "heads": asdict(data.meta)}

@@ -35,7 +35,7 @@ FINISHED = "unet.safetensors"  # of a stage
 
 @dataclass(frozen=True)
 class ClipConditions:
-    """What the UNet is given of clips beside latents and time, and clean latents [B, 4, F, h, w].
+    """What the UNet is given of clips beside latents and time, and clean latents [B, C, F, h, w].
 
     channels [B, C, F, h, w]: behind the latents. tokens [B, L, D], references and landmarks as its arguments. keep [B]:
     False for no reference, which is what guidance strengthens.
@@ -71,7 +71,7 @@ def conditions_of(model: PortraitModel, batch: Batch) -> ClipConditions:
 
 
 def predicting(unet: nn.Module) -> Predict:
-    """How the UNet predicts v of latents [B, 4, F, h, w] under `ClipConditions`."""
+    """How the UNet predicts v of latents [B, C, F, h, w] under `ClipConditions`."""
 
     def predict(latents: Tensor, times: Tensor, given: ClipConditions) -> Tensor:
         return unet(

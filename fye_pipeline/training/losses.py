@@ -51,7 +51,7 @@ def training_loss(
     facial_mask: Tensor | None = None,
     ffg_weight: float = 1.0,
 ) -> LossParts:
-    """L = L_LDM + L_FFG. scheduler: a `DDPMScheduler`; latents [B, 4, F, h, w], timesteps [B], masks [B, F, h, w]."""
+    """L = L_LDM + L_FFG. scheduler: a `DDPMScheduler`; latents [B, C, F, h, w], timesteps [B], masks [B, F, h, w]."""
     ldm = ((v_predicted - scheduler.get_velocity(clean, noise, timesteps)) ** 2).mean()
     noisy = scheduler.add_noise(clean, noise, timesteps)
     predicted = scheduler.get_velocity(v_predicted, noisy, timesteps)  # alpha z_t - sigma v: the clean latents behind v
@@ -82,10 +82,10 @@ def draw_given_frames(
 def with_given_frames(
     noisy: Tensor, clean: Tensor, given: Tensor, hint: Tensor | None = None, bent: Tensor | None = None
 ) -> Tensor:
-    """Append masked clean latents and their mask. [B, 4, F, h, w] x2, [B, F] -> [B, 9, F, h, w], or 14 with `bent`.
+    """Append masked clean latents and their mask. [B, C, F, h, w] x2, [B, F] -> [B, 2 C + 1, F, h, w].
 
-    hint [B, 4, h, w]: what stands in place of the clean latents of frames that are not given (default: zeros).
-    bent [B, 5, F, h, w]: latents of the bent portraits, and where they can be trusted.
+    hint [B, C, h, w]: what stands in place of the clean latents of frames that are not given (default: zeros).
+    bent [B, C + 1, F, h, w]: latents of the bent portraits, and where they can be trusted; these come last.
     """
     mask = given[:, None, :, None, None].to(clean)
     known = clean * mask

@@ -30,9 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.what == "features":
         first = FeatureConfig()
-        config = FeatureConfig(
-            steps=given.steps or first.steps, groups=given.amount or first.groups, seed=given.seed
-        )
+        config = FeatureConfig(steps=given.steps or first.steps, groups=given.amount or first.groups, seed=given.seed)
         gates = measure_gates(train_features(config, given.output, print, resume=given.resume), print)
         print(gates)
         (given.output / "gates.json").write_text(json.dumps(gates.to_dict(), indent=2), encoding="utf-8")

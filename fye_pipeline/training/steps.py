@@ -29,7 +29,7 @@ class PortraitModel(nn.Module):
         self.unet = parts["unet"]
 
     def forward(self, sample: Tensor, timesteps: Tensor, batch: Batch, keep: Tensor) -> Tensor:
-        """Predict v. sample [B, 4, 9 or 14, F, h, w], timesteps [B], keep [B] (False: no reference) -> [B, 4, F, h, w].
+        """Predict v. sample [B, inputs, F, h, w], timesteps [B], keep [B] (False: no reference) -> [B, C, F, h, w].
 
         The F frames of a sample share its reference and timestep.
         """
