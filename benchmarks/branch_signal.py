@@ -92,7 +92,7 @@ def errors(pipe: Any, branch: ExpressionBranch, case: Case, mean: Features, seed
         bent = encode_bent(pipe, given.bent)
         assert bent is not None
         if trusted:
-            bent[:, 4] = 1
+            bent[:, -1] = 1  # trusted everywhere
         with nullcontext() if told is None else branch.given(told, masks):
             velocity = pipe.unet(
                 with_given_frames(noise, pipe.unet.config["in_channels"], reference, None, bent),

@@ -181,7 +181,9 @@ class Portrait(BenchmarkModel):
         side = int(pipe.unet.config["sample_size"])
         pipe.scheduler.set_timesteps(steps, device=pipe.device)
         generator = Generator().manual_seed(self.sizes.seed * 1000 + clip)
-        noise = torch.randn(1, 4, self.sizes.frames, side, side, generator=generator).to(pipe.device)
+        noise = torch.randn(
+            1, pipe.vae.config["latent_channels"], self.sizes.frames, side, side, generator=generator
+        ).to(pipe.device)
         noise = noise * pipe.scheduler.init_noise_sigma
         conditions = self._conditions(clip, guided=guidance > 1)
         return denoise(pipe, noise, conditions, guidance, generator, lambda step, time, latents: latents)

@@ -96,7 +96,7 @@ class LatentCache:
         return np.concatenate(parts)
 
     def rows(self, clip: int, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Latents of some frames of a clip. -> [F, 4, h, w]."""
+        """Latents of some frames of a clip. -> [F, C, h, w]."""
         shard = self.dataset.shard_of[clip]
         if shard not in self._maps:
             self._maps[shard] = np.load(self._path(shard), mmap_mode="r")
