@@ -27,9 +27,9 @@ Frame = NDArray[np.float32]
 CHANGE_SHARE, KNOWN_SHARE = 0.5, 1.0
 SLIGHT, SLIGHT_KNOWN = 0.04, 0.02
 LARGE = 0.03, 0.10
-# Of a portrait's finest detail, what survives the autoencoder: 0.19 to 0.60 of photographs and paintings (nine), 0.49 to
-# 0.84 of rendered heads (48, four of them under 0.61). Below the first a portrait is strange to the model, from the
-# second on known.
+# Of a portrait's finest detail, what survives the autoencoder: 0.19 to 0.60 of photographs and paintings (nine), 0.49
+# to 0.84 of rendered heads (48, four of them under 0.61). Below the first a portrait is strange to the model, from the
+# second on it is known.
 STRANGE, KNOWN = 0.61, 0.66
 FINE = 1.0  # pixels: standard deviation of the blur without which a picture is its fine detail
 HINT_SCALE = 2  # the hint is bent at this many times the model's size and reduced, which keeps it sharp
