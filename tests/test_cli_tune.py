@@ -167,6 +167,9 @@ def test_the_presets_that_ship_are_for_the_model_that_ships_and_from_the_recorde
         assert config.provenance is not None
         assert config.provenance.figures["tuned"]["check"] > 40
     assert content["conditions"]["model_hash"] == recorded["conditions"]["model_hash"]
+    tuned = ticache.CacheConfig.from_json(json.dumps(content["presets"]["fast"])).provenance
+    assert tuned is not None
+    assert content["calibration"]["model"] == tuned.model, "run fye tune --calibrate"
 
 
 def test_the_document_shows_the_recorded_run() -> None:
