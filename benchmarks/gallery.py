@@ -44,6 +44,7 @@ MOTIONS: dict[str, dict[str, Any]] = {
 }
 BRIEF = {"steps": 12}
 GROUP_HEADS, GROUP_TAKES, GROUP_FRAMES, GROUP_SHOWN = (2, 5), (0, 1, 2), 16, (6, 12)
+GROUP_CROP = {"crop_scale": 2.5}  # a hat that leaves the square would stay where it is
 
 
 def driver_frames(size: int = TILE) -> Picture:
@@ -120,7 +121,7 @@ def several_people() -> Picture:
         drivers = [Path(folder) / f"{take}.npz" for take in GROUP_TAKES]
         for path, take in zip(drivers, GROUP_TAKES, strict=True):
             small.clip("held", 11, take=take, frames=GROUP_FRAMES).sequence.save(path)
-        given = {"reference": str(reference), "drivers": [str(path) for path in drivers], **BRIEF}
+        given = {"reference": str(reference), "drivers": [str(path) for path in drivers], **BRIEF, **GROUP_CROP}
         made = animated(GroupSettings.from_dict(given))
     shown = (group, *(made[frame] for frame in GROUP_SHOWN))
     small_ones = [np.asarray(cv2.resize(each, (900, 300), interpolation=cv2.INTER_AREA), np.uint8) for each in shown]
