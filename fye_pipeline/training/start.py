@@ -198,8 +198,9 @@ def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[
             config.seed,
             in_channels=_input_channels(config, latents),
             image_prompt=config.image_prompt,
+            reference_hint=config.reference_hint,
+            bent_hint=config.bent_hint,
             latent_channels=latents,
-            **hints,
         )
     else:
         parts = dict(FollowYourEmojiPipeline.from_pretrained(folder).components)
