@@ -50,6 +50,7 @@ def test_the_resolved_config_is_written_and_reads_back(tmp_path: Path) -> None:
         ({"gradient_accumulation": 3}, r"image\.batch must be a multiple of gradient_accumulation \(3\), got 4"),
         ({"image": {"batch": 0}}, r"image\.batch must be >= 1, got 0"),
         ({"world": 3}, "world must be one of 1, 2, got 3"),
+        ({"latent_channels": 0}, "latent_channels must be >= 4, got 0"),
         ({"vae_picture_share": 1.5}, r"vae_picture_share must be between 0 and 1, got 1\.5"),
         ({"vae_pictures": 0}, "vae_pictures must be >= 1, got 0; or vae_picture_share = 0"),
         ({"gradient_accumulation": 0}, "gradient_accumulation must be >= 1, got 0"),

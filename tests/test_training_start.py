@@ -161,6 +161,11 @@ def test_a_run_adds_the_latents_that_its_start_lacks(tmp_path: Path) -> None:
         assert same["unet"].config["in_channels"] == 14
 
 
+def test_latents_are_never_taken_away() -> None:
+    with pytest.raises(UserError, match=r"latent_channels must be >= 8, as .*tiny has so many, got 4"):
+        load_parts(build_config({"init": "shipped", "latent_channels": 4}))
+
+
 @pytest.mark.parametrize(("latents", "needed"), [(None, 26), (4, 14)])
 def test_too_few_inputs_for_a_hint_are_refused(latents: int | None, needed: int) -> None:
     options = {"latent_channels": latents}

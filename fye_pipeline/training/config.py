@@ -188,6 +188,8 @@ def _check(config: TrainConfig) -> None:
             raise UserError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
     if config.world not in WORLD_VERSIONS:
         raise UserError(f"world must be one of {', '.join(map(str, WORLD_VERSIONS))}, got {config.world}")
+    if config.latent_channels is not None and config.latent_channels < 4:
+        raise UserError(f"latent_channels must be >= 4, got {config.latent_channels}")
     for name in ("vae_picture_share", "vae_textured_share"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"{name} must be between 0 and 1, got {getattr(config, name)}")

@@ -205,7 +205,9 @@ def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[
     else:
         parts = dict(FollowYourEmojiPipeline.from_pretrained(folder).components)
         known = parts["vae"].config["latent_channels"]
-        latents = max(config.latent_channels or known, known)
+        latents = config.latent_channels or known
+        if latents < known:
+            raise UserError(f"latent_channels must be >= {known}, as {folder} has so many, got {latents}")
         if latents > known:
             parts = with_more_latents(parts, latents)
         parts["unet"] = widened(parts["unet"], _input_channels(config, latents), **hints)
