@@ -41,7 +41,7 @@ from fye_pipeline.world import World
 Report = Callable[[str], None]
 
 SHIPPED = "shipped"
-LATENTS = 8  # channels of an autoencoder that begins with random weights
+FRESH_LATENTS = 8  # channels of an autoencoder that begins with random weights
 _ADAPTER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 _TABLE = "pos_embed.pe"
 _TABLE_ERROR = 1e-2  # tables are sines of the place, rounded where a checkpoint is float16
@@ -191,9 +191,8 @@ def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[
     replaces the motion modules' weights. Raises UserError where a folder or a checkpoint does not fit.
     """
     folder = init_folder(config)
-    hints = {"reference_hint": config.reference_hint, "bent_hint": config.bent_hint}
     if folder is None:
-        latents = config.latent_channels or LATENTS
+        latents = config.latent_channels or FRESH_LATENTS
         parts = build_tiny(
             config.seed,
             in_channels=_input_channels(config, latents),
@@ -210,6 +209,7 @@ def load_parts(config: TrainConfig, report: Report = lambda text: None) -> dict[
             raise UserError(f"latent_channels must be >= {known}, as {folder} has so many, got {latents}")
         if latents > known:
             parts = with_more_latents(parts, latents)
+        hints = {"reference_hint": config.reference_hint, "bent_hint": config.bent_hint}
         parts["unet"] = widened(parts["unet"], _input_channels(config, latents), **hints)
     if config.motion_init is not None:
         report(load_motion(parts["unet"], Path(config.motion_init)))
